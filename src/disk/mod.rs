@@ -1,0 +1,88 @@
+//! Devices and the queues that lanes put I/O on.
+//!
+//! Two doors to one device: [`Device`] blocks and is used off the lanes (open, recovery, checkpoint);
+//! [`Disk`] is a lane's queue, never blocks and is not shared. Offsets and lengths are multiples of
+//! [`BLOCK_SIZE`](crate::units::BLOCK_SIZE). This layer knows nothing of volumes.
+
+mod buffer;
+
+pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
+
+use crate::units::DeviceIndex;
+use std::io;
+
+/// A device of the pool, for code that may block.
+///
+/// Implementations are safe to use from several threads; overlapping concurrent writes have no order.
+pub trait Device: Send + Sync {
+    /// What messages call the device: its path.
+    fn name(&self) -> &str;
+
+    /// Size in bytes, a multiple of the block size.
+    fn size_bytes(&self) -> u64;
+
+    /// Reads exactly `target.len()` bytes.
+    ///
+    /// # Errors
+    /// The device's error, or `UnexpectedEof` behind its end.
+    fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `source`. Durable only after a [`Self::flush`] that began later.
+    ///
+    /// # Errors
+    /// The device's error; then any part may have been written.
+    fn write_at(&self, offset_bytes: u64, source: &[u8]) -> io::Result<()>;
+
+    /// Makes every write that completed before this call durable.
+    ///
+    /// # Errors
+    /// The device's error. The caller must treat the device as failed: never retry.
+    fn flush(&self) -> io::Result<()>;
+}
+
+/// One I/O of a lane. It owns what the kernel reads or writes until its completion.
+#[derive(Debug)]
+pub enum DiskOp {
+    /// Fill `target` from the device.
+    Read {
+        /// Which device.
+        device: DeviceIndex,
+        /// Where on it.
+        offset_bytes: u64,
+        /// What is filled.
+        target: LentToDevice,
+    },
+    /// Write `source` to the device.
+    Write {
+        /// Which device.
+        device: DeviceIndex,
+        /// Where on it.
+        offset_bytes: u64,
+        /// What is written.
+        source: LentForDevice,
+    },
+    /// Make every write durable that completed before this was submitted, by whatever lane.
+    Flush {
+        /// Which device.
+        device: DeviceIndex,
+    },
+}
+
+/// The end of a [`DiskOp`].
+#[derive(Debug)]
+pub struct DiskCompletion {
+    /// What the submitter named the operation.
+    pub token: u64,
+    /// Success means all of the bytes; a short transfer is continued by the implementation.
+    pub result: io::Result<()>,
+}
+
+/// A lane's queue of I/O. Completions come in any order.
+pub trait Disk {
+    /// Takes an operation; it starts at the latest when the lane's loop turn ends. Never blocks and never
+    /// refuses: what the ring cannot take yet waits inside.
+    fn submit(&mut self, token: u64, op: DiskOp);
+
+    /// Appends what has completed to `completions`.
+    fn reap(&mut self, completions: &mut Vec<DiskCompletion>);
+}

@@ -1,0 +1,9 @@
+//! rok-blk: a userspace block-device server with thin, encrypted, copy-on-write volumes.
+//!
+//! `ARCHITECTURE.md` tells the layers and the path of a write and a read through these files.
+
+pub mod crypto;
+pub mod disk;
+pub mod error;
+pub mod meta;
+pub mod units;

@@ -1,0 +1,119 @@
+//! The metadata store: ordered tables of bytes with atomic batches.
+//!
+//! The map's leaves, the catalog, sessions, owners and free-space bitmaps live here. Values are opaque:
+//! what is secret was sealed above. Batches commit in order: after a crash the store holds a prefix of the
+//! committed batches that reaches at least to the last one that was committed with [`Durability::Synced`].
+
+mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocks;
+
+pub use memory::MemoryStore;
+#[cfg(feature = "rocksdb")]
+pub use rocks::RocksStore;
+
+use std::fmt;
+
+/// A table of the store. Keys of different tables never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// Volumes, trees, domains, the checkpoint.
+    Catalog,
+    /// Sessions of the pool.
+    Sessions,
+    /// Map leaves by (tree, leaf index, !epoch). The only table with merges.
+    Leaves,
+    /// Leaves by (tree, epoch, leaf index), without values.
+    EpochLeaves,
+    /// Whom an address was written for. With merges.
+    Owners,
+    /// Which blocks the stored leaves map.
+    Used,
+    /// Which blocks more than one place maps.
+    Shared,
+}
+
+impl Table {
+    /// All tables, in a fixed order.
+    pub const ALL: [Self; 7] = [
+        Self::Catalog,
+        Self::Sessions,
+        Self::Leaves,
+        Self::EpochLeaves,
+        Self::Owners,
+        Self::Used,
+        Self::Shared,
+    ];
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetaOp {
+    /// Replaces the value, merges included.
+    Put(Table, Vec<u8>, Vec<u8>),
+    /// Appends the bytes to the value; to an empty one if there is none.
+    Append(Table, Vec<u8>, Vec<u8>),
+    /// Removes the key; no error if there is none.
+    Delete(Table, Vec<u8>),
+    /// Removes the keys from the first (included) to the second (excluded).
+    DeleteRange(Table, Vec<u8>, Vec<u8>),
+}
+
+/// What a commit promises about power loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// May be lost, but only together with every later batch.
+    Buffered,
+    /// This batch and every earlier one survive.
+    Synced,
+}
+
+/// Why the store failed.
+#[derive(Debug)]
+pub struct MetaError {
+    /// Whether space ran out, which is no damage.
+    pub is_out_of_space: bool,
+    /// The store's own words.
+    pub message: String,
+}
+
+impl fmt::Display for MetaError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "metadata store: {}", self.message)
+    }
+}
+
+impl std::error::Error for MetaError {}
+
+/// A key and its value.
+pub type KeyValue = (Vec<u8>, Vec<u8>);
+
+/// An ordered store of bytes. All calls may block: never call them on a lane.
+pub trait MetaStore: Send + Sync {
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// The store's failure.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError>;
+
+    /// The first key at or behind `from` that starts with `prefix`, and its value. `from` starts with `prefix`.
+    ///
+    /// # Errors
+    /// The store's failure.
+    fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError>;
+
+    /// At most `limit` keys at or behind `from` and before `end` (an empty `end` is none), in order, with values.
+    ///
+    /// # Errors
+    /// The store's failure.
+    fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError>;
+
+    /// Applies all of `batch` or nothing.
+    ///
+    /// # Errors
+    /// The store's failure; then nothing of the batch is visible.
+    fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError>;
+
+    /// Bytes that the store takes on disk, as far as it knows.
+    fn size_bytes(&self) -> u64;
+}
