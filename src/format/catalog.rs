@@ -1,0 +1,255 @@
+//! Values of the catalog: volumes, trees, domains and the checkpoint. All are sealed, with their key as
+//! associated data, so that names do not appear in clear and no value passes for another.
+
+use crate::format::FormatError;
+use crate::format::codec::{Reader, Writer, len_u16};
+use crate::units::{
+    Address, ChainSequence, CheckpointId, DomainId, Epoch, KeyGeneration, LaneIndex, LeafIndex, Sequence, SessionId,
+    TreeId,
+};
+use uuid::Uuid;
+
+/// Longest name of a volume in bytes.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Lanes of a pool.
+pub const LANES_MAX: usize = 64;
+
+/// A writable virtual disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeRecord {
+    /// Its id, for its whole life.
+    pub id: Uuid,
+    /// Its name, which may change.
+    pub name: String,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// 512 or 4096; fixed for its life.
+    pub sector_size: u32,
+    /// The tree whose newest epoch is the head.
+    pub tree: TreeId,
+    /// Seconds since 1970 when it was created.
+    pub created_at: u64,
+}
+
+impl VolumeRecord {
+    /// The body, before it is sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.bytes(self.id.as_bytes());
+        writer.u64(self.size_bytes);
+        writer.u64(self.tree.get());
+        writer.u64(self.created_at);
+        writer.u32(self.sector_size);
+        writer.u16(len_u16(self.name.len()));
+        writer.zeros(2);
+        writer.bytes(self.name.as_bytes());
+        writer.finish()
+    }
+
+    /// The record in a body.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the body is anything else.
+    pub fn decode(body: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(body);
+        let id = Uuid::from_bytes(reader.array()?);
+        let (size_bytes, tree, created_at) = (reader.u64()?, TreeId::new(reader.u64()?), reader.u64()?);
+        let sector_size = reader.u32()?;
+        let name_len = usize::from(reader.u16()?);
+        reader.reserved(2)?;
+        let name = std::str::from_utf8(reader.bytes(name_len)?).map_err(|_| FormatError::Field("volume name"))?;
+        reader.finish()?;
+        if !matches!(sector_size, 512 | 4096) {
+            return Err(FormatError::Field("sector size"));
+        }
+        Ok(Self { id, name: name.to_owned(), size_bytes, sector_size, tree, created_at })
+    }
+}
+
+/// Whether a tree is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreeState {
+    /// A volume or a snapshot needs it.
+    Living,
+    /// Its leaves from the cursor on are still to be deleted.
+    Deleting(LeafIndex),
+}
+
+/// A block map with all its epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeRecord {
+    /// Its number.
+    pub id: TreeId,
+    /// The newest epoch: the head writes into it.
+    pub epoch: Epoch,
+    /// Answers where the tree has no leaf.
+    pub parent: Option<(TreeId, Epoch)>,
+    /// Whose key encrypts its blocks.
+    pub domain: DomainId,
+    /// Whether it is in use.
+    pub state: TreeState,
+}
+
+impl TreeRecord {
+    /// The body, before it is sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u64(self.id.get());
+        writer.u64(self.epoch.get());
+        let (parent, parent_epoch) = self.parent.map_or((0, 0), |(tree, epoch)| (tree.get(), epoch.get()));
+        writer.u64(parent);
+        writer.u64(parent_epoch);
+        writer.u64(self.domain.get());
+        let (state, cursor) = match self.state {
+            TreeState::Living => (0, 0),
+            TreeState::Deleting(cursor) => (1, cursor.get()),
+        };
+        writer.u64(cursor);
+        writer.u8(state);
+        writer.zeros(7);
+        writer.finish()
+    }
+
+    /// The record in a body.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the body is anything else.
+    pub fn decode(body: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(body);
+        let (id, epoch) = (TreeId::new(reader.u64()?), Epoch::new(reader.u64()?));
+        let (parent, parent_epoch) = (reader.u64()?, reader.u64()?);
+        let domain = DomainId::new(reader.u64()?);
+        let cursor = LeafIndex::new(reader.u64()?);
+        let state = match reader.u8()? {
+            0 => TreeState::Living,
+            1 => TreeState::Deleting(cursor),
+            _ => return Err(FormatError::Field("tree state")),
+        };
+        reader.reserved(7)?;
+        reader.finish()?;
+        let parent = (parent != 0).then(|| (TreeId::new(parent), Epoch::new(parent_epoch)));
+        Ok(Self { id, epoch, parent, domain, state })
+    }
+}
+
+/// An encryption domain: its keys, wrapped by the master key, the newest last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainRecord {
+    /// Its number; 0 is the pool's own.
+    pub id: DomainId,
+    /// Generation and wrapped key.
+    pub keys: Vec<(KeyGeneration, [u8; 60])>,
+}
+
+impl DomainRecord {
+    /// The body, before it is sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u64(self.id.get());
+        writer.u16(len_u16(self.keys.len()));
+        writer.zeros(6);
+        for (generation, wrapped) in &self.keys {
+            writer.u8(generation.get());
+            writer.zeros(3);
+            writer.bytes(wrapped);
+        }
+        writer.finish()
+    }
+
+    /// The record in a body.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the body is anything else.
+    pub fn decode(body: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(body);
+        let id = DomainId::new(reader.u64()?);
+        let count = reader.u16()?;
+        reader.reserved(6)?;
+        if count == 0 || count > 256 {
+            return Err(FormatError::Field("domain key count"));
+        }
+        let mut keys = Vec::new();
+        for _ in 0..count {
+            let generation = KeyGeneration::new(reader.u8()?);
+            reader.reserved(3)?;
+            keys.push((generation, reader.array()?));
+        }
+        reader.finish()?;
+        Ok(Self { id, keys })
+    }
+}
+
+/// Where recovery starts on one lane: the first record that the checkpoint does not contain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainStart {
+    /// The session that writes the chain.
+    pub session: SessionId,
+    /// The lane.
+    pub lane: LaneIndex,
+    /// The record's number.
+    pub chain: ChainSequence,
+    /// The record's address, reserved also while nothing is written there.
+    pub address: Address,
+}
+
+/// What the last batch of a checkpoint stores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRecord {
+    /// Its number, also in the headers of the devices.
+    pub id: CheckpointId,
+    /// Above every tree that was ever made.
+    pub next_tree: TreeId,
+    /// Above every sequence in the stored leaves.
+    pub next_sequence: Sequence,
+    /// One chain for each lane.
+    pub chains: Vec<ChainStart>,
+}
+
+impl CheckpointRecord {
+    /// The body, before it is sealed.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u64(self.id.get());
+        writer.u64(self.next_tree.get());
+        writer.u64(self.next_sequence.get());
+        writer.u16(len_u16(self.chains.len()));
+        writer.zeros(6);
+        for chain in &self.chains {
+            writer.u64(chain.session.get());
+            writer.u64(chain.chain.get());
+            writer.u64(chain.address.bits());
+            writer.u16(chain.lane.get());
+            writer.zeros(6);
+        }
+        writer.finish()
+    }
+
+    /// The record in a body.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the body is anything else.
+    pub fn decode(body: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(body);
+        let id = CheckpointId::new(reader.u64()?);
+        let (next_tree, next_sequence) = (TreeId::new(reader.u64()?), Sequence::new(reader.u64()?));
+        let count = usize::from(reader.u16()?);
+        reader.reserved(6)?;
+        if count > LANES_MAX {
+            return Err(FormatError::Field("chain count"));
+        }
+        let mut chains = Vec::new();
+        for _ in 0..count {
+            let (session, chain) = (SessionId::new(reader.u64()?), ChainSequence::new(reader.u64()?));
+            let address = Address::from_bits(reader.u64()?).ok_or(FormatError::Field("chain address"))?;
+            let lane = LaneIndex::new(reader.u16()?);
+            reader.reserved(6)?;
+            chains.push(ChainStart { session, lane, chain, address });
+        }
+        reader.finish()?;
+        Ok(Self { id, next_tree, next_sequence, chains })
+    }
+}

@@ -1,0 +1,206 @@
+//! Changes of the map since the last checkpoint, in two sets.
+//!
+//! New changes go into the *active* set. A checkpoint makes it the *frozen* set at one instant for all lanes
+//! (the cut), stores that, and drops it. A lane lays the changes of a whole batch under one
+//! [`LayGuard`], so a cut never divides a batch.
+//!
+//! Owned by the pool, shared by the lanes; locks are striped by leaf and short.
+
+use crate::format::entry::Entry;
+use crate::units::{Address, BlockIndex, Epoch, LeafIndex, Sequence, TreeId, to_u64, to_usize};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const STRIPE_COUNT: u64 = 256;
+
+/// What a change is about. Ordered by tree, block and epoch, so the changes of a leaf are neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChangeKey {
+    /// The tree.
+    pub tree: TreeId,
+    /// The block.
+    pub block: BlockIndex,
+    /// The epoch that the head had.
+    pub epoch: Epoch,
+}
+
+/// A new entry, or a removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Number of the write or of the removal.
+    pub sequence: Sequence,
+    /// The entry; `None` is a removal.
+    pub entry: Option<Entry>,
+}
+
+#[derive(Default)]
+struct ChangeSet {
+    changes: BTreeMap<ChangeKey, Change>,
+    /// Blocks of changes that a later change of the same set replaced.
+    replaced: Vec<Address>,
+}
+
+#[derive(Default)]
+struct Stripe {
+    active: ChangeSet,
+    frozen: ChangeSet,
+}
+
+/// Both sets of changes of a pool.
+pub struct Changes {
+    stripes: Box<[Mutex<Stripe>]>,
+    cut: RwLock<()>,
+    active_count: AtomicU64,
+    frozen_count: AtomicU64,
+}
+
+/// Keeps a cut away while a batch is laid.
+pub struct LayGuard<'a> {
+    changes: &'a Changes,
+    _cut: RwLockReadGuard<'a, ()>,
+}
+
+/// What a dropped set leaves behind.
+#[derive(Debug, Default)]
+pub struct DroppedSet {
+    /// Blocks that were replaced within the set: nothing maps them.
+    pub replaced: Vec<Address>,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self {
+            stripes: (0..STRIPE_COUNT).map(|_| Mutex::default()).collect(),
+            cut: RwLock::new(()),
+            active_count: AtomicU64::new(0),
+            frozen_count: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Changes {
+    /// The newest change of a block that an epoch sees, if a set holds one.
+    #[must_use]
+    pub fn get(&self, tree: TreeId, epoch: Epoch, block: BlockIndex) -> Option<Change> {
+        let stripe = self.stripe(tree, block.leaf()).lock();
+        let oldest = ChangeKey { tree, block, epoch: Epoch::new(0) };
+        let newest = ChangeKey { tree, block, epoch };
+        [&stripe.active, &stripe.frozen]
+            .into_iter()
+            .find_map(|set| set.changes.range(oldest..=newest).next_back().map(|(_, change)| *change))
+    }
+
+    /// Calls `visit` for each slot of a leaf that has a change visible to `epoch`, ascending, newest only.
+    pub fn of_leaf(&self, tree: TreeId, epoch: Epoch, leaf: LeafIndex, mut visit: impl FnMut(BlockIndex, Change)) {
+        let stripe = self.stripe(tree, leaf).lock();
+        let (first, last) = (leaf.block(0), leaf.block(u8::MAX));
+        let mut merged: BTreeMap<BlockIndex, Change> = BTreeMap::new();
+        for set in [&stripe.frozen, &stripe.active] {
+            let from = ChangeKey { tree, block: first, epoch: Epoch::new(0) };
+            let to = ChangeKey { tree, block: last, epoch: Epoch::new(u64::MAX) };
+            for (key, change) in set.changes.range(from..=to) {
+                if key.epoch <= epoch {
+                    merged.insert(key.block, *change);
+                }
+            }
+        }
+        drop(stripe);
+        for (block, change) in merged {
+            visit(block, change);
+        }
+    }
+
+    /// Whether a leaf has any change.
+    #[must_use]
+    pub fn touches_leaf(&self, tree: TreeId, leaf: LeafIndex) -> bool {
+        let stripe = self.stripe(tree, leaf).lock();
+        let from = ChangeKey { tree, block: leaf.block(0), epoch: Epoch::new(0) };
+        let to = ChangeKey { tree, block: leaf.block(u8::MAX), epoch: Epoch::new(u64::MAX) };
+        [&stripe.active, &stripe.frozen].into_iter().any(|set| set.changes.range(from..=to).next().is_some())
+    }
+
+    /// Begins to lay a batch. Never hold it across an await.
+    pub fn lay(&self) -> LayGuard<'_> {
+        LayGuard { changes: self, _cut: self.cut.read() }
+    }
+
+    /// Makes the active set the frozen one; `at_cut` runs at that instant, while no lane lays.
+    ///
+    /// # Panics
+    /// If the last frozen set was not dropped.
+    pub fn cut<R>(&self, at_cut: impl FnOnce() -> R) -> R {
+        let _cut = self.cut.write();
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock();
+            assert!(stripe.frozen.changes.is_empty(), "one checkpoint at a time");
+            stripe.frozen = std::mem::take(&mut stripe.active);
+        }
+        self.frozen_count.store(self.active_count.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        at_cut()
+    }
+
+    /// Stripes of the frozen set: what [`Self::frozen`] takes.
+    #[must_use]
+    pub fn stripe_count(&self) -> usize {
+        self.stripes.len()
+    }
+
+    /// The frozen changes of a stripe, in the order of their keys.
+    #[must_use]
+    pub fn frozen(&self, stripe: usize) -> Vec<(ChangeKey, Change)> {
+        self.stripes[stripe].lock().frozen.changes.iter().map(|(key, change)| (*key, *change)).collect()
+    }
+
+    /// Drops the frozen set, after everything in it was stored and the cached leaves were replaced.
+    pub fn drop_frozen(&self) -> DroppedSet {
+        let mut dropped = DroppedSet::default();
+        for stripe in &self.stripes {
+            let frozen = std::mem::take(&mut stripe.lock().frozen);
+            dropped.replaced.extend(frozen.replaced);
+        }
+        self.frozen_count.store(0, Ordering::Relaxed);
+        dropped
+    }
+
+    /// Changes in the active set.
+    #[must_use]
+    pub fn active_count(&self) -> u64 {
+        self.active_count.load(Ordering::Relaxed)
+    }
+
+    /// Changes in the frozen set.
+    #[must_use]
+    pub fn frozen_count(&self) -> u64 {
+        self.frozen_count.load(Ordering::Relaxed)
+    }
+
+    fn stripe(&self, tree: TreeId, leaf: LeafIndex) -> &Mutex<Stripe> {
+        &self.stripes[stripe_of(tree, leaf, to_u64(self.stripes.len()))]
+    }
+}
+
+impl LayGuard<'_> {
+    /// Lays a change over the map.
+    ///
+    /// # Panics
+    /// If a change of the same block with a higher sequence is there: the range lock forbids it.
+    pub fn lay(&self, key: ChangeKey, change: Change) {
+        let mut stripe = self.changes.stripe(key.tree, key.block.leaf()).lock();
+        match stripe.active.changes.insert(key, change) {
+            None => {
+                self.changes.active_count.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(before) => {
+                assert!(before.sequence < change.sequence, "changes of a block are laid in the order of their sequences");
+                stripe.active.replaced.extend(before.entry.map(Entry::address));
+            }
+        }
+    }
+}
+
+/// A fixed hash: the same stripe in each run, so that simulations repeat.
+pub(super) fn stripe_of(tree: TreeId, leaf: LeafIndex, stripe_count: u64) -> usize {
+    let mixed = (leaf.get() ^ tree.get().rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    to_usize((mixed >> 40) % stripe_count)
+}

@@ -1,0 +1,12 @@
+//! The block map: changes that no checkpoint holds yet, over cached leaves, over stored ones.
+//!
+//! A lookup asks the changes, then the leaf. Changes move to the stored leaves only by a checkpoint,
+//! which replaces cached leaves before it drops the changes, so the order of the two questions suffices.
+
+mod cache;
+mod changes;
+mod stored;
+
+pub use cache::LeafCache;
+pub use changes::{Change, ChangeKey, Changes, DroppedSet, LayGuard};
+pub use stored::{Lineage, StoredLeaf, StoredLeaves};

@@ -1,0 +1,128 @@
+//! Leaves in the metadata store: reading what an epoch sees, and encoding what a checkpoint stores.
+//!
+//! Each frame of a value is sealed with its key and its position among the frames as associated data, and
+//! changes also with the nonce of the leaf that they follow, so that none passes for another.
+
+use crate::crypto::{KeyRing, SealKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::key;
+use crate::format::leaf::{LEAF_CHANGES_MAX, Leaf, LeafChange, frames, push_frame};
+use crate::meta::{MetaOp, MetaStore, Table};
+use crate::units::{Epoch, LeafIndex, TreeId};
+
+/// Bytes of a sealed value that name its session and count in it: unique for each seal.
+const SEAL_ID_BYTES: usize = 16;
+
+/// A tree and epoch, then the ones that answer where it has no leaf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage(pub Vec<(TreeId, Epoch)>);
+
+/// A leaf as one tree has it.
+pub struct StoredLeaf {
+    /// The newest epoch that wrote it.
+    pub epoch: Epoch,
+    /// The leaf, changes applied.
+    pub leaf: Leaf,
+    /// Changes behind the whole leaf in its value.
+    pub change_count: usize,
+    /// Names the seal of the whole leaf.
+    base_id: Vec<u8>,
+}
+
+/// The stored leaves of a pool.
+pub struct StoredLeaves<'a> {
+    /// Where they are.
+    pub store: &'a dyn MetaStore,
+    /// What opens them.
+    pub keys: &'a KeyRing,
+}
+
+impl StoredLeaves<'_> {
+    /// The leaf that a lineage sees; an empty one if no tree of it has it.
+    ///
+    /// # Errors
+    /// The store's failure, or [`ErrorKind::Integrity`] if the leaf is damaged.
+    pub fn resolve(&self, lineage: &Lineage, leaf: LeafIndex) -> Result<Leaf> {
+        for (tree, epoch) in &lineage.0 {
+            if let Some(stored) = self.newest(*tree, *epoch, leaf)? {
+                return Ok(stored.leaf);
+            }
+        }
+        Ok(Leaf::default())
+    }
+
+    /// The leaf that `epoch` of one tree sees, without its parents.
+    ///
+    /// # Errors
+    /// The store's failure, or [`ErrorKind::Integrity`] if the leaf is damaged.
+    pub fn newest(&self, tree: TreeId, epoch: Epoch, leaf: LeafIndex) -> Result<Option<StoredLeaf>> {
+        let prefix = key::leaf_prefix(tree, leaf);
+        let from = key::leaf(tree, leaf, epoch);
+        let found = self.store.seek(Table::Leaves, &prefix, &from).map_err(store_error)?;
+        let Some((found_key, value)) = found else { return Ok(None) };
+        let (_, _, found_epoch) = key::parse_leaf(&found_key).map_err(|error| damaged(tree, leaf, &error.to_string()))?;
+        self.open(&found_key, found_epoch, &value).map(Some).map_err(|reason| damaged(tree, leaf, &reason))
+    }
+
+    /// The leaf in a value of the table of leaves.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn open(&self, leaf_key: &[u8], epoch: Epoch, value: &[u8]) -> std::result::Result<StoredLeaf, String> {
+        let frames = frames(value).map_err(|error| error.to_string())?;
+        let base_id = frames[0].get(..SEAL_ID_BYTES).ok_or("its seal is cut short")?.to_vec();
+        let body = self.keys.open(SealKind::Leaf, leaf_key, frames[0]).map_err(|error| error.to_string())?;
+        let mut leaf = Leaf::decode(&body).map_err(|error| error.to_string())?;
+        for (position, frame) in frames[1..].iter().enumerate() {
+            let associated = change_associated(leaf_key, &base_id, position);
+            let body = self.keys.open(SealKind::LeafChange, &associated, frame).map_err(|error| error.to_string())?;
+            leaf.apply(&LeafChange::decode(&body).map_err(|error| error.to_string())?);
+        }
+        Ok(StoredLeaf { epoch, leaf, change_count: frames.len() - 1, base_id })
+    }
+
+    /// Appends to `batch` what stores `leaf` as `(tree, epoch)`'s, given what `(tree, epoch)` sees now.
+    ///
+    /// The first change in an epoch puts the whole leaf, also when it is empty, and its key in the index.
+    pub fn store(
+        &self,
+        place: (TreeId, Epoch, LeafIndex),
+        before: Option<&StoredLeaf>,
+        leaf: &Leaf,
+        change: &LeafChange,
+        batch: &mut Vec<MetaOp>,
+    ) {
+        let (tree, epoch, index) = place;
+        let leaf_key = key::leaf(tree, index, epoch);
+        let mut value = Vec::new();
+        match before {
+            Some(before) if before.epoch == epoch && before.change_count < LEAF_CHANGES_MAX => {
+                let associated = change_associated(&leaf_key, &before.base_id, before.change_count);
+                push_frame(&mut value, &self.keys.seal(SealKind::LeafChange, &associated, &change.encode()));
+                batch.push(MetaOp::Append(Table::Leaves, leaf_key, value));
+            }
+            _ => {
+                push_frame(&mut value, &self.keys.seal(SealKind::Leaf, &leaf_key, &leaf.encode()));
+                batch.push(MetaOp::Put(Table::Leaves, leaf_key, value));
+                if before.is_none_or(|before| before.epoch != epoch) {
+                    batch.push(MetaOp::Put(Table::EpochLeaves, key::epoch_leaf(tree, epoch, index), Vec::new()));
+                }
+            }
+        }
+    }
+}
+
+fn change_associated(leaf_key: &[u8], base_id: &[u8], position: usize) -> Vec<u8> {
+    let position = u8::try_from(position).expect("a leaf has at most 64 changes");
+    [leaf_key, base_id, &[position]].concat()
+}
+
+fn damaged(tree: TreeId, leaf: LeafIndex, reason: &str) -> Error {
+    Error::new(ErrorKind::Integrity, format!("Leaf {leaf} of tree {tree} in meta/ is damaged: {reason}"))
+        .with_hint("The blocks that it maps read as errors; restore meta/ and the devices from the same backup")
+}
+
+fn store_error(error: crate::meta::MetaError) -> Error {
+    let kind = if error.is_out_of_space { ErrorKind::NoSpace } else { ErrorKind::Other };
+    Error::new(kind, format!("Reading meta/ failed: {}", error.message)).with_source(error)
+}
