@@ -5,9 +5,11 @@
 //! [`BLOCK_SIZE`](crate::units::BLOCK_SIZE). This layer knows nothing of volumes.
 
 mod buffer;
+mod file;
 mod sim;
 
 pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
+pub use file::FileDevice;
 pub use sim::{CrashMode, OpKind, SimCounters, SimDevice, SimDisk, WrittenRange};
 
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, to_u64};
