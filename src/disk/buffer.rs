@@ -57,7 +57,8 @@ impl IoBuffer {
     #[must_use]
     pub fn allocate(len_bytes: usize) -> Self {
         assert!(len_bytes > 0);
-        let layout = Layout::from_size_align(len_bytes, ALIGNMENT_BYTES).expect("lengths are bounded far below this limit");
+        let layout =
+            Layout::from_size_align(len_bytes, ALIGNMENT_BYTES).expect("lengths are bounded far below this limit");
         // SAFETY: the layout has a size above zero.
         let Some(start) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
         let memory = Memory {
@@ -128,18 +129,24 @@ impl IoBuffer {
     }
 
     /// Lends the range to an operation in which the device *reads* it.
+    ///
+    /// # Panics
+    /// If a closure that may change the memory is running.
     #[must_use]
     pub fn lend_for_device(&self) -> LentForDevice {
-        let lent = &self.memory.lent_for_device;
-        lent.set(lent.get() + 1);
+        assert!(self.memory.borrows.get() >= 0, "the memory is being changed");
+        count_up(&self.memory.lent_for_device);
         LentForDevice { buffer: self.clone() }
     }
 
     /// Lends the range to an operation in which the device *writes* it.
+    ///
+    /// # Panics
+    /// If any closure is looking at the memory: what it sees must not change under it.
     #[must_use]
     pub fn lend_to_device(&self) -> LentToDevice {
-        let lent = &self.memory.lent_to_device;
-        lent.set(lent.get() + 1);
+        assert!(self.memory.borrows.get() == 0, "the memory is being looked at");
+        count_up(&self.memory.lent_to_device);
         LentToDevice { buffer: self.clone() }
     }
 
@@ -147,6 +154,11 @@ impl IoBuffer {
         // SAFETY: the offset lies in the allocation (checked at construction).
         unsafe { self.memory.start.as_ptr().add(self.offset) }
     }
+}
+
+/// Counts a loan. Forgotten loans must not make the count wrap to "nothing is lent".
+fn count_up(lent: &Cell<u32>) {
+    lent.set(lent.get().checked_add(1).expect("below 2^32 operations share a memory"));
 }
 
 struct BorrowGuard<'a> {
@@ -261,6 +273,20 @@ mod tests {
         let buffer = IoBuffer::allocate(4096);
         let _loan = buffer.lend_to_device();
         buffer.with_bytes(<[u8]>::len);
+    }
+
+    #[test]
+    #[should_panic(expected = "the memory is being looked at")]
+    fn lending_memory_to_the_device_under_a_look_panics() {
+        let buffer = IoBuffer::allocate(4096);
+        buffer.with_bytes(|_| buffer.slice(0..4).lend_to_device().fill(b"data"));
+    }
+
+    #[test]
+    #[should_panic(expected = "the memory is being changed")]
+    fn lending_memory_for_the_device_under_a_change_panics() {
+        let buffer = IoBuffer::allocate(4096);
+        buffer.with_bytes_mut(|_| drop(buffer.lend_for_device()));
     }
 
     #[test]

@@ -5,10 +5,14 @@
 //! [`BLOCK_SIZE`](crate::units::BLOCK_SIZE). This layer knows nothing of volumes.
 
 mod buffer;
+mod file;
+mod sim;
 
 pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
+pub use file::FileDevice;
+pub use sim::{CrashMode, OpKind, SimCounters, SimDevice, SimDisk, WrittenRange};
 
-use crate::units::DeviceIndex;
+use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, to_u64};
 use std::io;
 
 /// A device of the pool, for code that may block.
@@ -85,4 +89,22 @@ pub trait Disk {
 
     /// Appends what has completed to `completions`.
     fn reap(&mut self, completions: &mut Vec<DiskCompletion>);
+}
+
+/// What every device checks first: whole blocks, at least one, within the device.
+///
+/// # Errors
+/// `outside` if the range does not end on the device.
+///
+/// # Panics
+/// If the range is empty or not made of whole blocks: the engine never asks for such.
+fn check_range(size_bytes: u64, offset_bytes: u64, len_bytes: usize, outside: io::ErrorKind) -> io::Result<()> {
+    assert!(len_bytes > 0, "an operation has at least one block");
+    assert!(len_bytes.is_multiple_of(BLOCK_SIZE), "{len_bytes} bytes are not whole blocks");
+    assert!(offset_bytes.is_multiple_of(BLOCK_SIZE_U64), "offset {offset_bytes} is not on a block");
+    if size_bytes.checked_sub(offset_bytes).is_none_or(|left| to_u64(len_bytes) > left) {
+        let message = format!("{len_bytes} bytes at {offset_bytes} are outside of {size_bytes} bytes");
+        return Err(io::Error::new(outside, message));
+    }
+    Ok(())
 }

@@ -1,0 +1,311 @@
+//! A device that is a preallocated file or a block device.
+//!
+//! I/O bypasses the page cache (`O_DIRECT`), so that a completed write is in the device and only its cache is to be
+//! flushed; file systems that refuse this are served through the page cache. Invariant: while a
+//! [`FileDevice`] exists, its open file is locked against every other one.
+
+#![expect(unsafe_code, reason = "system calls for which the standard library has no safe form")]
+
+mod lock;
+#[cfg(test)]
+mod tests;
+
+use super::{Device, IoBuffer, check_range};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, to_u64, to_usize};
+use std::ffi::CString;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Bytes of one write of zeros when a file is created. Larger ones are not faster on any device measured.
+const ZERO_CHUNK_BYTES: usize = 4 << 20;
+/// Bytes that go through aligned memory at once when the caller's is not aligned.
+const BOUNCE_BYTES_MAX: usize = 1 << 20;
+const MIB: u64 = 1 << 20;
+
+/// An open, locked file or block device.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: File,
+    name: String,
+    size_bytes: u64,
+    is_direct: bool,
+}
+
+impl FileDevice {
+    /// Creates a file of `size_bytes`, readable by the owner only, and writes all of it with zeros: unwritten extents
+    /// would make every flush a commit of the file system. Takes as long as the device needs to write
+    /// this much. File and directory entry are durable at the end; after an error the file is gone.
+    ///
+    /// # Errors
+    /// `Usage` if the size is 0 or not a multiple of the block size, `Exists` if anything has the path already,
+    /// `NoSpace` naming what is free, else the system's.
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Self> {
+        if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_SIZE_U64) || i64::try_from(size_bytes).is_err() {
+            let message = format!("{size_bytes} bytes is no size for {}", path.display());
+            return Err(Error::new(ErrorKind::Usage, message).with_hint("It must be a positive multiple of 4 KiB"));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(path).map_err(|source| Error::from_io("Creating", path, source))?;
+        let partial = PartialFile { path: Some(path.to_path_buf()) };
+        // Asked first, since the preallocation would take all that is there before it fails.
+        let free_bytes =
+            free_bytes(path).map_err(|source| Error::from_io("Reading the free space at", path, source))?;
+        if free_bytes < size_bytes {
+            return Err(no_space(path, size_bytes, free_bytes));
+        }
+        let device = Self::lock_and_adopt(file, path, size_bytes)?;
+        device.fill_with_zeros().map_err(|source| creation_error(path, size_bytes, source))?;
+        sync_directory_of(path).map_err(|source| Error::from_io("Flushing the directory of", path, source))?;
+        partial.keep();
+        Ok(device)
+    }
+
+    /// Opens an existing file or block device (also through a symbolic link) and locks it.
+    ///
+    /// # Errors
+    /// `Busy` if another process has it, `Usage` if it is neither a file nor a block device, `Integrity` if it is
+    /// empty, `Unsupported` if its sectors are larger than a block, `NotFound`, `Permission`, else the system's.
+    pub fn open(path: &Path) -> Result<Self> {
+        // Looked at before the opening, which can have effects on other kinds of file.
+        let metadata = fs::metadata(path).map_err(|source| Error::from_io("Opening", path, source))?;
+        let is_block_device = check_kind(path, &metadata)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if is_block_device {
+            // On a block device this means: not while it is mounted or otherwise claimed.
+            options.custom_flags(libc::O_EXCL);
+        }
+        let mut file = options.open(path).map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY) => claimed(path),
+            _ => Error::from_io("Opening", path, source),
+        })?;
+        let metadata = file.metadata().map_err(|source| Error::from_io("Opening", path, source))?;
+        check_kind(path, &metadata)?;
+        // The end is the size for both kinds; what is behind the last whole block is not used.
+        let end = file.seek(SeekFrom::End(0)).map_err(|source| Error::from_io("Reading the size of", path, source))?;
+        let size_bytes = end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64;
+        if size_bytes == 0 {
+            return Err(Error::new(ErrorKind::Integrity, format!("{} has a size of {end} bytes", path.display())));
+        }
+        let device = Self::lock_and_adopt(file, path, size_bytes)?;
+        device.probe(path, is_block_device)
+    }
+
+    /// Whether I/O bypasses the page cache. If not, the file system refused, and I/O is slower.
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
+    /// The descriptor, for rings. It stays open as long as this lives.
+    #[must_use]
+    pub fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    fn lock_and_adopt(file: File, path: &Path, size_bytes: u64) -> Result<Self> {
+        if !lock::try_lock(&file).map_err(|source| Error::from_io("Locking", path, source))? {
+            return Err(in_use(path, lock::holder(&file)));
+        }
+        // Set after the opening: some file systems create the file and only then refuse the flag.
+        let is_direct = match set_direct(&file, true) {
+            Ok(()) => true,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            Err(error) => return Err(Error::from_io("Setting direct I/O on", path, error)),
+        };
+        Ok(Self { file, name: path.display().to_string(), size_bytes, is_direct })
+    }
+
+    /// Reads a block, since some refuse direct I/O of this size only when it comes.
+    fn probe(mut self, path: &Path, is_block_device: bool) -> Result<Self> {
+        let block = IoBuffer::allocate(BLOCK_SIZE);
+        let mut result = block.with_bytes_mut(|bytes| self.read_at(0, bytes));
+        let is_refused = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
+        if self.is_direct && is_refused {
+            if is_block_device {
+                let message = format!("{} has sectors larger than 4 KiB", path.display());
+                return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Use a file on it instead"));
+            }
+            set_direct(&self.file, false).map_err(|source| Error::from_io("Setting buffered I/O on", path, source))?;
+            self.is_direct = false;
+            result = block.with_bytes_mut(|bytes| self.read_at(0, bytes));
+        }
+        result.map_err(|source| Error::from_io("Reading", path, source))?;
+        Ok(self)
+    }
+
+    fn fill_with_zeros(&self) -> io::Result<()> {
+        preallocate(&self.file, self.size_bytes)?;
+        let zeros = IoBuffer::allocate(ZERO_CHUNK_BYTES);
+        let mut offset_bytes = 0;
+        while offset_bytes < self.size_bytes {
+            let len_bytes = (self.size_bytes - offset_bytes).min(to_u64(ZERO_CHUNK_BYTES));
+            zeros.slice(0..to_usize(len_bytes)).with_bytes(|bytes| self.write_at(offset_bytes, bytes))?;
+            offset_bytes += len_bytes;
+        }
+        self.file.sync_all()
+    }
+
+    /// Whether the kernel takes this memory as it is.
+    fn is_fit(&self, memory: *const u8) -> bool {
+        !self.is_direct || memory.addr().is_multiple_of(BLOCK_SIZE)
+    }
+}
+
+impl Device for FileDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {
+        check_range(self.size_bytes, offset_bytes, target.len(), io::ErrorKind::UnexpectedEof)?;
+        if self.is_fit(target.as_ptr()) {
+            return self.file.read_exact_at(target, offset_bytes);
+        }
+        let bounce = IoBuffer::allocate(target.len().min(BOUNCE_BYTES_MAX));
+        for (index, chunk) in target.chunks_mut(bounce.len()).enumerate() {
+            bounce.slice(0..chunk.len()).with_bytes_mut(|bytes| {
+                self.file.read_exact_at(bytes, offset_bytes + to_u64(index * bounce.len()))?;
+                chunk.copy_from_slice(bytes);
+                Ok::<_, io::Error>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset_bytes: u64, source: &[u8]) -> io::Result<()> {
+        check_range(self.size_bytes, offset_bytes, source.len(), io::ErrorKind::InvalidInput)?;
+        if self.is_fit(source.as_ptr()) {
+            return self.file.write_all_at(source, offset_bytes);
+        }
+        let bounce = IoBuffer::allocate(source.len().min(BOUNCE_BYTES_MAX));
+        for (index, chunk) in source.chunks(bounce.len()).enumerate() {
+            let part = bounce.slice(0..chunk.len());
+            part.with_bytes_mut(|bytes| bytes.copy_from_slice(chunk));
+            part.with_bytes(|bytes| self.file.write_all_at(bytes, offset_bytes + to_u64(index * bounce.len())))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Removes the file unless it was completed.
+struct PartialFile {
+    path: Option<PathBuf>,
+}
+
+impl PartialFile {
+    fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for PartialFile {
+    fn drop(&mut self) {
+        let Some(path) = &self.path else { return };
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "a file that could not be completed could not be removed either");
+        }
+    }
+}
+
+/// Whether it is a block device; an error if it is neither that nor a file.
+fn check_kind(path: &Path, metadata: &Metadata) -> Result<bool> {
+    let kind = metadata.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(kind.is_block_device());
+    }
+    let what = if kind.is_dir() { "a directory" } else { "a special file" };
+    let message = format!("{} is {what}, not a file or block device", path.display());
+    Err(Error::new(ErrorKind::Usage, message))
+}
+
+fn in_use(path: &Path, holder: Option<u32>) -> Error {
+    let who = holder.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+    let message = format!("{} is in use by another rok-blk{who}", path.display());
+    Error::new(ErrorKind::Busy, message).with_hint("Stop that one first; one pool is served by one process")
+}
+
+fn claimed(path: &Path) -> Error {
+    let message = format!("{} is mounted, claimed by the kernel, or in use by another rok-blk", path.display());
+    Error::new(ErrorKind::Busy, message).with_hint("See who holds it with lsblk and fuser")
+}
+
+fn creation_error(path: &Path, size_bytes: u64, source: io::Error) -> Error {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            no_space(path, size_bytes, free_bytes(path).unwrap_or(0)).with_source(source)
+        }
+        _ => Error::from_io("Writing", path, source),
+    }
+}
+
+fn no_space(path: &Path, size_bytes: u64, free_bytes: u64) -> Error {
+    let (needed_mib, free_mib) = (size_bytes.div_ceil(MIB), free_bytes / MIB);
+    let message = format!("{} needs {needed_mib} MiB, and {free_mib} MiB are free there", path.display());
+    Error::new(ErrorKind::NoSpace, message).with_hint("Free some space, or choose a smaller size or another place")
+}
+
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// What an unprivileged process can still take at `path`.
+fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut answer = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path is a terminated string and `answer` has room for what the kernel writes; both outlive the call.
+    if unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it filled the structure.
+    let answer = unsafe { answer.assume_init() };
+    Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
+}
+
+fn set_direct(file: &File, is_wanted: bool) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: the descriptor is open as long as `file` is borrowed; the command has no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = if is_wanted { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(fd, libc::F_SETFL, flags) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Asks for contiguous space. Where the file system cannot, the zeros that are written next take it.
+fn preallocate(file: &File, size_bytes: u64) -> io::Result<()> {
+    let len = libc::off64_t::try_from(size_bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    loop {
+        // SAFETY: the descriptor is open as long as `file` is borrowed; the call has no pointers.
+        if unsafe { libc::fallocate64(file.as_raw_fd(), 0, 0, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(()),
+            _ => return Err(error),
+        }
+    }
+}
