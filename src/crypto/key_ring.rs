@@ -1,0 +1,166 @@
+//! The unlocked keys of a pool: its master key, the keys of its sessions and of its domains.
+//!
+//! A block's key follows from its domain (the tree's), the generation (in the entry) and the session, which
+//! follows from the sequence: each session owns the sequences from its first one up to the next session's.
+
+use crate::crypto::{BlockCipher, BlockKey, DomainKey, MasterKey, SealError, SealKind, SessionKeys, Suite};
+use crate::units::{DomainId, KeyGeneration, Sequence, SessionId};
+use parking_lot::RwLock;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+struct SessionEntry {
+    first_sequence: Sequence,
+    salt: [u8; 32],
+    keys: Arc<SessionKeys>,
+}
+
+/// Keys of an open pool, shared by its lanes.
+pub struct KeyRing {
+    suite: Suite,
+    master: MasterKey,
+    sessions: RwLock<BTreeMap<SessionId, SessionEntry>>,
+    domains: RwLock<BTreeMap<(DomainId, KeyGeneration), DomainKey>>,
+}
+
+impl KeyRing {
+    /// A ring without sessions and domains.
+    #[must_use]
+    pub const fn new(suite: Suite, master: MasterKey) -> Self {
+        Self { suite, master, sessions: RwLock::new(BTreeMap::new()), domains: RwLock::new(BTreeMap::new()) }
+    }
+
+    /// How blocks are encrypted and verified.
+    #[must_use]
+    pub const fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The master key.
+    #[must_use]
+    pub const fn master(&self) -> &MasterKey {
+        &self.master
+    }
+
+    /// Adds a session. The one with the highest number is the current one.
+    pub fn add_session(&self, id: SessionId, first_sequence: Sequence, salt: [u8; 32]) {
+        let keys = Arc::new(self.master.session_keys(self.suite, id, &salt));
+        self.sessions.write().insert(id, SessionEntry { first_sequence, salt, keys });
+    }
+
+    /// Adds a generation of a domain's key.
+    pub fn add_domain_key(&self, domain: DomainId, generation: KeyGeneration, key: DomainKey) {
+        self.domains.write().insert((domain, generation), key);
+    }
+
+    /// The newest generation of a domain's key.
+    #[must_use]
+    pub fn newest_generation(&self, domain: DomainId) -> Option<KeyGeneration> {
+        let newest = (domain, KeyGeneration::new(u8::MAX));
+        let domains = self.domains.read();
+        let ((found, generation), _) = domains.range(..=newest).next_back()?;
+        (*found == domain).then_some(*generation)
+    }
+
+    /// The keys of a session.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> Option<Arc<SessionKeys>> {
+        self.sessions.read().get(&id).map(|session| Arc::clone(&session.keys))
+    }
+
+    /// The keys of the newest session.
+    ///
+    /// # Panics
+    /// If there is no session: a pool adds one before anything is sealed.
+    #[must_use]
+    pub fn current(&self) -> Arc<SessionKeys> {
+        let sessions = self.sessions.read();
+        let (_, session) = sessions.last_key_value().expect("an open pool has a session");
+        Arc::clone(&session.keys)
+    }
+
+    /// The session that owns a sequence.
+    #[must_use]
+    pub fn session_of(&self, sequence: Sequence) -> Option<SessionId> {
+        // Sessions are few and their first sequences ascend; the newest owns nearly all lookups.
+        self.sessions
+            .read()
+            .iter()
+            .rev()
+            .find(|(_, session)| session.first_sequence <= sequence)
+            .map(|(id, _)| *id)
+    }
+
+    /// The key of the blocks that a session wrote in a domain.
+    #[must_use]
+    pub fn block_key(&self, domain: DomainId, generation: KeyGeneration, session: SessionId) -> Option<BlockKey> {
+        let salt = self.sessions.read().get(&session)?.salt;
+        let domains = self.domains.read();
+        Some(domains.get(&(domain, generation))?.block_key(self.suite, generation, session, &salt))
+    }
+
+    /// Seals a value in the current session.
+    #[must_use]
+    pub fn seal(&self, kind: SealKind, associated: &[u8], body: &[u8]) -> Vec<u8> {
+        self.current().seal(kind, associated, body)
+    }
+
+    /// Opens a value that any session sealed.
+    ///
+    /// # Errors
+    /// [`SealError`] if it was not sealed by this pool as this kind with these associated data.
+    pub fn open(&self, kind: SealKind, associated: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+        let session = crate::crypto::sealed_session(sealed).and_then(|id| self.session(id)).ok_or(SealError)?;
+        session.open(kind, associated, sealed)
+    }
+}
+
+/// Ciphers of one thread, made when first used.
+#[derive(Default)]
+pub struct CipherCache {
+    ciphers: HashMap<(DomainId, KeyGeneration, SessionId), BlockCipher>,
+    session: Option<(Sequence, Sequence, SessionId)>,
+}
+
+/// Ciphers that one thread keeps: a few sessions of a few domains.
+const CIPHERS_MAX: usize = 1024;
+
+impl CipherCache {
+    /// The cipher of a block that was, or is to be, written with `sequence`.
+    pub fn get(
+        &mut self,
+        ring: &KeyRing,
+        domain: DomainId,
+        generation: KeyGeneration,
+        sequence: Sequence,
+    ) -> Option<&mut BlockCipher> {
+        let session = self.session_of(ring, sequence)?;
+        let key = (domain, generation, session);
+        if self.ciphers.len() >= CIPHERS_MAX && !self.ciphers.contains_key(&key) {
+            self.ciphers.clear();
+        }
+        match self.ciphers.entry(key) {
+            std::collections::hash_map::Entry::Occupied(found) => Some(found.into_mut()),
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                let block_key = ring.block_key(domain, generation, session)?;
+                Some(vacant.insert(BlockCipher::new(ring.suite(), &block_key)))
+            }
+        }
+    }
+
+    /// Remembers the range of the session last asked for.
+    fn session_of(&mut self, ring: &KeyRing, sequence: Sequence) -> Option<SessionId> {
+        if let Some((first, end, session)) = self.session
+            && (first..end).contains(&sequence)
+        {
+            return Some(session);
+        }
+        let session = ring.session_of(sequence)?;
+        let sessions = ring.sessions.read();
+        let first = sessions.get(&session)?.first_sequence;
+        let later = (std::ops::Bound::Excluded(session), std::ops::Bound::Unbounded);
+        let end = sessions.range(later).next().map_or(Sequence::new(u64::MAX), |(_, next)| next.first_sequence);
+        self.session = Some((first, end, session));
+        Some(session)
+    }
+}

@@ -1,0 +1,81 @@
+//! Bugs planted on purpose, to prove that the simulation finds such bugs.
+//!
+//! Without the feature `planted-bugs`, which no shipped binary has, [`is_planted`] is the constant `false`.
+
+/// A bug that a test can plant. Each names the rule that it breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A flush is acknowledged without one of the device.
+    SkipFlush,
+    /// A write is acknowledged when its batch is submitted.
+    AcknowledgeBeforeWrite,
+    /// A replaced block is free at once, not after the next checkpoint.
+    ReuseBeforeCheckpoint,
+    /// One lane's chain start is taken after the cut.
+    CutDiffersBetweenLanes,
+    /// Recovery takes a record for what it says it is.
+    StaleRecordAccepted,
+    /// A leaf that became empty is not stored.
+    EmptyLeafNotPut,
+    /// A read does not verify its blocks.
+    IgnoreMac,
+    /// A checkpoint stores changes whose data was not flushed.
+    SkipCheckpointFlush,
+    /// Recovery does not verify the blocks above the marks.
+    RecoveryTrustsData,
+    /// A discard is not logged.
+    DiscardNotLogged,
+    /// A flush joins one that has started.
+    FlushJoinsStarted,
+    /// A load that a checkpoint overtook is cached.
+    OvertakenLoadCached,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::SkipFlush,
+        Self::AcknowledgeBeforeWrite,
+        Self::ReuseBeforeCheckpoint,
+        Self::CutDiffersBetweenLanes,
+        Self::StaleRecordAccepted,
+        Self::EmptyLeafNotPut,
+        Self::IgnoreMac,
+        Self::SkipCheckpointFlush,
+        Self::RecoveryTrustsData,
+        Self::DiscardNotLogged,
+        Self::FlushJoinsStarted,
+        Self::OvertakenLoadCached,
+    ];
+}
+
+#[cfg(feature = "planted-bugs")]
+mod active {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Plants a bug for this thread, or none.
+    pub fn plant(bug: Option<Bug>) {
+        ACTIVE.set(bug);
+    }
+
+    /// Whether the bug is planted on this thread.
+    #[must_use]
+    pub fn is_planted(bug: Bug) -> bool {
+        ACTIVE.get() == Some(bug)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub use active::{is_planted, plant};
+
+/// Whether the bug is planted: never, in a build without the feature.
+#[cfg(not(feature = "planted-bugs"))]
+#[must_use]
+pub const fn is_planted(_bug: Bug) -> bool {
+    false
+}

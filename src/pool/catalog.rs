@@ -1,0 +1,223 @@
+//! The catalog in memory: volumes and trees, and their changes in the metadata store.
+//!
+//! Each change is committed and synced before it is visible. It calls the store, so never on a lane.
+
+use crate::crypto::{KeyRing, SealKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::{NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord};
+use crate::format::key;
+use crate::meta::{Durability, MetaOp, MetaStore, Table};
+use crate::units::{DomainId, Epoch, LeafIndex, TreeId};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Volumes and trees of an open pool.
+#[derive(Default)]
+pub struct Catalog {
+    volumes: BTreeMap<Uuid, VolumeRecord>,
+    trees: BTreeMap<TreeId, TreeRecord>,
+    next_tree: u64,
+}
+
+/// What seals the catalog, and where it is.
+#[derive(Clone, Copy)]
+pub struct CatalogStore<'a> {
+    /// The store.
+    pub store: &'a dyn MetaStore,
+    /// The keys.
+    pub keys: &'a KeyRing,
+}
+
+impl Catalog {
+    /// Reads all volumes and trees.
+    ///
+    /// # Errors
+    /// The store's failure, or [`ErrorKind::Integrity`] naming the record that is damaged.
+    pub fn load(at: CatalogStore<'_>, next_tree: TreeId) -> Result<Self> {
+        let mut catalog = Self { next_tree: next_tree.get().max(1), ..Self::default() };
+        for (record_key, value) in scan(at, key::TREE_PREFIX)? {
+            let record = TreeRecord::decode(&at.open(SealKind::Tree, &record_key, &value)?);
+            let record = record.map_err(|error| damaged("tree", &error.to_string()))?;
+            catalog.next_tree = catalog.next_tree.max(record.id.get() + 1);
+            catalog.trees.insert(record.id, record);
+        }
+        for (record_key, value) in scan(at, key::VOLUME_PREFIX)? {
+            let record = VolumeRecord::decode(&at.open(SealKind::Volume, &record_key, &value)?);
+            let record = record.map_err(|error| damaged("volume", &error.to_string()))?;
+            if !catalog.trees.contains_key(&record.tree) {
+                return Err(damaged("volume", &format!("tree {} of \"{}\" is missing", record.tree, record.name)));
+            }
+            catalog.volumes.insert(record.id, record);
+        }
+        Ok(catalog)
+    }
+
+    /// Above every tree that was ever made.
+    #[must_use]
+    pub const fn next_tree(&self) -> TreeId {
+        TreeId::new(self.next_tree)
+    }
+
+    /// All volumes, by id.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.values()
+    }
+
+    /// The volume of a name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn find(&self, name: &str) -> Result<&VolumeRecord> {
+        self.volumes.values().find(|volume| volume.name == name).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("There is no volume \"{name}\"")).with_hint("`rok-blk ls` lists them")
+        })
+    }
+
+    /// A tree's record, if the tree is not gone.
+    #[must_use]
+    pub fn tree(&self, id: TreeId) -> Option<&TreeRecord> {
+        self.trees.get(&id)
+    }
+
+    /// Whether writes to the tree count: it is there and is not being deleted.
+    #[must_use]
+    pub fn is_living(&self, id: TreeId) -> bool {
+        self.trees.get(&id).is_some_and(|tree| tree.state == TreeState::Living)
+    }
+
+    /// A tree whose leaves are to be deleted, if there is one.
+    #[must_use]
+    pub fn deleting(&self) -> Option<TreeRecord> {
+        self.trees.values().find(|tree| tree.state != TreeState::Living).copied()
+    }
+
+    /// Makes a volume with a tree of its own.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] for a name that is taken, [`ErrorKind::Usage`] for one that cannot be.
+    pub fn create(&mut self, at: CatalogStore<'_>, mut volume: VolumeRecord) -> Result<VolumeRecord> {
+        self.check_name(&volume.name)?;
+        let tree = TreeRecord {
+            id: TreeId::new(self.next_tree),
+            epoch: Epoch::new(1),
+            parent: None,
+            domain: DomainId::new(0),
+            state: TreeState::Living,
+        };
+        volume.tree = tree.id;
+        at.commit(&[at.put_tree(&tree), at.put_volume(&volume)])?;
+        self.next_tree += 1;
+        self.trees.insert(tree.id, tree);
+        self.volumes.insert(volume.id, volume.clone());
+        Ok(volume)
+    }
+
+    /// Gives a volume another name.
+    ///
+    /// # Errors
+    /// As [`Self::create`], and [`ErrorKind::NotFound`].
+    pub fn rename(&mut self, at: CatalogStore<'_>, from: &str, to: &str) -> Result<VolumeRecord> {
+        let mut volume = self.find(from)?.clone();
+        self.check_name(to)?;
+        to.clone_into(&mut volume.name);
+        self.update(at, volume)
+    }
+
+    /// Gives a volume another size.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or the store's failure.
+    pub fn set_size(&mut self, at: CatalogStore<'_>, name: &str, size_bytes: u64) -> Result<VolumeRecord> {
+        let mut volume = self.find(name)?.clone();
+        volume.size_bytes = size_bytes;
+        self.update(at, volume)
+    }
+
+    /// Forgets a volume; its tree is deleted by the next checkpoints.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or the store's failure.
+    pub fn remove(&mut self, at: CatalogStore<'_>, name: &str) -> Result<VolumeRecord> {
+        let volume = self.find(name)?.clone();
+        let mut tree = *self.trees.get(&volume.tree).expect("each volume has a tree");
+        tree.state = TreeState::Deleting(LeafIndex::new(0));
+        at.commit(&[at.put_tree(&tree), MetaOp::Delete(Table::Catalog, key::volume(volume.id))])?;
+        self.trees.insert(tree.id, tree);
+        self.volumes.remove(&volume.id);
+        Ok(volume)
+    }
+
+    /// Takes what a deletion step committed: `None` is the end of the tree.
+    pub fn deletion_advanced(&mut self, tree: TreeId, record: Option<TreeRecord>) {
+        match record {
+            Some(record) => self.trees.insert(tree, record),
+            None => self.trees.remove(&tree),
+        };
+    }
+
+    fn update(&mut self, at: CatalogStore<'_>, volume: VolumeRecord) -> Result<VolumeRecord> {
+        at.commit(&[at.put_volume(&volume)])?;
+        self.volumes.insert(volume.id, volume.clone());
+        Ok(volume)
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        let starts_well = name.starts_with(|first: char| first.is_ascii_alphabetic());
+        let is_well_formed = name.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_'));
+        if !starts_well || !is_well_formed || name.len() > NAME_BYTES_MAX {
+            let message = format!("\"{}\" cannot be a volume's name", name.escape_default());
+            return Err(Error::new(ErrorKind::Usage, message)
+                .with_hint("A name begins with a letter and has at most 63 letters, digits, \"-\" and \"_\""));
+        }
+        if self.volumes.values().any(|volume| volume.name == name) {
+            return Err(Error::new(ErrorKind::Exists, format!("There is a volume \"{name}\" already"))
+                .with_hint("Choose another name, or `rok-blk show` it"));
+        }
+        Ok(())
+    }
+}
+
+impl CatalogStore<'_> {
+    /// What stores a tree's record.
+    #[must_use]
+    pub fn put_tree(&self, tree: &TreeRecord) -> MetaOp {
+        let record_key = key::tree(tree.id);
+        let value = self.keys.seal(SealKind::Tree, &record_key, &tree.encode());
+        MetaOp::Put(Table::Catalog, record_key, value)
+    }
+
+    fn put_volume(&self, volume: &VolumeRecord) -> MetaOp {
+        let record_key = key::volume(volume.id);
+        let value = self.keys.seal(SealKind::Volume, &record_key, &volume.encode());
+        MetaOp::Put(Table::Catalog, record_key, value)
+    }
+
+    fn open(&self, kind: SealKind, record_key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+        self.keys.open(kind, record_key, value).map_err(|error| damaged("catalog", &error.to_string()))
+    }
+
+    fn commit(&self, batch: &[MetaOp]) -> Result<()> {
+        self.store.commit(batch, Durability::Synced).map_err(|error| meta_error("Writing the catalog", error))
+    }
+}
+
+/// A failure of the metadata store while doing `action`.
+pub(crate) fn meta_error(action: &str, error: crate::meta::MetaError) -> Error {
+    if error.is_out_of_space {
+        return Error::new(ErrorKind::NoSpace, format!("{action} failed: the file system that holds meta/ is full"))
+            .with_hint("Free space there; nothing is lost")
+            .with_source(error);
+    }
+    Error::new(ErrorKind::Other, format!("{action} failed: {}", error.message)).with_source(error)
+}
+
+fn scan(at: CatalogStore<'_>, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let end = [prefix[0] + 1];
+    let found = at.store.scan(Table::Catalog, prefix, &end, usize::MAX);
+    found.map_err(|error| meta_error("Reading the catalog", error))
+}
+
+fn damaged(what: &str, reason: &str) -> Error {
+    Error::new(ErrorKind::Integrity, format!("A {what} record in meta/ is damaged: {reason}"))
+        .with_hint("Restore meta/ and the devices from the same backup")
+}

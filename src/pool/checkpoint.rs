@@ -1,0 +1,508 @@
+//! The checkpoint: moves the changes up to a cut into the metadata store, then frees blocks.
+//!
+//! One at a time, off the lanes, in bounded steps while foreground I/O goes on. Only here do blocks become
+//! free. The order of the phases is the crash rule; see `DESIGN` in `ARCHITECTURE.md`:
+//! cut, flush, leaves (each batch with its bitmap bits), deletions, owners, the synced last batch, headers, release.
+
+use crate::crypto::SealKind;
+use crate::error::Result;
+use crate::format::bitmap::{self, replace};
+use crate::format::catalog::{ChainStart, CheckpointRecord, TreeRecord, TreeState};
+use crate::format::entry::Entry;
+use crate::format::leaf::{Leaf, LeafChange};
+use crate::format::owner::{self, OwnerRun};
+use crate::format::{key, leaf};
+use crate::map::{Change, ChangeKey, StoredLeaves};
+use crate::meta::{Durability, MetaOp, Table};
+use crate::planted::{Bug, is_planted};
+use crate::pool::catalog::meta_error;
+use crate::pool::devices::header_mac;
+use crate::pool::{Pool, StoredState};
+use crate::units::{
+    Address, AddressRun, BlockIndex, ChainSequence, CheckpointId, DeviceIndex, Epoch, LaneIndex, LeafIndex,
+    STRETCH_BLOCKS, Sequence, TreeId, to_usize,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Leaves that one batch of the metadata store holds.
+const LEAVES_PER_BATCH: usize = 64;
+/// Leaves that one checkpoint deletes of a tree that goes.
+const DELETIONS_PER_CHECKPOINT: usize = 65_536;
+/// Owner groups that one batch holds.
+const OWNER_GROUPS_PER_BATCH: usize = 256;
+
+/// Whether a checkpoint has more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Call [`Checkpoint::step`] again.
+    Working,
+    /// The checkpoint is complete.
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Cut,
+    Flush,
+    /// The next stripe of the changes.
+    Leaves(usize),
+    Deletions,
+    Owners,
+    Last,
+    Headers,
+    Release,
+    Done,
+}
+
+/// A running checkpoint.
+pub struct Checkpoint {
+    pool: Arc<Pool>,
+    phase: Phase,
+    id: CheckpointId,
+    /// Per lane where its chain starts behind the frozen set.
+    positions: Vec<(ChainSequence, Address)>,
+    next_sequence: Sequence,
+    /// Frozen changes of the stripe at hand, by leaf, still to be stored.
+    pending: Vec<LeafWork>,
+    /// Blocks that nothing will map once the last batch is stored.
+    dead: Vec<Address>,
+    owners: BTreeMap<Address, (TreeId, Epoch, BlockIndex)>,
+    deletions_left: usize,
+}
+
+struct LeafWork {
+    tree: TreeId,
+    epoch: Epoch,
+    leaf: LeafIndex,
+    changes: Vec<(ChangeKey, Change)>,
+}
+
+/// What applying changes to a leaf gives.
+struct AppliedLeaf {
+    leaf: Leaf,
+    change: LeafChange,
+    /// New in the stored map.
+    mapped: Vec<Address>,
+    /// No longer in the stored map.
+    unmapped: Vec<Address>,
+    /// Never stored: a later write is in the leaf already.
+    obsolete: Vec<Address>,
+}
+
+impl Checkpoint {
+    /// A checkpoint that begins with its first step. The caller runs one at a time.
+    #[must_use]
+    pub fn begin(pool: Arc<Pool>) -> Self {
+        let id = CheckpointId::new(pool.stored.lock().checkpoint.get() + 1);
+        Self {
+            pool,
+            phase: Phase::Cut,
+            id,
+            positions: Vec::new(),
+            next_sequence: Sequence::new(0),
+            pending: Vec::new(),
+            dead: Vec::new(),
+            owners: BTreeMap::new(),
+            deletions_left: DELETIONS_PER_CHECKPOINT,
+        }
+    }
+
+    /// Runs all steps.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn run(&mut self) -> Result<()> {
+        while self.step()? == Progress::Working {}
+        Ok(())
+    }
+
+    /// Does a bounded piece of work. After an error the pool has failed and the checkpoint is over, but for lack
+    /// of space in `meta/`: then the same step may be called again later.
+    ///
+    /// # Errors
+    /// The failure of a device or of the metadata store.
+    pub fn step(&mut self) -> Result<Progress> {
+        let result = match self.phase {
+            Phase::Cut => {
+                self.cut();
+                Ok(Phase::Flush)
+            }
+            Phase::Flush => self.flush(),
+            Phase::Leaves(stripe) => self.store_leaves(stripe),
+            Phase::Deletions => self.delete_leaves(),
+            Phase::Owners => self.store_owners(),
+            Phase::Last => self.store_last(),
+            Phase::Headers => self.write_headers(),
+            Phase::Release => {
+                self.release();
+                Ok(Phase::Done)
+            }
+            Phase::Done => Ok(Phase::Done),
+        };
+        match result {
+            Ok(phase) => self.phase = phase,
+            Err(error) => {
+                if error.kind() != crate::error::ErrorKind::NoSpace {
+                    self.pool.fail(error.to_string());
+                }
+                return Err(error);
+            }
+        }
+        Ok(if self.phase == Phase::Done { Progress::Done } else { Progress::Working })
+    }
+
+    fn cut(&mut self) {
+        let pool = &self.pool;
+        pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
+        self.positions = pool.changes.cut(|| pool.positions());
+        self.next_sequence = Sequence::new(pool.next_sequence.load(Ordering::Acquire));
+    }
+
+    fn flush(&mut self) -> Result<Phase> {
+        if is_planted(Bug::CutDiffersBetweenLanes) {
+            self.positions = self.pool.positions();
+        }
+        if !is_planted(Bug::SkipCheckpointFlush) {
+            self.pool.flush_devices()?;
+        }
+        Ok(Phase::Leaves(0))
+    }
+
+    /// Stores one batch of leaves, with their bitmap bits.
+    fn store_leaves(&mut self, stripe: usize) -> Result<Phase> {
+        if self.pending.is_empty() {
+            if stripe == self.pool.changes.stripe_count() {
+                return Ok(Phase::Deletions);
+            }
+            self.pending = leaf_work(self.pool.changes.frozen(stripe));
+            self.pending.reverse();
+            if self.pending.is_empty() {
+                return Ok(Phase::Leaves(stripe + 1));
+            }
+        }
+        let from = self.pending.len().saturating_sub(LEAVES_PER_BATCH);
+        let works: Vec<&LeafWork> = self.pending[from..].iter().rev().collect();
+        let mut batch = Vec::new();
+        let mut replaced = Vec::new();
+        let mut bits = BitChanges::default();
+        let mut dead = Vec::new();
+        for work in works {
+            let Some((applied, skip)) = self.apply(work, &mut batch)? else {
+                dead.extend(work.changes.iter().filter_map(|(_, change)| change.entry.map(Entry::address)));
+                continue;
+            };
+            if skip {
+                continue;
+            }
+            bits.set.extend(&applied.mapped);
+            bits.clear.extend(&applied.unmapped);
+            dead.extend(applied.unmapped.iter().chain(&applied.obsolete));
+            replaced.push((work.tree, work.leaf, Arc::new(applied.leaf)));
+        }
+        self.pool.commit_with_bits(batch, &bits, "Storing leaves")?;
+        for (tree, leaf, new) in replaced {
+            self.pool.leaves.replace(tree, leaf, &new);
+        }
+        for work in self.pending.drain(from..) {
+            for (key, change) in work.changes {
+                if let Some(entry) = change.entry {
+                    self.owners.insert(entry.address(), (key.tree, key.epoch, key.block));
+                }
+            }
+        }
+        self.dead.extend(dead);
+        Ok(if self.pending.is_empty() { Phase::Leaves(stripe + 1) } else { Phase::Leaves(stripe) })
+    }
+
+    /// Applies the changes of a leaf and appends what stores it; `None` if the tree is gone or going. The flag
+    /// says that nothing is to be stored.
+    fn apply(&self, work: &LeafWork, batch: &mut Vec<MetaOp>) -> Result<Option<(AppliedLeaf, bool)>> {
+        let tree = self.pool.catalog.lock().tree(work.tree).copied();
+        let Some(tree) = tree.filter(|tree| tree.state == TreeState::Living) else { return Ok(None) };
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let before = stored.newest(work.tree, work.epoch, work.leaf)?;
+        let base = match (&before, tree.parent) {
+            (Some(before), _) => before.leaf.clone(),
+            (None, Some(parent)) => stored.resolve(&self.pool.lineage_from(parent), work.leaf)?,
+            (None, None) => Leaf::default(),
+        };
+        let applied = apply_changes(base, &work.changes);
+        if is_planted(Bug::EmptyLeafNotPut) && applied.leaf.is_empty() {
+            return Ok(Some((applied, true)));
+        }
+        let place = (work.tree, work.epoch, work.leaf);
+        stored.store(place, before.as_ref(), &applied.leaf, &applied.change, batch);
+        Ok(Some((applied, false)))
+    }
+
+    /// Deletes a bounded number of leaves of a tree that goes.
+    fn delete_leaves(&mut self) -> Result<Phase> {
+        let Some(tree) = self.pool.catalog.lock().deleting() else { return Ok(Phase::Owners) };
+        let TreeState::Deleting(cursor) = tree.state else { return Ok(Phase::Owners) };
+        if self.deletions_left == 0 {
+            return Ok(Phase::Owners);
+        }
+        let from = key::leaf_prefix(tree.id, cursor);
+        let end = key::tree_end(tree.id);
+        let found = self.pool.store.scan(Table::Leaves, &from, &end, LEAVES_PER_BATCH);
+        let found = found.map_err(|error| meta_error("Reading leaves", error))?;
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let mut bits = BitChanges::default();
+        let mut next = cursor;
+        for (leaf_key, value) in &found {
+            let damaged = |reason: String| {
+                crate::error::Error::new(crate::error::ErrorKind::Integrity, format!("A leaf of tree {} is damaged: {reason}", tree.id))
+            };
+            let (_, index, epoch) = key::parse_leaf(leaf_key).map_err(|error| damaged(error.to_string()))?;
+            let opened = stored.open(leaf_key, epoch, value).map_err(damaged)?;
+            bits.clear.extend(leaf::addresses(&opened.leaf));
+            next = LeafIndex::new(index.get() + 1);
+        }
+        let mut batch = Vec::new();
+        let record = if found.len() < LEAVES_PER_BATCH {
+            let (start, end) = (key::tree_start(tree.id), key::tree_end(tree.id));
+            batch.push(MetaOp::DeleteRange(Table::Leaves, start.clone(), end.clone()));
+            batch.push(MetaOp::DeleteRange(Table::EpochLeaves, start, end));
+            batch.push(MetaOp::Delete(Table::Catalog, key::tree(tree.id)));
+            None
+        } else {
+            batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
+            let record = TreeRecord { state: TreeState::Deleting(next), ..tree };
+            batch.push(self.pool.with_catalog(|_, at| at.put_tree(&record)));
+            Some(record)
+        };
+        self.pool.commit_with_bits(batch, &bits, "Deleting leaves")?;
+        self.dead.extend(bits.clear);
+        self.deletions_left = self.deletions_left.saturating_sub(found.len());
+        self.pool.catalog.lock().deletion_advanced(tree.id, record);
+        Ok(Phase::Deletions)
+    }
+
+    /// Stores whom the new blocks were written for, a bounded number of groups a step.
+    fn store_owners(&mut self) -> Result<Phase> {
+        let mut batch = Vec::new();
+        while batch.len() < OWNER_GROUPS_PER_BATCH {
+            let Some((first, _)) = self.owners.first_key_value() else { break };
+            let group = first.block() >> key::OWNER_GROUP_SHIFT;
+            let group_key = key::owner_group(*first);
+            let end = Address::new(first.device(), (group + 1) << key::OWNER_GROUP_SHIFT);
+            let later = self.owners.split_off(&end);
+            let new = std::mem::replace(&mut self.owners, later);
+            let old = self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
+            let body = owner::encode(&merge_owners(self.read_owners(&group_key, old.as_deref()), &new));
+            let value = self.pool.keys.seal(SealKind::Owners, &group_key, &body);
+            batch.push(MetaOp::Put(Table::Owners, group_key, value));
+        }
+        let committed = self.pool.store.commit(&batch, Durability::Buffered);
+        committed.map_err(|error| meta_error("Storing owners", error))?;
+        Ok(if self.owners.is_empty() { Phase::Last } else { Phase::Owners })
+    }
+
+    /// Owners are hints: a damaged value is as good as none.
+    fn read_owners(&self, group_key: &[u8], value: Option<&[u8]>) -> Vec<OwnerRun> {
+        value
+            .and_then(|value| self.pool.keys.open(SealKind::Owners, group_key, value).ok())
+            .and_then(|body| owner::decode(&body).ok())
+            .unwrap_or_default()
+    }
+
+    /// The synced batch that makes the checkpoint the one that recovery starts from.
+    fn store_last(&mut self) -> Result<Phase> {
+        let chains = self.positions.iter().zip(0..).map(|((chain, address), lane)| ChainStart {
+            session: self.pool.session,
+            lane: LaneIndex::new(lane),
+            chain: *chain,
+            address: *address,
+        });
+        let record = CheckpointRecord {
+            id: self.id,
+            next_tree: self.pool.catalog.lock().next_tree(),
+            next_sequence: self.next_sequence,
+            chains: chains.collect(),
+        };
+        let value = self.pool.keys.seal(SealKind::Checkpoint, key::CHECKPOINT, &record.encode());
+        let batch = [MetaOp::Put(Table::Catalog, key::CHECKPOINT.to_vec(), value)];
+        let committed = self.pool.store.commit(&batch, Durability::Synced);
+        committed.map_err(|error| meta_error("Storing the checkpoint", error))?;
+        self.pool.stored.lock().checkpoint = self.id;
+        Ok(Phase::Headers)
+    }
+
+    fn write_headers(&mut self) -> Result<Phase> {
+        let pool = &self.pool;
+        let mac = header_mac(pool.keys.master());
+        for device in &pool.devices {
+            device.write_header(pool.id, pool.session, self.id, &mac).map_err(|error| {
+                let name = device.device.name();
+                crate::error::Error::new(crate::error::ErrorKind::Other, format!("Writing the header of {name} failed: {error}"))
+                    .with_source(error)
+            })?;
+        }
+        Ok(Phase::Release)
+    }
+
+    fn release(&mut self) {
+        let pool = &self.pool;
+        let dropped = pool.changes.drop_frozen();
+        let spent = pool.take_spent(&self.positions);
+        let mut space = pool.space.lock();
+        let replaced = if is_planted(Bug::ReuseBeforeCheckpoint) { Vec::new() } else { dropped.replaced };
+        for address in self.dead.drain(..).chain(replaced) {
+            space.free(address);
+        }
+        for run in spent {
+            space.free_run(run);
+        }
+        drop(space);
+        pool.checkpoints_done.fetch_add(1, Ordering::AcqRel);
+        if let Some(signals) = pool.signals.get() {
+            signals.wake_lanes();
+        }
+        if pool.catalog.lock().deleting().is_some() {
+            pool.want_checkpoint();
+        }
+    }
+}
+
+/// Bits that a batch sets and clears in the bitmap of used blocks.
+#[derive(Default)]
+struct BitChanges {
+    set: Vec<Address>,
+    clear: Vec<Address>,
+}
+
+impl Pool {
+    /// Flushes every device, and moves the marks.
+    ///
+    /// # Errors
+    /// The device's failure; the caller fails the pool.
+    pub fn flush_devices(&self) -> Result<()> {
+        let Some(start) = self.begin_flush() else { return Ok(()) };
+        for device in self.devices() {
+            device.flush().map_err(|error| {
+                crate::error::Error::new(crate::error::ErrorKind::Other, format!("Flushing {} failed: {error}", device.name()))
+                    .with_source(error)
+            })?;
+        }
+        self.end_flush(&start);
+        Ok(())
+    }
+
+    pub(super) fn positions(&self) -> Vec<(ChainSequence, Address)> {
+        self.lanes.iter().map(|lane| *lane.position.lock()).collect()
+    }
+
+    /// Commits a batch together with the stretches of the bitmap whose bits it changes.
+    fn commit_with_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
+        let mut stored = self.stored.lock();
+        let mut touched: BTreeSet<(DeviceIndex, u64)> = BTreeSet::new();
+        let changes = bits.clear.iter().map(|address| (*address, false)).chain(bits.set.iter().map(|address| (*address, true)));
+        for (address, value) in changes.clone() {
+            stored.replace_bit(address, value);
+            touched.insert((address.device(), address.block() / STRETCH_BLOCKS));
+        }
+        for (device, stretch) in touched {
+            let stretch_key = key::stretch(device, stretch);
+            let body = bitmap::encode(&stored.used[device.as_usize()][to_usize(stretch)]);
+            let value = self.keys.seal(SealKind::Used, &stretch_key, &body);
+            batch.push(MetaOp::Put(Table::Used, stretch_key, value));
+        }
+        let committed = self.store.commit(&batch, Durability::Buffered).map_err(|error| meta_error(action, error));
+        if committed.is_err() {
+            for (address, value) in changes {
+                stored.replace_bit(address, !value);
+            }
+        }
+        committed
+    }
+
+    /// Records that the checkpoint contains: their blocks are free.
+    fn take_spent(&self, positions: &[(ChainSequence, Address)]) -> Vec<AddressRun> {
+        let mut runs = Vec::new();
+        for (lane, (start, _)) in self.lanes.iter().zip(positions) {
+            let mut spent = lane.spent.lock();
+            while spent.front().is_some_and(|(chain, _)| chain < start) {
+                runs.extend(spent.pop_front().map(|(_, run)| run));
+            }
+        }
+        runs
+    }
+}
+
+impl StoredState {
+    /// Changes one bit.
+    ///
+    /// # Panics
+    /// If it has the value already: two places would map one block.
+    fn replace_bit(&mut self, address: Address, value: bool) {
+        let bits = &mut self.used[address.device().as_usize()][to_usize(address.block() / STRETCH_BLOCKS)];
+        let was = replace(bits, address.block() % STRETCH_BLOCKS, value);
+        assert!(was != value, "{address} is mapped twice or not at all");
+        if value { self.used_count += 1 } else { self.used_count -= 1 }
+    }
+}
+
+/// Groups the changes of a stripe by leaf and epoch.
+fn leaf_work(changes: Vec<(ChangeKey, Change)>) -> Vec<LeafWork> {
+    let mut works: BTreeMap<(TreeId, Epoch, LeafIndex), Vec<(ChangeKey, Change)>> = BTreeMap::new();
+    for (key, change) in changes {
+        works.entry((key.tree, key.epoch, key.block.leaf())).or_default().push((key, change));
+    }
+    works.into_iter().map(|((tree, epoch, leaf), changes)| LeafWork { tree, epoch, leaf, changes }).collect()
+}
+
+/// Applies changes to a leaf, never over a higher sequence.
+fn apply_changes(mut leaf: Leaf, changes: &[(ChangeKey, Change)]) -> AppliedLeaf {
+    let mut change = LeafChange::default();
+    let (mut mapped, mut unmapped, mut obsolete) = (Vec::new(), Vec::new(), Vec::new());
+    for (key, new) in changes {
+        let slot = key.block.slot();
+        let old = leaf.get(slot);
+        if let Some(old) = old.filter(|old| old.sequence() >= new.sequence) {
+            // The same sequence: this very change was stored before a crash.
+            obsolete.extend(new.entry.filter(|entry| *entry != old).map(Entry::address));
+            continue;
+        }
+        leaf.set(slot, new.entry);
+        match new.entry {
+            Some(entry) => {
+                change.entries.set(slot, Some(entry));
+                mapped.push(entry.address());
+            }
+            None if old.is_some() => change.removed.insert(slot),
+            None => {}
+        }
+        unmapped.extend(old.map(Entry::address));
+    }
+    AppliedLeaf { leaf, change, mapped, unmapped, obsolete }
+}
+
+fn merge_owners(old: Vec<OwnerRun>, new: &BTreeMap<Address, (TreeId, Epoch, BlockIndex)>) -> Vec<OwnerRun> {
+    let mut owners: BTreeMap<u8, (TreeId, Epoch, BlockIndex)> = BTreeMap::new();
+    for run in old {
+        for step in 0..run.count {
+            let offset = u8::try_from(u16::from(run.offset) + step).expect("checked when it was decoded");
+            owners.insert(offset, (run.tree, run.epoch, run.block.plus(u64::from(step))));
+        }
+    }
+    for (address, owner) in new {
+        let offset = u8::try_from(address.block() & 0xff).expect("masked to 8 bits");
+        owners.insert(offset, *owner);
+    }
+    let mut runs: Vec<OwnerRun> = Vec::new();
+    for (offset, (tree, epoch, block)) in owners {
+        match runs.last_mut() {
+            Some(run)
+                if u16::from(run.offset) + run.count == u16::from(offset)
+                    && (run.tree, run.epoch) == (tree, epoch)
+                    && run.block.plus(u64::from(run.count)) == block =>
+            {
+                run.count += 1;
+            }
+            _ => runs.push(OwnerRun { offset, count: 1, tree, epoch, block }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,397 @@
+//! A lane's log: the open batch, the batches in flight, and the window that they fill.
+//!
+//! A batch is its record, then its data blocks. The address of the record (the *home*) was fixed by the record
+//! before it, so recovery finds the chain. Batches are submitted and acknowledged in the order of the
+//! chain; their device writes complete in any order. Owned by one lane, never shared.
+//!
+//! Invariant: the home's first block is always reserved, and a batch is closed only when its data and the next
+//! home are reserved too.
+
+use crate::disk::IoBuffer;
+use crate::format::record::{
+    BATCH_BLOCKS_MAX, RECORD_BLOCKS_MAX, RECORD_HEAD_BYTES, Record, RecordPlace, Removal, WriteRun, blocks_for_body,
+    body_bytes,
+};
+use crate::pool::Pool;
+use crate::units::{
+    Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize,
+};
+use std::collections::VecDeque;
+
+/// Batches in flight when the open one is closed although it is not full.
+pub const FLIGHT_SOFT_MAX: usize = 2;
+/// Batches in flight at most; then writes wait.
+pub const FLIGHT_MAX: usize = 8;
+/// Requests (or parts of them) that one batch acknowledges at most.
+const PARTS_MAX: usize = 512;
+/// A record with a full batch behind it.
+const FULL_BATCH_BLOCKS: u64 = (RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX) as u64;
+const SEGMENT_BYTES: usize = 16;
+
+/// Why nothing can be appended now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The open batch is full, or too many are in flight: wait for one.
+    Full,
+    /// No block may be taken under the given floor.
+    NoSpace,
+}
+
+/// One device write of a batch.
+#[derive(Debug)]
+pub struct BatchWrite {
+    /// Where.
+    pub address: Address,
+    /// What.
+    pub source: IoBuffer,
+}
+
+/// A batch whose writes, and all batches before it, are done.
+#[derive(Debug)]
+pub struct DoneBatch {
+    /// Its number.
+    pub chain: ChainSequence,
+    /// The blocks of its record, free once a checkpoint contains the batch.
+    pub record_run: AddressRun,
+    /// Its record.
+    pub record: Record,
+    /// Whom to acknowledge.
+    pub parts: Vec<u32>,
+}
+
+struct OpenBatch {
+    buffer: IoBuffer,
+    runs: Vec<WriteRun>,
+    macs: Vec<u64>,
+    removals: Vec<Removal>,
+    parts: Vec<u32>,
+}
+
+struct Flying {
+    batch: DoneBatch,
+    buffer: IoBuffer,
+    writes_left: usize,
+}
+
+/// The log of one lane.
+pub struct Log {
+    lane: LaneIndex,
+    /// Number of the record that opens the open batch.
+    chain: ChainSequence,
+    /// Where that record goes, and the free blocks right behind.
+    home: AddressRun,
+    /// Further reserved runs.
+    window: Vec<AddressRun>,
+    open: Option<OpenBatch>,
+    flying: VecDeque<Flying>,
+    spare: Vec<IoBuffer>,
+    mark_count: usize,
+}
+
+impl Log {
+    /// A log whose first record goes to the start of `home`.
+    #[must_use]
+    pub fn new(lane: LaneIndex, home: AddressRun, mark_count: usize) -> Self {
+        Self {
+            lane,
+            chain: ChainSequence::new(1),
+            home,
+            window: Vec::new(),
+            open: None,
+            flying: VecDeque::new(),
+            spare: Vec::new(),
+            mark_count,
+        }
+    }
+
+    /// Blocks that a write of `want` blocks may append now, at least 1.
+    ///
+    /// # Errors
+    /// [`Refusal`] if not even one fits.
+    pub fn room_for_blocks(&mut self, pool: &Pool, want: usize, floor: u64) -> Result<usize, Refusal> {
+        self.refill(pool, floor, want);
+        let open_blocks = self.open.as_ref().map_or(0, |open| open.macs.len());
+        let parts = self.open.as_ref().map_or(0, |open| open.parts.len());
+        let reserved = self.home.count + self.window_count();
+        let for_data = to_usize(reserved).saturating_sub(self.record_blocks_max() + 1 + open_blocks);
+        let in_record = self.body_room(1, 0) / 8;
+        let in_batch = BATCH_BLOCKS_MAX - open_blocks;
+        let room = want.min(in_record).min(in_batch).min(for_data);
+        if room > 0 && parts < PARTS_MAX {
+            return Ok(room);
+        }
+        let is_open_empty = open_blocks == 0 && parts == 0;
+        if is_open_empty || for_data == 0 { Err(Refusal::NoSpace) } else { Err(Refusal::Full) }
+    }
+
+    /// Removals that may be appended now, at least 1.
+    ///
+    /// # Errors
+    /// [`Refusal`] if not even one fits.
+    pub fn room_for_removals(&mut self, pool: &Pool, floor: u64) -> Result<usize, Refusal> {
+        self.refill(pool, floor, 0);
+        let (open_blocks, parts) = self.open.as_ref().map_or((0, 0), |open| (open.macs.len(), open.parts.len()));
+        let reserved = self.home.count + self.window_count();
+        if reserved <= to_u64(self.record_blocks_max() + open_blocks) {
+            return Err(Refusal::NoSpace);
+        }
+        let room = self.body_room(0, 1) / 40 + 1;
+        if self.body_room(0, 1) == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
+    }
+
+    /// Appends the blocks of a run: `fill` gets each block's index in the run and its place in the batch, and
+    /// returns the block's mac.
+    ///
+    /// # Panics
+    /// If [`Self::room_for_blocks`] did not allow it.
+    pub fn append_run(&mut self, run: WriteRun, part: u32, mut fill: impl FnMut(usize, &mut [u8]) -> u64) {
+        let open = self.open_batch();
+        let count = to_usize(u64::from(run.count));
+        let first = open.macs.len();
+        assert!(first + count <= BATCH_BLOCKS_MAX);
+        let start = blocks_to_bytes(RECORD_BLOCKS_MAX + first);
+        let place = open.buffer.slice(start..start + blocks_to_bytes(count));
+        place.with_bytes_mut(|bytes| {
+            for (index, block) in bytes.chunks_exact_mut(BLOCK_SIZE).enumerate() {
+                open.macs.push(fill(index, block));
+            }
+        });
+        open.runs.push(run);
+        open.parts.push(part);
+    }
+
+    /// Appends removals, all for one part.
+    pub fn append_removals(&mut self, removals: &[Removal], part: u32) {
+        let open = self.open_batch();
+        open.removals.extend_from_slice(removals);
+        open.parts.push(part);
+    }
+
+    /// Whether the open batch holds anything.
+    #[must_use]
+    pub const fn has_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Batches in flight.
+    #[must_use]
+    pub fn flying_count(&self) -> usize {
+        self.flying.len()
+    }
+
+    /// Whether nothing is open or in flight.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.open.is_none() && self.flying.is_empty()
+    }
+
+    /// Closes the open batch; returns its number and the device writes that it takes.
+    ///
+    /// # Panics
+    /// If there is no open batch.
+    pub fn close(&mut self, pool: &Pool) -> (ChainSequence, Vec<BatchWrite>) {
+        let open = self.open.take().expect("the caller asked whether a batch is open");
+        let block_count = open.macs.len();
+        let record_blocks = self.record_blocks(&open, block_count);
+        let record_run = AddressRun { start: self.home.start, count: to_u64(record_blocks) };
+        let segments = self.take_segments(record_run, to_u64(block_count));
+        let record = Record {
+            next: self.home.start,
+            marks: pool.marks(),
+            runs: open.runs,
+            macs: open.macs,
+            segments,
+            removals: open.removals,
+        };
+        let chain = self.chain;
+        let place = RecordPlace {
+            pool: pool.id(),
+            session: pool.session(),
+            lane: self.lane,
+            chain,
+            address: record_run.start,
+        };
+        let head = blocks_to_bytes(RECORD_BLOCKS_MAX - record_blocks)..blocks_to_bytes(RECORD_BLOCKS_MAX);
+        let keys = pool.session_keys();
+        open.buffer.slice(head).with_bytes_mut(|target| record.encode(&place, keys, target));
+        let writes = batch_writes(&open.buffer, record_run, &record.segments);
+        let batch = DoneBatch { chain, record_run, record, parts: open.parts };
+        self.flying.push_back(Flying { batch, buffer: open.buffer, writes_left: writes.len() });
+        self.chain = chain.next();
+        (chain, writes)
+    }
+
+    /// Counts a device write of a batch as done.
+    ///
+    /// # Panics
+    /// If no such batch is in flight.
+    pub fn write_done(&mut self, chain: ChainSequence) {
+        let first = self.flying.front().expect("a write belongs to a batch in flight").batch.chain;
+        let index = to_usize(chain.get() - first.get());
+        self.flying[index].writes_left -= 1;
+    }
+
+    /// The oldest batch in flight, if it is done.
+    pub fn pop_done(&mut self) -> Option<DoneBatch> {
+        if self.flying.front()?.writes_left > 0 {
+            return None;
+        }
+        let flying = self.flying.pop_front()?;
+        if self.spare.len() < FLIGHT_MAX {
+            self.spare.push(flying.buffer);
+        }
+        Some(flying.batch)
+    }
+
+    /// All parts that wait for a batch, open or in flight: when the device has failed.
+    pub fn abandon(&mut self) -> Vec<u32> {
+        let flying = self.flying.iter_mut().flat_map(|flying| std::mem::take(&mut flying.batch.parts));
+        flying.chain(self.open.take().into_iter().flat_map(|open| open.parts)).collect()
+    }
+
+    fn open_batch(&mut self) -> &mut OpenBatch {
+        let spare = &mut self.spare;
+        self.open.get_or_insert_with(|| OpenBatch {
+            buffer: spare.pop().unwrap_or_else(|| IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX))),
+            runs: Vec::new(),
+            macs: Vec::with_capacity(BATCH_BLOCKS_MAX),
+            removals: Vec::new(),
+            parts: Vec::new(),
+        })
+    }
+
+    fn window_count(&self) -> u64 {
+        self.window.iter().map(|run| run.count).sum()
+    }
+
+    fn record_blocks_max(&self) -> usize {
+        RECORD_BLOCKS_MAX.min(to_usize(self.home.count))
+    }
+
+    /// Bytes that the body of the open batch's record may still grow by, behind so many more runs and removals.
+    fn body_room(&self, runs: usize, removals: usize) -> usize {
+        let capacity = blocks_to_bytes(self.record_blocks_max()) - RECORD_HEAD_BYTES;
+        let segments = 1 + self.window.len();
+        let used = self.open.as_ref().map_or_else(
+            || body_bytes(self.mark_count, runs, 0, segments, removals),
+            |open| {
+                let (run_count, removal_count) = (open.runs.len() + runs, open.removals.len() + removals);
+                body_bytes(self.mark_count, run_count, open.macs.len(), segments, removal_count)
+            },
+        );
+        capacity.saturating_sub(used)
+    }
+
+    /// Reserves more runs if a full batch and the next home might not fit.
+    fn refill(&mut self, pool: &Pool, floor: u64, want_blocks: usize) {
+        let open_blocks = self.open.as_ref().map_or(0, |open| open.macs.len());
+        let enough = FULL_BATCH_BLOCKS.min(to_u64(RECORD_BLOCKS_MAX + open_blocks + want_blocks + 1));
+        // Two rounds: the emptiest stretch of a full pool may hold a single block.
+        for _ in 0..2 {
+            if self.home.count + self.window_count() > enough || self.window.len() >= SEGMENTS_MAX {
+                return;
+            }
+            self.window.extend(pool.reserve_window(floor));
+        }
+    }
+
+    /// Blocks of the record: exact, since the segments are what `take_segments` will take.
+    fn record_blocks(&self, open: &OpenBatch, block_count: usize) -> usize {
+        let bound = |segments: usize| {
+            blocks_for_body(body_bytes(self.mark_count, open.runs.len(), block_count, segments, open.removals.len()))
+        };
+        let mut record_blocks = bound(usize::from(block_count > 0));
+        // More record blocks leave fewer data blocks at home, which may take one more segment: at most a few turns.
+        loop {
+            let segments = self.segment_count(to_u64(record_blocks), to_u64(block_count));
+            let needed = bound(segments);
+            if needed <= record_blocks {
+                return record_blocks;
+            }
+            record_blocks = needed;
+        }
+    }
+
+    fn segment_count(&self, record_blocks: u64, block_count: u64) -> usize {
+        let at_home = (self.home.count - record_blocks).min(block_count);
+        let mut left = block_count - at_home;
+        let mut segments = usize::from(at_home > 0);
+        for run in &self.window {
+            if left == 0 {
+                break;
+            }
+            left -= left.min(run.count);
+            segments += 1;
+        }
+        assert!(left == 0, "room_for_blocks reserved enough");
+        segments
+    }
+
+    /// Takes the data blocks behind the record, then from the window, and makes the next home.
+    ///
+    /// A batch may end inside the home's run only if its record's blocks and data do not use up everything:
+    /// the record's length depends on its segments, so a longer record than planned never happens here.
+    fn take_segments(&mut self, record_run: AddressRun, block_count: u64) -> Vec<AddressRun> {
+        let mut segments = Vec::new();
+        let mut left = block_count;
+        let mut rest = AddressRun {
+            start: self.home.start.plus(record_run.count),
+            count: self.home.count - record_run.count,
+        };
+        let mut take = |run: &mut AddressRun| {
+            let count = run.count.min(left);
+            if count > 0 {
+                segments.push(AddressRun { start: run.start, count });
+                *run = AddressRun { start: run.start.plus(count), count: run.count - count };
+                left -= count;
+            }
+        };
+        take(&mut rest);
+        for run in &mut self.window {
+            take(run);
+        }
+        if rest.count > 0 {
+            self.window.push(rest);
+        }
+        self.window.retain(|run| run.count > 0);
+        self.home = self.choose_home(rest);
+        segments
+    }
+
+    /// Right behind this batch while a full batch fits there, else the longest run.
+    fn choose_home(&mut self, behind: AddressRun) -> AddressRun {
+        let index = if behind.count >= FULL_BATCH_BLOCKS {
+            self.window.len() - 1
+        } else {
+            let longest = self.window.iter().enumerate().max_by_key(|(index, run)| (run.count, *index));
+            longest.map(|(index, _)| index).expect("room for the next home was reserved")
+        };
+        self.window.swap_remove(index)
+    }
+}
+
+/// Runs that a window may have, so that the segments fit into a record of one block.
+const SEGMENTS_MAX: usize = 2 * crate::pool::space::WINDOW_RUNS_MAX;
+const _: () = assert!(SEGMENTS_MAX * SEGMENT_BYTES < BLOCK_SIZE - 512);
+
+/// One write for the record and the data right behind it, one for each further segment.
+fn batch_writes(buffer: &IoBuffer, record_run: AddressRun, segments: &[AddressRun]) -> Vec<BatchWrite> {
+    let record_start = RECORD_BLOCKS_MAX - to_usize(record_run.count);
+    let is_adjacent = segments.first().is_some_and(|first| first.start == record_run.start.plus(record_run.count));
+    let mut block = RECORD_BLOCKS_MAX;
+    let mut first_end = RECORD_BLOCKS_MAX;
+    let mut writes = Vec::with_capacity(segments.len() + 1);
+    for (index, segment) in segments.iter().enumerate() {
+        let end = block + to_usize(segment.count);
+        if index == 0 && is_adjacent {
+            first_end = end;
+        } else {
+            let source = buffer.slice(blocks_to_bytes(block)..blocks_to_bytes(end));
+            writes.push(BatchWrite { address: segment.start, source });
+        }
+        block = end;
+    }
+    let source = buffer.slice(blocks_to_bytes(record_start)..blocks_to_bytes(first_end));
+    writes.push(BatchWrite { address: record_run.start, source });
+    writes
+}

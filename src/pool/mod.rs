@@ -1,0 +1,323 @@
+//! The pool: devices, free space, the lanes' logs, checkpoints and recovery.
+//!
+//! [`Pool`] is what the lanes share. Its locks are short and never held across an await. Blocks become free only
+//! in a [`Checkpoint`]; a failed device write or flush stops the pool ([`Pool::fail`]).
+
+mod catalog;
+mod checkpoint;
+mod devices;
+pub mod directory;
+mod log;
+mod open;
+mod recovery;
+mod space;
+mod status;
+
+pub use catalog::{Catalog, CatalogStore};
+pub use checkpoint::{Checkpoint, Progress};
+pub use devices::PoolDevice;
+pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Refusal};
+pub use open::{Limits, Parts, create, open};
+pub use recovery::RecoveryReport;
+pub use space::Space;
+pub use status::PoolStatus;
+
+use crate::crypto::{KeyRing, SessionKeys};
+use crate::disk::Device;
+use crate::error::IoError;
+use crate::format::bitmap::StretchBits;
+use crate::map::{Changes, LeafCache};
+use crate::meta::MetaStore;
+use crate::planted::{Bug, is_planted};
+use crate::units::{
+    Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
+};
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use uuid::Uuid;
+
+/// How the pool asks for attention. Implemented by who runs the lanes; must not block.
+pub trait Signals: Send + Sync {
+    /// A checkpoint should run soon.
+    fn want_checkpoint(&self);
+    /// A checkpoint ended: lanes look at their waiting requests again.
+    fn wake_lanes(&self);
+}
+
+/// What the other lanes and the checkpoint see of a lane.
+pub struct LaneShared {
+    /// The first record whose batch is not laid over the map, and where it is or will be.
+    position: Mutex<(ChainSequence, Address)>,
+    /// Records of laid batches, oldest first: free once a checkpoint contains them.
+    spent: Mutex<VecDeque<(ChainSequence, AddressRun)>>,
+    /// The last record whose batch, with all before it, is on the device.
+    completed: AtomicU64,
+    /// The last record known durable.
+    mark: AtomicU64,
+}
+
+/// What the stored leaves map, and what was stored last. Only a checkpoint changes it.
+pub(crate) struct StoredState {
+    /// Bitmaps of used blocks, by device and stretch.
+    used: Vec<Vec<StretchBits>>,
+    used_count: u64,
+    checkpoint: CheckpointId,
+}
+
+/// An open pool.
+pub struct Pool {
+    id: Uuid,
+    session: SessionId,
+    session_keys: Arc<SessionKeys>,
+    devices: Vec<PoolDevice>,
+    store: Arc<dyn MetaStore>,
+    keys: Arc<KeyRing>,
+    limits: Limits,
+    changes: Changes,
+    leaves: LeafCache,
+    space: Mutex<Space>,
+    stored: Mutex<StoredState>,
+    catalog: Mutex<Catalog>,
+    lanes: Box<[LaneShared]>,
+    /// First addresses of the lanes' chains, taken by their logs.
+    homes: Mutex<Vec<Option<AddressRun>>>,
+    next_sequence: AtomicU64,
+    /// Counts completed batches; what flushes compare.
+    write_generation: AtomicU64,
+    flushed_generation: AtomicU64,
+    cuts_begun: AtomicU64,
+    checkpoints_done: AtomicU64,
+    is_failed: AtomicBool,
+    failure: RwLock<Option<String>>,
+    /// Blocks whose mac did not match, counted since the pool was opened.
+    damaged_blocks: AtomicU64,
+    signals: OnceLock<Arc<dyn Signals>>,
+    recovery: RecoveryReport,
+    window_blocks: u64,
+    reserve_blocks: u64,
+}
+
+/// What a flush covers, taken when it starts.
+#[derive(Clone, Debug)]
+pub struct FlushStart {
+    generation: u64,
+    completed: Vec<ChainSequence>,
+}
+
+impl Pool {
+    /// The pool's id.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The current session.
+    #[must_use]
+    pub const fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Keys of the current session.
+    #[must_use]
+    pub fn session_keys(&self) -> &SessionKeys {
+        &self.session_keys
+    }
+
+    /// All keys.
+    #[must_use]
+    pub fn keys(&self) -> &KeyRing {
+        &self.keys
+    }
+
+    /// The metadata store. Never call it on a lane.
+    #[must_use]
+    pub fn store(&self) -> &dyn MetaStore {
+        &*self.store
+    }
+
+    /// Changes that no checkpoint holds.
+    #[must_use]
+    pub const fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Cached leaves.
+    #[must_use]
+    pub const fn leaves(&self) -> &LeafCache {
+        &self.leaves
+    }
+
+    /// Devices, by index.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
+        self.devices.iter().map(|device| &device.device)
+    }
+
+    /// Lanes of this open.
+    #[must_use]
+    pub fn lane_count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// What bounds the pool's memory and the length of recovery.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What recovery found at this open.
+    #[must_use]
+    pub const fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// Runs `look` on the catalog. Short: lanes wait for it when they open a volume.
+    pub fn with_catalog<R>(&self, look: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> R) -> R {
+        look(&mut self.catalog.lock(), CatalogStore { store: &*self.store, keys: &self.keys })
+    }
+
+    /// Tells the pool whom to signal; once.
+    pub fn set_signals(&self, signals: Arc<dyn Signals>) {
+        assert!(self.signals.set(signals).is_ok(), "a pool is run once");
+    }
+
+    /// The log of a lane; each can be taken once.
+    ///
+    /// # Panics
+    /// If it was taken.
+    pub fn take_log(&self, lane: LaneIndex) -> Log {
+        let home = self.homes.lock()[lane.as_usize()].take().expect("each lane's log is taken once");
+        Log::new(lane, home, self.lanes.len())
+    }
+
+    /// Numbers for so many blocks or removals.
+    pub fn take_sequences(&self, count: u64) -> Sequence {
+        Sequence::new(self.next_sequence.fetch_add(count, Ordering::Relaxed))
+    }
+
+    /// For each lane the last record known durable.
+    #[must_use]
+    pub fn marks(&self) -> Vec<ChainSequence> {
+        self.lanes.iter().map(|lane| ChainSequence::new(lane.mark.load(Ordering::Acquire))).collect()
+    }
+
+    /// Free runs for a lane to fill, leaving `floor` blocks free.
+    #[must_use]
+    pub fn reserve_window(&self, floor: u64) -> Vec<AddressRun> {
+        let mut space = self.space.lock();
+        // Near the floor, small windows leave something for the other lanes.
+        let scarce = space.free_count().saturating_sub(floor) / (4 * to_u64(self.lanes.len()));
+        let want = self.window_blocks.min(scarce.max(SCARCE_WINDOW_BLOCKS));
+        space.reserve(want, floor)
+    }
+
+    /// Blocks that only overwrites, removals and records may take.
+    #[must_use]
+    pub const fn reserve_blocks(&self) -> u64 {
+        self.reserve_blocks
+    }
+
+    /// Takes a batch into the pool's view, in the order of the lane's chain: runs `lay` under the guard that
+    /// keeps a cut away, then moves the lane's position behind the batch.
+    pub fn lay_batch(&self, lane: LaneIndex, batch: &DoneBatch, lay: impl FnOnce(&crate::map::LayGuard<'_>)) {
+        let shared = &self.lanes[lane.as_usize()];
+        let guard = self.changes.lay();
+        lay(&guard);
+        *shared.position.lock() = (batch.chain.next(), batch.record.next);
+        shared.spent.lock().push_back((batch.chain, batch.record_run));
+        shared.completed.store(batch.chain.get(), Ordering::Release);
+        self.write_generation.fetch_add(1, Ordering::AcqRel);
+        drop(guard);
+        let is_much = self.changes.active_count() >= self.limits.changes_soft_max
+            || to_u64(shared.spent.lock().len()) >= self.limits.records_soft_max;
+        if is_much {
+            self.want_checkpoint();
+        }
+    }
+
+    /// Whether writes must wait for the running checkpoint.
+    #[must_use]
+    pub fn is_change_limit_reached(&self) -> bool {
+        self.changes.active_count() >= self.limits.changes_hard_max
+    }
+
+    /// What a device flush that starts now will cover; `None` if nothing was written since the last one.
+    #[must_use]
+    pub fn begin_flush(&self) -> Option<FlushStart> {
+        let generation = self.write_generation.load(Ordering::Acquire);
+        if self.flushed_generation.load(Ordering::Acquire) >= generation {
+            return None;
+        }
+        let completed = self.lanes.iter().map(|lane| ChainSequence::new(lane.completed.load(Ordering::Acquire)));
+        Some(FlushStart { generation, completed: completed.collect() })
+    }
+
+    /// A device flush that began with `start` succeeded on every device.
+    pub fn end_flush(&self, start: &FlushStart) {
+        self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
+        for (lane, completed) in self.lanes.iter().zip(&start.completed) {
+            lane.mark.fetch_max(completed.get(), Ordering::AcqRel);
+        }
+    }
+
+    /// Asks for a checkpoint.
+    pub fn want_checkpoint(&self) {
+        if let Some(signals) = self.signals.get() {
+            signals.want_checkpoint();
+        }
+    }
+
+    /// Checkpoints whose cut has begun: one that begins later has a higher number.
+    #[must_use]
+    pub fn cuts_begun(&self) -> u64 {
+        self.cuts_begun.load(Ordering::Acquire)
+    }
+
+    /// Checkpoints that are done.
+    #[must_use]
+    pub fn checkpoints_done(&self) -> u64 {
+        self.checkpoints_done.load(Ordering::Acquire)
+    }
+
+    /// Stops writes for good: a device or `meta/` failed. Reads go on.
+    pub fn fail(&self, reason: String) {
+        let mut failure = self.failure.write();
+        if failure.is_none() {
+            tracing::error!(%reason, "the pool stops accepting writes");
+            *failure = Some(reason);
+        }
+        drop(failure);
+        self.is_failed.store(true, Ordering::Release);
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lanes();
+        }
+    }
+
+    /// Whether writes are refused.
+    ///
+    /// # Errors
+    /// [`IoError::Io`] after a failure.
+    pub fn check_writable(&self) -> Result<(), IoError> {
+        if self.is_failed.load(Ordering::Acquire) { Err(IoError::Io) } else { Ok(()) }
+    }
+
+    /// Counts a block that is damaged on its device.
+    pub fn count_damaged_block(&self) {
+        self.damaged_blocks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Frees blocks at once: only for the planted bug.
+    pub fn free_early(&self, address: Address) {
+        if is_planted(Bug::ReuseBeforeCheckpoint) {
+            self.space.lock().free(address);
+        }
+    }
+
+    fn device(&self, index: DeviceIndex) -> &PoolDevice {
+        &self.devices[index.as_usize()]
+    }
+}
+
+/// A window near the floor.
+const SCARCE_WINDOW_BLOCKS: u64 = 32;

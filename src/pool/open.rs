@@ -1,0 +1,400 @@
+//! Making a pool and opening one, given its parts: devices, metadata store and master key.
+//!
+//! Opening ends with a checkpoint that stores what recovery found and starts the new session's chains;
+//! before it is done nothing else is written.
+
+use crate::crypto::{DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite};
+use crate::disk::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bitmap::{self, STRETCH_WORDS};
+use crate::format::catalog::{CheckpointRecord, DomainRecord, LANES_MAX};
+use crate::format::device_header::DeviceHeader;
+use crate::format::key;
+use crate::format::session::Session;
+use crate::map::{Changes, LeafCache, Lineage};
+use crate::meta::{Durability, MetaOp, MetaStore, Table};
+use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
+use crate::pool::checkpoint::Checkpoint;
+use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
+use crate::pool::recovery::{Recovered, Source, replay};
+use crate::pool::space::Space;
+use crate::pool::{LaneShared, Pool, StoredState};
+use crate::units::{
+    Address, AddressRun, ChainSequence, CheckpointId, DomainId, Epoch, KeyGeneration, STRETCH_BLOCKS, Sequence,
+    SessionId, TreeId, to_u64, to_usize,
+};
+use parking_lot::{Mutex, RwLock};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
+use uuid::Uuid;
+
+/// What bounds the pool's memory and the length of recovery.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Changes that start a checkpoint.
+    pub changes_soft_max: u64,
+    /// Changes at which writes wait for the running checkpoint.
+    pub changes_hard_max: u64,
+    /// Records of one lane that start a checkpoint.
+    pub records_soft_max: u64,
+    /// Decoded leaves that are kept.
+    pub cached_leaves_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // 100,000 changes are 400 MiB of log: recovery reads that in well under two seconds from NVMe.
+        Self { changes_soft_max: 100_000, changes_hard_max: 400_000, records_soft_max: 20_000, cached_leaves_max: 40_960 }
+    }
+}
+
+/// What a pool is made of.
+pub struct Parts {
+    /// The pool's id.
+    pub id: Uuid,
+    /// How blocks are encrypted.
+    pub suite: Suite,
+    /// The unwrapped master key.
+    pub master: MasterKey,
+    /// Devices and their ids, by index.
+    pub devices: Vec<(Arc<dyn Device>, Uuid)>,
+    /// The metadata store.
+    pub store: Arc<dyn MetaStore>,
+    /// Lanes that will run.
+    pub lane_count: u16,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Largest window of a lane.
+const WINDOW_BLOCKS_MAX: u64 = STRETCH_BLOCKS;
+/// Smallest window of a lane, on tiny pools.
+const WINDOW_BLOCKS_MIN: u64 = 48;
+/// Blocks that nothing but the start of a lane's chain at open may take.
+pub const HOME_RESERVE_BLOCKS: u64 = LANES_MAX as u64;
+
+/// Writes the first contents of a pool: headers, the pool's own domain, a first session.
+///
+/// # Errors
+/// The failure of a device or of the metadata store.
+pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
+    let keys = KeyRing::new(parts.suite, parts.master.copy());
+    let mut salt = [0; 32];
+    random(&mut salt);
+    let session = Session { id: SessionId::new(1), first_sequence: Sequence::new(1), salt };
+    keys.add_session(session.id, session.first_sequence, salt);
+    let domain_key = DomainKey::generate(random);
+    let generation = KeyGeneration::new(0);
+    let wrapped = domain_key.wrap(&parts.master, &domain_associated(parts.id, DomainId::new(0), generation), random);
+    let domain = DomainRecord { id: DomainId::new(0), keys: vec![(generation, wrapped)] };
+    let record_key = key::domain(domain.id);
+    let sealed = keys.seal(SealKind::Domain, &record_key, &domain.encode());
+    let session_mac = parts.master.static_mac(Purpose::Session);
+    let batch = [
+        MetaOp::Put(Table::Sessions, key::session(session.id), session.encode(&session_mac)),
+        MetaOp::Put(Table::Catalog, record_key, sealed),
+    ];
+    parts.store.commit(&batch, Durability::Synced).map_err(|error| meta_error("Creating meta/", error))?;
+    let mac = header_mac(&parts.master);
+    for (device, expected) in parts.devices.iter().zip(expected_devices(parts)) {
+        let pool_device = PoolDevice::new(Arc::clone(&device.0), &expected);
+        for _copy in 0..2 {
+            let written = pool_device.write_header(parts.id, session.id, CheckpointId::new(0), &mac);
+            written.map_err(|error| {
+                Error::new(ErrorKind::Other, format!("Writing the header of {} failed: {error}", device.0.name()))
+                    .with_source(error)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a pool: checks its parts, recovers, and starts a session.
+///
+/// # Errors
+/// [`ErrorKind::Integrity`] naming what is foreign, older or damaged; the failure of a device or of `meta/`.
+pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
+    let keys = KeyRing::new(parts.suite, parts.master.copy());
+    let (devices, headers) = open_devices(&parts)?;
+    let last_session = load_sessions(&parts, &keys)?;
+    load_domains(&parts, &keys)?;
+    let checkpoint = load_checkpoint(&parts, &keys)?;
+    check_age(&parts, &headers, &checkpoint, last_session)?;
+    let at = CatalogStore { store: &*parts.store, keys: &keys };
+    let catalog = Catalog::load(at, checkpoint.next_tree)?;
+    let block_counts: Vec<u64> = devices.iter().map(PoolDevice::block_count).collect();
+    let mut space = Space::new(&block_counts);
+    let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
+    stored.checkpoint = checkpoint.id;
+    let raw_devices: Vec<Arc<dyn Device>> = parts.devices.iter().map(|(device, _)| Arc::clone(device)).collect();
+    let source = Source { pool: parts.id, devices: &raw_devices, keys: &keys, catalog: &catalog, space: &space };
+    let recovered = replay(&source, &checkpoint.chains, checkpoint.next_sequence)?;
+    claim(&mut space, &recovered);
+    let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
+    let pool = assemble(parts, keys, devices, Loaded { catalog, space, stored }, &recovered, session)?;
+    {
+        let lay = pool.changes.lay();
+        for (key, change) in &recovered.changes {
+            lay.lay(*key, *change);
+        }
+    }
+    pool.lanes[0].spent.lock().extend(recovered.record_runs.iter().map(|run| (ChainSequence::new(0), *run)));
+    Checkpoint::begin(Arc::clone(&pool)).run()?;
+    Ok(pool)
+}
+
+impl Pool {
+    /// The tree and epoch, then their parents.
+    #[must_use]
+    pub fn lineage_from(&self, newest: (TreeId, Epoch)) -> Lineage {
+        let catalog = self.catalog.lock();
+        let mut lineage = vec![newest];
+        let mut tree = newest.0;
+        while let Some(parent) = catalog.tree(tree).and_then(|record| record.parent) {
+            lineage.push(parent);
+            tree = parent.0;
+        }
+        Lineage(lineage)
+    }
+}
+
+struct Loaded {
+    catalog: Catalog,
+    space: Space,
+    stored: StoredState,
+}
+
+fn assemble(
+    parts: Parts,
+    keys: KeyRing,
+    devices: Vec<PoolDevice>,
+    loaded: Loaded,
+    recovered: &Recovered,
+    session: SessionId,
+) -> Result<Arc<Pool>> {
+    let Loaded { catalog, mut space, stored } = loaded;
+    let lane_count = usize::from(parts.lane_count);
+    assert!((1..=LANES_MAX).contains(&lane_count), "the caller bounds the number of lanes");
+    let block_count = space.block_count();
+    let window_blocks = (block_count / (32 * to_u64(lane_count))).clamp(WINDOW_BLOCKS_MIN, WINDOW_BLOCKS_MAX);
+    let mut lanes = Vec::new();
+    let mut homes = Vec::new();
+    for _lane in 0..lane_count {
+        let share = (space.free_count() / (4 * to_u64(lane_count))).max(1);
+        let Some((home, rest)) = split_first(space.reserve(window_blocks.min(share), 0)) else {
+            return Err(Error::new(ErrorKind::NoSpace, "The pool has not one free block for the log of a lane")
+                .with_hint("Open it with fewer lanes (--lanes 1), or grow it"));
+        };
+        rest.into_iter().for_each(|run| space.free_run(run));
+        lanes.push(LaneShared {
+            position: Mutex::new((ChainSequence::new(1), home.start)),
+            spent: Mutex::new(VecDeque::new()),
+            completed: AtomicU64::new(0),
+            mark: AtomicU64::new(0),
+        });
+        homes.push(Some(home));
+    }
+    let session_keys = keys.current();
+    Ok(Arc::new(Pool {
+        id: parts.id,
+        session,
+        session_keys,
+        devices,
+        store: parts.store,
+        keys: Arc::new(keys),
+        limits: parts.limits,
+        changes: Changes::default(),
+        leaves: LeafCache::new(parts.limits.cached_leaves_max),
+        space: Mutex::new(space),
+        stored: Mutex::new(stored),
+        catalog: Mutex::new(catalog),
+        lanes: lanes.into_boxed_slice(),
+        homes: Mutex::new(homes),
+        next_sequence: AtomicU64::new(recovered.next_sequence.get()),
+        write_generation: AtomicU64::new(1),
+        flushed_generation: AtomicU64::new(0),
+        cuts_begun: AtomicU64::new(0),
+        checkpoints_done: AtomicU64::new(0),
+        is_failed: AtomicBool::new(false),
+        failure: RwLock::new(None),
+        damaged_blocks: AtomicU64::new(0),
+        signals: OnceLock::new(),
+        recovery: recovered.report,
+        window_blocks,
+        reserve_blocks: (block_count / 64).clamp(2 * HOME_RESERVE_BLOCKS, 16_384),
+    }))
+}
+
+fn split_first(runs: Vec<AddressRun>) -> Option<(AddressRun, Vec<AddressRun>)> {
+    let mut runs = runs.into_iter();
+    Some((runs.next()?, runs.collect()))
+}
+
+fn expected_devices(parts: &Parts) -> Vec<ExpectedDevice> {
+    let index = (0..).map(crate::units::DeviceIndex::new);
+    let devices = parts.devices.iter().zip(index);
+    devices
+        .map(|((device, id), index)| ExpectedDevice {
+            pool: parts.id,
+            id: *id,
+            index,
+            block_count: device.size_bytes() / crate::units::BLOCK_SIZE_U64,
+        })
+        .collect()
+}
+
+fn open_devices(parts: &Parts) -> Result<(Vec<PoolDevice>, Vec<DeviceHeader>)> {
+    let mac = header_mac(&parts.master);
+    let expected = expected_devices(parts);
+    let opened = parts.devices.iter().zip(&expected).map(|((device, _), expected)| {
+        let (opened, header) = PoolDevice::open(Arc::clone(device), expected, &mac)?;
+        if header.block_count > expected.block_count {
+            let message = format!("Device {} has shrunk since it was added to the pool", device.name());
+            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it to its full size"));
+        }
+        Ok((opened, header))
+    });
+    Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+}
+
+fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
+    let mac = parts.master.static_mac(Purpose::Session);
+    let found = parts.store.scan(Table::Sessions, &[], &[], usize::MAX);
+    let mut last = None;
+    for (_, value) in found.map_err(|error| meta_error("Reading sessions", error))? {
+        let session = Session::decode(&value, &mac).map_err(|error| {
+            Error::new(ErrorKind::Integrity, format!("A session record in meta/ is damaged or of another pool: {error}"))
+                .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
+        })?;
+        keys.add_session(session.id, session.first_sequence, session.salt);
+        last = last.max(Some(session.id));
+    }
+    last.ok_or_else(|| {
+        Error::new(ErrorKind::Integrity, "meta/ is empty: it holds no session of this pool")
+            .with_hint("Restore meta/ and the devices from the same backup")
+    })
+}
+
+fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
+    let damaged = |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
+    let found = parts.store.scan(Table::Catalog, key::DOMAIN_PREFIX, b"E", usize::MAX);
+    for (record_key, value) in found.map_err(|error| meta_error("Reading domains", error))? {
+        let body = keys.open(SealKind::Domain, &record_key, &value).map_err(|error| damaged(&error.to_string()))?;
+        let record = DomainRecord::decode(&body).map_err(|error| damaged(&error.to_string()))?;
+        for (generation, wrapped) in record.keys {
+            let associated = domain_associated(parts.id, record.id, generation);
+            let unwrapped = DomainKey::unwrap(&wrapped, &parts.master, &associated);
+            let domain_key = unwrapped.map_err(|_| damaged("its key does not unwrap"))?;
+            keys.add_domain_key(record.id, generation, domain_key);
+        }
+    }
+    Ok(())
+}
+
+fn load_checkpoint(parts: &Parts, keys: &KeyRing) -> Result<CheckpointRecord> {
+    let value = parts.store.get(Table::Catalog, key::CHECKPOINT).map_err(|error| meta_error("Reading the checkpoint", error))?;
+    let Some(value) = value else {
+        let (next_tree, next_sequence) = (TreeId::new(1), Sequence::new(1));
+        return Ok(CheckpointRecord { id: CheckpointId::new(0), next_tree, next_sequence, chains: Vec::new() });
+    };
+    let damaged = |reason: String| {
+        Error::new(ErrorKind::Integrity, format!("The checkpoint record in meta/ is damaged: {reason}"))
+            .with_hint("Restore meta/ and the devices from the same backup")
+    };
+    let body = keys.open(SealKind::Checkpoint, key::CHECKPOINT, &value).map_err(|error| damaged(error.to_string()))?;
+    CheckpointRecord::decode(&body).map_err(|error| damaged(error.to_string()))
+}
+
+/// Refuses a device or a `meta/` that is older than the other: one of them was restored alone.
+fn check_age(parts: &Parts, headers: &[DeviceHeader], checkpoint: &CheckpointRecord, last_session: SessionId) -> Result<()> {
+    for (header, (device, _)) in headers.iter().zip(&parts.devices) {
+        let name = device.name();
+        if header.checkpoint > checkpoint.id || header.session > last_session {
+            return Err(Error::new(
+                ErrorKind::Integrity,
+                format!(
+                    "meta/ is older than device {name}: it holds checkpoint {} and the device knows of {}",
+                    checkpoint.id, header.checkpoint
+                ),
+            )
+            .with_hint("Restore meta/ and the devices from the same backup"));
+        }
+        if header.checkpoint.get() + 1 < checkpoint.id.get() {
+            return Err(Error::new(
+                ErrorKind::Integrity,
+                format!(
+                    "Device {name} is older than meta/: it knows of checkpoint {} and meta/ holds {}",
+                    header.checkpoint, checkpoint.id
+                ),
+            )
+            .with_hint("Restore meta/ and the devices from the same backup"));
+        }
+    }
+    Ok(())
+}
+
+fn load_used(parts: &Parts, keys: &KeyRing, block_counts: &[u64], space: &mut Space) -> Result<StoredState> {
+    let stretches = |count: &u64| vec![[0; STRETCH_WORDS]; to_usize(count.div_ceil(STRETCH_BLOCKS))];
+    let mut used: Vec<Vec<bitmap::StretchBits>> = block_counts.iter().map(stretches).collect();
+    let mut used_count = 0;
+    let damaged = |reason: &str| {
+        Error::new(ErrorKind::Integrity, format!("The bitmap of used blocks in meta/ is damaged: {reason}"))
+            .with_hint("Restore meta/ and the devices from the same backup")
+    };
+    let found = parts.store.scan(Table::Used, &[], &[], usize::MAX);
+    for (stretch_key, value) in found.map_err(|error| meta_error("Reading the bitmap of used blocks", error))? {
+        let (device, stretch) = key::parse_stretch(&stretch_key).map_err(|error| damaged(&error.to_string()))?;
+        let body = keys.open(SealKind::Used, &stretch_key, &value).map_err(|error| damaged(&error.to_string()))?;
+        let bits = bitmap::decode(&body).map_err(|error| damaged(&error.to_string()))?;
+        let place = used.get_mut(device.as_usize()).and_then(|device| device.get_mut(to_usize(stretch)));
+        *place.ok_or_else(|| damaged("it names a place behind the device's end"))? = bits;
+        for block in 0..STRETCH_BLOCKS {
+            if bits[to_usize(block >> 6)] >> (block & 63) & 1 == 1 {
+                let address = Address::new(device, stretch * STRETCH_BLOCKS + block);
+                if !space.is_valid(address) || !space.claim(address) {
+                    return Err(damaged("it names a block that cannot be used"));
+                }
+                used_count += 1;
+            }
+        }
+    }
+    Ok(StoredState { used, used_count, checkpoint: CheckpointId::new(0) })
+}
+
+/// Allocates what the log holds: it is in no stored leaf yet, but for what an interrupted checkpoint stored.
+fn claim(space: &mut Space, recovered: &Recovered) {
+    for run in &recovered.record_runs {
+        for step in 0..run.count {
+            let is_new = space.claim(run.start.plus(step));
+            assert!(is_new, "a record lies in a block that a leaf maps");
+        }
+    }
+    for change in recovered.changes.values() {
+        if let Some(entry) = change.entry {
+            space.claim(entry.address());
+        }
+    }
+}
+
+fn begin_session(
+    parts: &Parts,
+    keys: &KeyRing,
+    last: SessionId,
+    first_sequence: Sequence,
+    random: Random<'_>,
+) -> Result<SessionId> {
+    let mut salt = [0; 32];
+    random(&mut salt);
+    let session = Session { id: SessionId::new(last.get() + 1), first_sequence, salt };
+    let value = session.encode(&parts.master.static_mac(Purpose::Session));
+    let batch = [MetaOp::Put(Table::Sessions, key::session(session.id), value)];
+    parts.store.commit(&batch, Durability::Synced).map_err(|error| meta_error("Starting a session", error))?;
+    keys.add_session(session.id, first_sequence, salt);
+    Ok(session.id)
+}
+
+/// Binds a wrapped key to its pool, domain and generation.
+fn domain_associated(pool: Uuid, domain: DomainId, generation: KeyGeneration) -> Vec<u8> {
+    [pool.as_bytes(), &domain.get().to_le_bytes()[..], &[generation.get()]].concat()
+}

@@ -1,0 +1,263 @@
+//! Recovery: follows the chains that the last checkpoint names and gives the changes since then.
+//!
+//! It only reads, so a crash inside it changes nothing. A record counts if its seal, session, lane, chain sequence
+//! and address hold. A chain that ends before its mark is refused, never skipped: something durable is gone.
+//! Blocks of records above the mark are verified, since parts of a batch may be missing; one that fails
+//! keeps its old mapping.
+
+use crate::crypto::{CipherCache, KeyRing};
+use crate::disk::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::ChainStart;
+use crate::format::entry::Entry;
+use crate::format::record::{Record, RecordHead, RecordPlace, WriteRun};
+use crate::map::{Change, ChangeKey};
+use crate::planted::{Bug, is_planted};
+use crate::pool::{Catalog, Space};
+use crate::units::{
+    Address, AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, ChainSequence, LaneIndex, Sequence, blocks_to_bytes, to_u64, to_usize,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Blocks that one read takes: a whole window's worth of batches at a time.
+const CHUNK_BLOCKS: u64 = 512;
+
+/// What recovery found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Records that count.
+    pub record_count: u64,
+    /// Changes that they gave.
+    pub change_count: u64,
+    /// Blocks above the marks that the crash lost or tore: their writes were never flushed.
+    pub lost_block_count: u64,
+    /// Blocks at or below the marks whose mac does not match: damage. They read as errors.
+    pub damaged_block_count: u64,
+}
+
+/// Changes and blocks since the last checkpoint.
+pub struct Recovered {
+    /// The newest change of each block.
+    pub changes: BTreeMap<ChangeKey, Change>,
+    /// Blocks of the records.
+    pub record_runs: Vec<AddressRun>,
+    /// Above every sequence that counts.
+    pub next_sequence: Sequence,
+    /// For people.
+    pub report: RecoveryReport,
+}
+
+/// What recovery reads.
+pub struct Source<'a> {
+    /// The pool.
+    pub pool: Uuid,
+    /// Its devices.
+    pub devices: &'a [Arc<dyn Device>],
+    /// Its keys.
+    pub keys: &'a KeyRing,
+    /// Its trees.
+    pub catalog: &'a Catalog,
+    /// To check addresses.
+    pub space: &'a Space,
+}
+
+/// A change that a record holds.
+struct Found {
+    key: ChangeKey,
+    change: Change,
+    lane: LaneIndex,
+    chain: ChainSequence,
+    is_intact: bool,
+}
+
+/// Follows all chains.
+///
+/// # Errors
+/// A device's failure, or [`ErrorKind::Integrity`] for a chain that ends before its mark.
+pub fn replay(source: &Source<'_>, starts: &[ChainStart], next_sequence: Sequence) -> Result<Recovered> {
+    let mut walk = Walk {
+        source,
+        chunk: None,
+        ciphers: CipherCache::default(),
+        found: Vec::new(),
+        record_runs: Vec::new(),
+        marks: BTreeMap::new(),
+        report: RecoveryReport::default(),
+    };
+    let mut ends = BTreeMap::new();
+    for start in starts {
+        let end = walk.follow(start)?;
+        ends.insert(start.lane, end);
+    }
+    for (lane, mark) in &walk.marks {
+        let end = ends.get(lane).copied().unwrap_or_default();
+        if end < *mark {
+            return Err(Error::new(
+                ErrorKind::Integrity,
+                format!("The log of lane {lane} ends at record {end}, but record {mark} was flushed: flushed writes are missing"),
+            )
+            .with_hint("A device lost or damaged what it had confirmed; restore the pool from a backup"));
+        }
+    }
+    Ok(walk.finish(next_sequence))
+}
+
+struct Walk<'a> {
+    source: &'a Source<'a>,
+    /// The last bytes read: where they start, and they.
+    chunk: Option<(Address, Vec<u8>)>,
+    ciphers: CipherCache,
+    found: Vec<Found>,
+    record_runs: Vec<AddressRun>,
+    marks: BTreeMap<LaneIndex, ChainSequence>,
+    report: RecoveryReport,
+}
+
+impl Walk<'_> {
+    /// Follows one chain; returns the number of its last record that counts.
+    fn follow(&mut self, start: &ChainStart) -> Result<ChainSequence> {
+        let mut place = RecordPlace {
+            pool: self.source.pool,
+            session: start.session,
+            lane: start.lane,
+            chain: start.chain,
+            address: start.address,
+        };
+        loop {
+            let Some((record, block_count)) = self.read_record(&mut place)? else {
+                return Ok(ChainSequence::new(place.chain.get() - 1));
+            };
+            self.check_addresses(&record, &place)?;
+            self.record_runs.push(AddressRun { start: place.address, count: to_u64(block_count) });
+            self.report.record_count += 1;
+            for (lane, mark) in (0..).map(LaneIndex::new).zip(&record.marks) {
+                let highest = self.marks.entry(lane).or_default();
+                *highest = (*highest).max(*mark);
+            }
+            self.take(&record, &place)?;
+            place.chain = place.chain.next();
+            place.address = record.next;
+        }
+    }
+
+    fn read_record(&mut self, place: &mut RecordPlace) -> Result<Option<(Record, usize)>> {
+        let first = self.read(place.address, 1)?;
+        let Ok(head) = RecordHead::decode(&first) else { return Ok(None) };
+        if is_planted(Bug::StaleRecordAccepted) {
+            (place.session, place.lane, place.chain) = (head.session, head.lane, head.chain);
+        }
+        let end = place.address.block() + to_u64(head.block_count);
+        if end > self.device_blocks(place.address) {
+            return Ok(None);
+        }
+        let bytes = self.read(place.address, to_u64(head.block_count))?;
+        let Some(keys) = self.source.keys.session(place.session) else { return Ok(None) };
+        Ok(Record::decode(&bytes, place, &keys).ok().map(|record| (record, head.block_count)))
+    }
+
+    /// A sealed record names only blocks that exist: anything else is our own bug, not to be built upon.
+    fn check_addresses(&self, record: &Record, place: &RecordPlace) -> Result<()> {
+        let last = |run: &AddressRun| run.start.plus(run.count - 1);
+        let segments_exist = record.segments.iter().all(|run| self.is_valid(run.start) && self.is_valid(last(run)));
+        if segments_exist && self.is_valid(record.next) {
+            return Ok(());
+        }
+        let message = format!("Record {} of lane {} names a block that does not exist", place.chain, place.lane);
+        Err(Error::new(ErrorKind::Integrity, message).with_hint("Has a device been replaced by a smaller one?"))
+    }
+
+    fn is_valid(&self, address: Address) -> bool {
+        self.source.space.is_valid(address)
+    }
+
+    /// Takes the changes of a record.
+    fn take(&mut self, record: &Record, place: &RecordPlace) -> Result<()> {
+        let mut blocks = record.segments.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step)));
+        let mut macs = record.macs.iter();
+        for run in &record.runs {
+            for index in 0..u64::from(run.count) {
+                let (Some(address), Some(mac)) = (blocks.next(), macs.next()) else {
+                    unreachable!("the codec checked that the counts agree")
+                };
+                self.take_block(run, index, Entry::new(address, run.generation, run.sequence.plus(index), *mac), place)?;
+            }
+        }
+        for removal in &record.removals {
+            for index in 0..u64::from(removal.count) {
+                let key = ChangeKey { tree: removal.tree, block: removal.block.plus(index), epoch: removal.epoch };
+                let change = Change { sequence: removal.sequence, entry: None };
+                self.found.push(Found { key, change, lane: place.lane, chain: place.chain, is_intact: true });
+            }
+        }
+        Ok(())
+    }
+
+    fn take_block(&mut self, run: &WriteRun, index: u64, entry: Entry, place: &RecordPlace) -> Result<()> {
+        let Some(tree) = self.source.catalog.tree(run.tree).copied() else { return Ok(()) };
+        let bytes = self.read(entry.address(), 1)?;
+        let cipher = self.ciphers.get(self.source.keys, tree.domain, entry.generation(), entry.sequence());
+        let is_intact = cipher.is_some_and(|cipher| cipher.verify(entry.sequence(), &bytes, entry.mac()));
+        let key = ChangeKey { tree: run.tree, block: run.block.plus(index), epoch: run.epoch };
+        let change = Change { sequence: entry.sequence(), entry: Some(entry) };
+        let is_intact = is_intact || is_planted(Bug::RecoveryTrustsData);
+        self.found.push(Found { key, change, lane: place.lane, chain: place.chain, is_intact });
+        Ok(())
+    }
+
+    fn finish(mut self, next_sequence: Sequence) -> Recovered {
+        let mut next_sequence = next_sequence.get();
+        let mut changes: BTreeMap<ChangeKey, Change> = BTreeMap::new();
+        self.found.sort_by_key(|found| found.change.sequence);
+        for found in self.found {
+            next_sequence = next_sequence.max(found.change.sequence.get() + 1);
+            if !self.source.catalog.is_living(found.key.tree) {
+                continue;
+            }
+            if !found.is_intact {
+                let mark = self.marks.get(&found.lane).copied().unwrap_or_default();
+                if found.chain > mark {
+                    self.report.lost_block_count += 1;
+                    continue;
+                }
+                self.report.damaged_block_count += 1;
+            }
+            changes.insert(found.key, found.change);
+        }
+        self.report.change_count = to_u64(changes.len());
+        Recovered {
+            changes,
+            record_runs: self.record_runs,
+            next_sequence: Sequence::new(next_sequence),
+            report: self.report,
+        }
+    }
+
+    fn device_blocks(&self, address: Address) -> u64 {
+        self.source.devices[address.device().as_usize()].size_bytes() / BLOCK_SIZE_U64
+    }
+
+    /// Blocks of a device, through the chunk that was read last.
+    fn read(&mut self, address: Address, count: u64) -> Result<Vec<u8>> {
+        let is_inside = self.chunk.as_ref().is_some_and(|(start, bytes)| {
+            start.device() == address.device()
+                && start.block() <= address.block()
+                && address.block() + count <= start.block() + to_u64(bytes.len() / BLOCK_SIZE)
+        });
+        if !is_inside {
+            let blocks = CHUNK_BLOCKS.min(self.device_blocks(address).saturating_sub(address.block())).max(count);
+            let device = &self.source.devices[address.device().as_usize()];
+            let mut bytes = vec![0; blocks_to_bytes(to_usize(blocks))];
+            device.read_at(address.offset_bytes(), &mut bytes).map_err(|error| {
+                Error::new(ErrorKind::Other, format!("Reading the log on {} at {address} failed: {error}", device.name()))
+                    .with_hint("Repair the device or its connection, then open the pool again; nothing was changed")
+                    .with_source(error)
+            })?;
+            self.chunk = Some((address, bytes));
+        }
+        let (start, bytes) = self.chunk.as_ref().expect("read just now");
+        let from = blocks_to_bytes(to_usize(address.block() - start.block()));
+        Ok(bytes[from..from + blocks_to_bytes(to_usize(count))].to_vec())
+    }
+}

@@ -1,0 +1,255 @@
+//! Free space: which blocks of the devices are allocated, and windows of free ones for the lanes.
+//!
+//! A block is allocated here when stored leaves map it, when a change or a record since the last checkpoint is
+//! in it, when it waits in quarantine for a checkpoint, or when a lane has reserved it.
+
+use crate::format::bitmap::{STRETCH_WORDS, StretchBits, replace};
+use crate::format::device_header::FRONT_BLOCKS;
+use crate::units::{Address, AddressRun, DeviceIndex, STRETCH_BLOCKS, to_u64, to_usize};
+
+/// Runs that one reservation may have: bounds the segments of a record.
+pub const WINDOW_RUNS_MAX: usize = 96;
+
+struct DeviceSpace {
+    block_count: u64,
+    allocated: Vec<StretchBits>,
+    free_in: Vec<u16>,
+}
+
+/// The free space of a pool.
+pub struct Space {
+    devices: Vec<DeviceSpace>,
+    free_count: u64,
+    block_count: u64,
+    /// Device and stretch where the search for a wholly free stretch goes on.
+    rotor: (usize, usize),
+}
+
+impl Space {
+    /// All blocks of the devices are free, but for the front of each.
+    #[must_use]
+    pub fn new(device_blocks: &[u64]) -> Self {
+        let devices: Vec<DeviceSpace> = device_blocks.iter().map(|count| DeviceSpace::new(*count)).collect();
+        let free_count = devices.iter().flat_map(|device| &device.free_in).map(|free| u64::from(*free)).sum();
+        Self { devices, free_count, block_count: free_count, rotor: (0, 0) }
+    }
+
+    /// Blocks that nothing holds.
+    #[must_use]
+    pub const fn free_count(&self) -> u64 {
+        self.free_count
+    }
+
+    /// Blocks that can hold data or records.
+    #[must_use]
+    pub const fn block_count(&self) -> u64 {
+        self.block_count
+    }
+
+    /// Whether the address is a block of a device behind its front.
+    #[must_use]
+    pub fn is_valid(&self, address: Address) -> bool {
+        let device = self.devices.get(address.device().as_usize());
+        device.is_some_and(|device| address.block() >= FRONT_BLOCKS && address.block() < device.block_count)
+    }
+
+    /// Whether a block is allocated.
+    #[must_use]
+    pub fn is_allocated(&self, address: Address) -> bool {
+        let device = &self.devices[address.device().as_usize()];
+        let bits = &device.allocated[to_usize(address.block() / STRETCH_BLOCKS)];
+        let block = address.block() % STRETCH_BLOCKS;
+        bits[to_usize(block >> 6)] >> (block & 63) & 1 == 1
+    }
+
+    /// Allocates one block by address; `false` if it was allocated before.
+    ///
+    /// # Panics
+    /// If the address is not valid.
+    pub fn claim(&mut self, address: Address) -> bool {
+        assert!(self.is_valid(address), "an address behind the device's end was not checked: {address}");
+        let was = self.set(address, true);
+        !was
+    }
+
+    /// Frees a block.
+    ///
+    /// # Panics
+    /// If it is free: nothing is freed twice.
+    pub fn free(&mut self, address: Address) {
+        let was = self.set(address, false);
+        assert!(was, "{address} is freed twice");
+    }
+
+    /// Frees a run of blocks.
+    ///
+    /// # Panics
+    /// If one of them is free.
+    pub fn free_run(&mut self, run: AddressRun) {
+        for step in 0..run.count {
+            self.free(run.start.plus(step));
+        }
+    }
+
+    /// Reserves free runs of one stretch, at most `want` blocks together, so that at least `floor` blocks stay
+    /// free. Takes a wholly free stretch if there is one, else the emptiest; longest runs first. Empty if
+    /// nothing may be taken.
+    pub fn reserve(&mut self, want: u64, floor: u64) -> Vec<AddressRun> {
+        let want = want.min(self.free_count.saturating_sub(floor));
+        if want == 0 {
+            return Vec::new();
+        }
+        let (device, stretch) = self.choose();
+        let mut runs = self.devices[device].free_runs(stretch);
+        runs.sort_by_key(|(start, count)| (std::cmp::Reverse(*count), *start));
+        let mut window = Vec::new();
+        let mut left = want;
+        for (start, count) in runs.into_iter().take(WINDOW_RUNS_MAX) {
+            if left == 0 {
+                break;
+            }
+            let count = count.min(left);
+            left -= count;
+            let device = DeviceIndex::new(u8::try_from(device).expect("a pool has at most 32 devices"));
+            let run = AddressRun { start: Address::new(device, start), count };
+            for step in 0..count {
+                self.set(run.start.plus(step), true);
+            }
+            window.push(run);
+        }
+        window
+    }
+
+    fn set(&mut self, address: Address, value: bool) -> bool {
+        let device = &mut self.devices[address.device().as_usize()];
+        let stretch = to_usize(address.block() / STRETCH_BLOCKS);
+        let was = replace(&mut device.allocated[stretch], address.block() % STRETCH_BLOCKS, value);
+        match (was, value) {
+            (false, true) => {
+                device.free_in[stretch] -= 1;
+                self.free_count -= 1;
+            }
+            (true, false) => {
+                device.free_in[stretch] += 1;
+                self.free_count += 1;
+            }
+            _ => {}
+        }
+        was
+    }
+
+    /// The next wholly free stretch behind the rotor, else the emptiest of all.
+    fn choose(&mut self) -> (usize, usize) {
+        let full = u16::try_from(STRETCH_BLOCKS).expect("a stretch has 4096 blocks");
+        let device_count = self.devices.len();
+        let mut best = (0, 0, 0);
+        for turn in 0..=device_count {
+            let index = (self.rotor.0 + turn) % device_count;
+            let start = if turn == 0 { self.rotor.1 } else { 0 };
+            for (stretch, free) in self.devices[index].free_in.iter().enumerate().skip(start) {
+                if *free == full {
+                    self.rotor = (index, stretch);
+                    return (index, stretch);
+                }
+                if *free > best.0 {
+                    best = (*free, index, stretch);
+                }
+            }
+        }
+        (best.1, best.2)
+    }
+}
+
+impl DeviceSpace {
+    fn new(block_count: u64) -> Self {
+        let stretches = to_usize(block_count.div_ceil(STRETCH_BLOCKS));
+        let mut allocated = vec![[0; STRETCH_WORDS]; stretches];
+        for block in (0..FRONT_BLOCKS).chain(block_count..to_u64(stretches) * STRETCH_BLOCKS) {
+            replace(&mut allocated[to_usize(block / STRETCH_BLOCKS)], block % STRETCH_BLOCKS, true);
+        }
+        let free_in = allocated.iter().map(free_bits).collect();
+        Self { block_count, allocated, free_in }
+    }
+
+    /// First block and length of each free run of a stretch.
+    fn free_runs(&self, stretch: usize) -> Vec<(u64, u64)> {
+        let bits = &self.allocated[stretch];
+        let base = to_u64(stretch) * STRETCH_BLOCKS;
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        let mut block = 0;
+        while block < STRETCH_BLOCKS {
+            let word = bits[to_usize(block >> 6)] >> (block & 63);
+            if word & 1 == 1 {
+                block += u64::from(word.trailing_ones()).min(64 - (block & 63));
+                continue;
+            }
+            let count = u64::from(word.trailing_zeros()).min(64 - (block & 63));
+            match runs.last_mut() {
+                Some((start, len)) if *start + *len == base + block => *len += count,
+                _ => runs.push((base + block, count)),
+            }
+            block += count;
+        }
+        runs
+    }
+}
+
+fn free_bits(bits: &StretchBits) -> u16 {
+    let free: u32 = bits.iter().map(|word| word.count_zeros()).sum();
+    u16::try_from(free).expect("a stretch has 4096 blocks")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(block: u64) -> Address {
+        Address::new(DeviceIndex::new(0), block)
+    }
+
+    #[test]
+    fn a_wholly_free_stretch_is_taken_before_a_part() {
+        let mut space = Space::new(&[3 * STRETCH_BLOCKS]);
+        let window = space.reserve(100, 0);
+        assert_eq!(window, [AddressRun { start: block(STRETCH_BLOCKS), count: 100 }]);
+    }
+
+    #[test]
+    fn longest_runs_come_first_and_runs_cross_words() {
+        let mut space = Space::new(&[STRETCH_BLOCKS]);
+        while !space.reserve(STRETCH_BLOCKS, 0).is_empty() {}
+        for free in [300, 310, 311, 312, 1000, 1001].into_iter().chain(2000..2200) {
+            space.free(block(free));
+        }
+        let window = space.reserve(204, 0);
+        let expected = [(2000, 200), (310, 3), (1000, 1)].map(|(start, count)| AddressRun { start: block(start), count });
+        assert_eq!(window, expected);
+        assert_eq!(space.free_count(), 2);
+    }
+
+    #[test]
+    fn the_floor_stays_free() {
+        let mut space = Space::new(&[STRETCH_BLOCKS]);
+        let free = space.free_count();
+        let taken: u64 = space.reserve(free, 10).iter().map(|run| run.count).sum();
+        assert_eq!(taken, free - 10);
+        assert!(space.reserve(1, 10).is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn freeing_twice_panics() {
+        let mut space = Space::new(&[STRETCH_BLOCKS]);
+        let run = space.reserve(1, 0)[0];
+        space.free_run(run);
+        space.free_run(run);
+    }
+
+    #[test]
+    fn blocks_behind_the_end_are_never_reserved() {
+        let mut space = Space::new(&[FRONT_BLOCKS + 5]);
+        let runs = space.reserve(100, 0);
+        assert_eq!(runs, [AddressRun { start: block(FRONT_BLOCKS), count: 5 }]);
+        assert!(!space.is_valid(block(FRONT_BLOCKS + 5)));
+    }
+}

@@ -1,0 +1,74 @@
+//! What `rok-blk status` and `df` show of a pool.
+
+use crate::crypto::Suite;
+use crate::pool::Pool;
+use crate::units::BLOCK_SIZE_U64;
+use std::sync::atomic::Ordering;
+use uuid::Uuid;
+
+/// The state of an open pool at one moment. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct PoolStatus {
+    /// The pool's id.
+    pub id: Uuid,
+    /// Space for data and records on all devices.
+    pub capacity_bytes: u64,
+    /// What stored leaves map.
+    pub used_bytes: u64,
+    /// What nothing holds.
+    pub free_bytes: u64,
+    /// What is neither: new data and records since the last checkpoint, windows, and what waits for it.
+    pub quarantined_bytes: u64,
+    /// Part of the free space that only overwrites and deletions may take.
+    pub reserve_bytes: u64,
+    /// Size of `meta/`.
+    pub metadata_bytes: u64,
+    /// Number of the last checkpoint.
+    pub checkpoint: u64,
+    /// Number of the current session.
+    pub session: u64,
+    /// Changes that no checkpoint holds.
+    pub changes: u64,
+    /// Whether blocks are encrypted.
+    pub is_encrypted: bool,
+    /// Why writes are refused, if they are.
+    pub failure: Option<String>,
+    /// Records that recovery followed at this open.
+    pub recovered_records: u64,
+    /// Blocks of the last batches that a crash lost or tore, found at this open.
+    pub lost_blocks: u64,
+    /// Blocks found damaged by reads since the pool was opened.
+    pub damaged_blocks: u64,
+}
+
+impl Pool {
+    /// The pool's state now.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        let (used, checkpoint) = {
+            let stored = self.stored.lock();
+            (stored.used_count, stored.checkpoint)
+        };
+        let (capacity, free) = {
+            let space = self.space.lock();
+            (space.block_count(), space.free_count())
+        };
+        PoolStatus {
+            id: self.id,
+            capacity_bytes: capacity * BLOCK_SIZE_U64,
+            used_bytes: used * BLOCK_SIZE_U64,
+            free_bytes: free * BLOCK_SIZE_U64,
+            quarantined_bytes: capacity.saturating_sub(used + free) * BLOCK_SIZE_U64,
+            reserve_bytes: self.reserve_blocks * BLOCK_SIZE_U64,
+            metadata_bytes: self.store.size_bytes(),
+            checkpoint: checkpoint.get(),
+            session: self.session.get(),
+            changes: self.changes.active_count() + self.changes.frozen_count(),
+            is_encrypted: self.keys.suite() == Suite::XtsGmac,
+            failure: self.failure.read().clone(),
+            recovered_records: self.recovery.record_count,
+            lost_blocks: self.recovery.lost_block_count,
+            damaged_blocks: self.damaged_blocks.load(Ordering::Relaxed),
+        }
+    }
+}
