@@ -5,5 +5,9 @@
 pub mod crypto;
 pub mod disk;
 pub mod error;
+pub mod format;
+pub mod map;
 pub mod meta;
+pub mod planted;
+pub mod pool;
 pub mod units;

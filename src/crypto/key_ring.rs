@@ -18,7 +18,7 @@ struct SessionEntry {
 /// Keys of an open pool, shared by its lanes.
 pub struct KeyRing {
     suite: Suite,
-    master: MasterKey,
+    master: Arc<MasterKey>,
     sessions: RwLock<BTreeMap<SessionId, SessionEntry>>,
     domains: RwLock<BTreeMap<(DomainId, KeyGeneration), DomainKey>>,
 }
@@ -26,7 +26,7 @@ pub struct KeyRing {
 impl KeyRing {
     /// A ring without sessions and domains.
     #[must_use]
-    pub const fn new(suite: Suite, master: MasterKey) -> Self {
+    pub const fn new(suite: Suite, master: Arc<MasterKey>) -> Self {
         Self { suite, master, sessions: RwLock::new(BTreeMap::new()), domains: RwLock::new(BTreeMap::new()) }
     }
 
@@ -38,12 +38,18 @@ impl KeyRing {
 
     /// The master key.
     #[must_use]
-    pub const fn master(&self) -> &MasterKey {
+    pub fn master(&self) -> &MasterKey {
         &self.master
     }
 
-    /// Adds a session. The one with the highest number is the current one.
-    pub fn add_session(&self, id: SessionId, first_sequence: Sequence, salt: [u8; 32]) {
+    /// Adds a session of an earlier open: its keys open, but never seal again.
+    pub fn add_past_session(&self, id: SessionId, first_sequence: Sequence, salt: [u8; 32]) {
+        let keys = Arc::new(self.master.past_session_keys(self.suite, id, &salt));
+        self.sessions.write().insert(id, SessionEntry { first_sequence, salt, keys });
+    }
+
+    /// Adds the session of this open, whose salt is new. It has the highest number.
+    pub fn begin_session(&self, id: SessionId, first_sequence: Sequence, salt: [u8; 32]) {
         let keys = Arc::new(self.master.session_keys(self.suite, id, &salt));
         self.sessions.write().insert(id, SessionEntry { first_sequence, salt, keys });
     }
@@ -110,7 +116,7 @@ impl KeyRing {
     /// # Errors
     /// [`SealError`] if it was not sealed by this pool as this kind with these associated data.
     pub fn open(&self, kind: SealKind, associated: &[u8], sealed: &[u8]) -> Result<Vec<u8>, SealError> {
-        let session = crate::crypto::sealed_session(sealed).and_then(|id| self.session(id)).ok_or(SealError)?;
+        let session = crate::crypto::sealed_session(sealed).and_then(|id| self.session(id)).ok_or(SealError::Broken)?;
         session.open(kind, associated, sealed)
     }
 }

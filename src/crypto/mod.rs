@@ -20,6 +20,7 @@ mod block;
 mod derive;
 mod domain;
 mod gcm;
+mod key_ring;
 mod mac;
 mod master;
 mod seal;
@@ -29,6 +30,7 @@ mod xts;
 
 pub use block::{BlockCipher, BlockKey};
 pub use domain::{DomainKey, WRAPPED_KEY_BYTES, domain_place};
+pub use key_ring::{CipherCache, KeyRing};
 pub use mac::{Purpose, StaticMac};
 pub use master::MasterKey;
 pub use seal::{SEAL_OVERHEAD_BYTES, SealError, SealKind, SessionKeys, sealed_session};

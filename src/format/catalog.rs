@@ -89,6 +89,8 @@ pub struct TreeRecord {
     pub domain: DomainId,
     /// Whether it is in use.
     pub state: TreeState,
+    /// Blocks that its stored leaves map.
+    pub mapped_block_count: u64,
 }
 
 impl TreeRecord {
@@ -107,6 +109,7 @@ impl TreeRecord {
             TreeState::Deleting(cursor) => (1, cursor.get()),
         };
         writer.u64(cursor);
+        writer.u64(self.mapped_block_count);
         writer.u8(state);
         writer.zeros(7);
         writer.finish()
@@ -122,6 +125,7 @@ impl TreeRecord {
         let (parent, parent_epoch) = (reader.u64()?, reader.u64()?);
         let domain = DomainId::new(reader.u64()?);
         let cursor = LeafIndex::new(reader.u64()?);
+        let mapped_block_count = reader.u64()?;
         let state = match reader.u8()? {
             0 => TreeState::Living,
             1 => TreeState::Deleting(cursor),
@@ -130,7 +134,7 @@ impl TreeRecord {
         reader.reserved(7)?;
         reader.finish()?;
         let parent = (parent != 0).then(|| (TreeId::new(parent), Epoch::new(parent_epoch)));
-        Ok(Self { id, epoch, parent, domain, state })
+        Ok(Self { id, epoch, parent, domain, state, mapped_block_count })
     }
 }
 

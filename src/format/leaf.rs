@@ -157,6 +157,12 @@ pub struct LeafChange {
 }
 
 impl LeafChange {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.entries.is_empty()
+    }
+
     /// The body of a change, before it is sealed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -290,7 +290,7 @@ fn decode_run(reader: &mut Reader<'_>) -> Result<WriteRun, FormatError> {
 fn decode_segment(reader: &mut Reader<'_>) -> Result<AddressRun, FormatError> {
     let start = Address::from_bits(reader.u64()?).ok_or(FormatError::Field("record segment"))?;
     let count = reader.u64()?;
-    if count == 0 || start.block() + count > Address::DEVICE_BLOCKS_MAX {
+    if count == 0 || start.block().checked_add(count).is_none_or(|end| end > Address::DEVICE_BLOCKS_MAX) {
         return Err(FormatError::Field("record segment"));
     }
     Ok(AddressRun { start, count })

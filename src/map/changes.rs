@@ -91,33 +91,41 @@ impl Changes {
             .find_map(|set| set.changes.range(oldest..=newest).next_back().map(|(_, change)| *change))
     }
 
-    /// Calls `visit` for each slot of a leaf that has a change visible to `epoch`, ascending, newest only.
-    pub fn of_leaf(&self, tree: TreeId, epoch: Epoch, leaf: LeafIndex, mut visit: impl FnMut(BlockIndex, Change)) {
-        let stripe = self.stripe(tree, leaf).lock();
-        let (first, last) = (leaf.block(0), leaf.block(u8::MAX));
-        let mut merged: BTreeMap<BlockIndex, Change> = BTreeMap::new();
+    /// Calls `visit` with the index in the range and the change, for each change of `count` blocks of one leaf that
+    /// `epoch` sees. A later call for the same index wins.
+    pub fn of_range(
+        &self,
+        tree: TreeId,
+        epoch: Epoch,
+        (first, count): (BlockIndex, usize),
+        mut visit: impl FnMut(usize, Change),
+    ) {
+        let stripe = self.stripe(tree, first.leaf()).lock();
+        let from = ChangeKey { tree, block: first, epoch: Epoch::new(0) };
+        let to = ChangeKey { tree, block: first.plus(to_u64(count)), epoch: Epoch::new(0) };
         for set in [&stripe.frozen, &stripe.active] {
-            let from = ChangeKey { tree, block: first, epoch: Epoch::new(0) };
-            let to = ChangeKey { tree, block: last, epoch: Epoch::new(u64::MAX) };
-            for (key, change) in set.changes.range(from..=to) {
+            for (key, change) in set.changes.range(from..to) {
                 if key.epoch <= epoch {
-                    merged.insert(key.block, *change);
+                    visit(to_usize(key.block.get() - first.get()), *change);
                 }
             }
         }
-        drop(stripe);
-        for (block, change) in merged {
-            visit(block, change);
-        }
     }
 
-    /// Whether a leaf has any change.
+    /// The first leaf of a tree with a change of a block in the range. Looks into every stripe: for long ranges.
     #[must_use]
-    pub fn touches_leaf(&self, tree: TreeId, leaf: LeafIndex) -> bool {
-        let stripe = self.stripe(tree, leaf).lock();
-        let from = ChangeKey { tree, block: leaf.block(0), epoch: Epoch::new(0) };
-        let to = ChangeKey { tree, block: leaf.block(u8::MAX), epoch: Epoch::new(u64::MAX) };
-        [&stripe.active, &stripe.frozen].into_iter().any(|set| set.changes.range(from..=to).next().is_some())
+    pub fn next_touched(&self, tree: TreeId, blocks: std::ops::Range<u64>) -> Option<LeafIndex> {
+        if blocks.is_empty() {
+            return None;
+        }
+        let from = ChangeKey { tree, block: BlockIndex::new(blocks.start), epoch: Epoch::new(0) };
+        let to = ChangeKey { tree, block: BlockIndex::new(blocks.end), epoch: Epoch::new(0) };
+        let of_stripe = |stripe: &Mutex<Stripe>| {
+            let stripe = stripe.lock();
+            let first = |set: &ChangeSet| set.changes.range(from..to).next().map(|(key, _)| key.block.leaf());
+            [first(&stripe.active), first(&stripe.frozen)].into_iter().flatten().min()
+        };
+        self.stripes.iter().filter_map(of_stripe).min()
     }
 
     /// Begins to lay a batch. Never hold it across an await.

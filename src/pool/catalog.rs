@@ -6,6 +6,7 @@ use crate::crypto::{KeyRing, SealKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord};
 use crate::format::key;
+use crate::map::Lineage;
 use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::units::{DomainId, Epoch, LeafIndex, TreeId};
 use std::collections::BTreeMap;
@@ -79,6 +80,18 @@ impl Catalog {
         self.trees.get(&id)
     }
 
+    /// The tree and epoch, then their parents.
+    #[must_use]
+    pub fn lineage(&self, newest: (TreeId, Epoch)) -> Lineage {
+        let mut lineage = vec![newest];
+        let mut tree = newest.0;
+        while let Some(parent) = self.tree(tree).and_then(|record| record.parent) {
+            lineage.push(parent);
+            tree = parent.0;
+        }
+        Lineage(lineage)
+    }
+
     /// Whether writes to the tree count: it is there and is not being deleted.
     #[must_use]
     pub fn is_living(&self, id: TreeId) -> bool {
@@ -103,6 +116,7 @@ impl Catalog {
             parent: None,
             domain: DomainId::new(0),
             state: TreeState::Living,
+            mapped_block_count: 0,
         };
         volume.tree = tree.id;
         at.commit(&[at.put_tree(&tree), at.put_volume(&volume)])?;
@@ -145,6 +159,21 @@ impl Catalog {
         self.trees.insert(tree.id, tree);
         self.volumes.remove(&volume.id);
         Ok(volume)
+    }
+
+    /// A tree's record with another count of mapped blocks; [`Self::count_mapped`] takes it once it is committed.
+    #[must_use]
+    pub fn with_mapped(&self, id: TreeId, delta: i64) -> Option<TreeRecord> {
+        let tree = self.trees.get(&id)?;
+        let count = tree.mapped_block_count.checked_add_signed(delta).expect("a tree maps no less than nothing");
+        Some(TreeRecord { mapped_block_count: count, ..*tree })
+    }
+
+    /// Takes records that [`Self::with_mapped`] made.
+    pub fn count_mapped(&mut self, records: Vec<TreeRecord>) {
+        for record in records {
+            self.trees.insert(record.id, record);
+        }
     }
 
     /// Takes what a deletion step committed: `None` is the end of the tree.

@@ -17,7 +17,7 @@ use crate::meta::{Durability, MetaOp, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
-use crate::pool::{Pool, StoredState};
+use crate::pool::{Catalog, CatalogStore, Pool, StoredState};
 use crate::units::{
     Address, AddressRun, BlockIndex, ChainSequence, CheckpointId, DeviceIndex, Epoch, LaneIndex, LeafIndex,
     STRETCH_BLOCKS, Sequence, TreeId, to_usize,
@@ -157,6 +157,9 @@ impl Checkpoint {
         let pool = &self.pool;
         pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
         self.positions = pool.changes.cut(|| pool.positions());
+        if let Some(signals) = pool.signals.get() {
+            signals.wake_lanes();
+        }
         self.next_sequence = Sequence::new(pool.next_sequence.load(Ordering::Acquire));
     }
 
@@ -184,24 +187,34 @@ impl Checkpoint {
         }
         let from = self.pending.len().saturating_sub(LEAVES_PER_BATCH);
         let works: Vec<&LeafWork> = self.pending[from..].iter().rev().collect();
+        // Held until the batch is committed: a removal of a volume must not come between.
+        let mut catalog = self.pool.catalog.lock();
+        let mut deltas: BTreeMap<TreeId, i64> = BTreeMap::new();
         let mut batch = Vec::new();
         let mut replaced = Vec::new();
         let mut bits = BitChanges::default();
         let mut dead = Vec::new();
         for work in works {
-            let Some((applied, skip)) = self.apply(work, &mut batch)? else {
+            let Some((applied, skip)) = self.apply(work, &catalog, &mut batch)? else {
                 dead.extend(work.changes.iter().filter_map(|(_, change)| change.entry.map(Entry::address)));
                 continue;
             };
             if skip {
+                dead.extend(&applied.obsolete);
                 continue;
             }
+            *deltas.entry(work.tree).or_default() += signed(applied.mapped.len()) - signed(applied.unmapped.len());
             bits.set.extend(&applied.mapped);
             bits.clear.extend(&applied.unmapped);
             dead.extend(applied.unmapped.iter().chain(&applied.obsolete));
             replaced.push((work.tree, work.leaf, Arc::new(applied.leaf)));
         }
+        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
+        let records: Vec<TreeRecord> = deltas.iter().filter_map(|(tree, delta)| catalog.with_mapped(*tree, *delta)).collect();
+        batch.extend(records.iter().map(|record| at.put_tree(record)));
         self.pool.commit_with_bits(batch, &bits, "Storing leaves")?;
+        catalog.count_mapped(records);
+        drop(catalog);
         for (tree, leaf, new) in replaced {
             self.pool.leaves.replace(tree, leaf, &new);
         }
@@ -218,18 +231,18 @@ impl Checkpoint {
 
     /// Applies the changes of a leaf and appends what stores it; `None` if the tree is gone or going. The flag
     /// says that nothing is to be stored.
-    fn apply(&self, work: &LeafWork, batch: &mut Vec<MetaOp>) -> Result<Option<(AppliedLeaf, bool)>> {
-        let tree = self.pool.catalog.lock().tree(work.tree).copied();
+    fn apply(&self, work: &LeafWork, catalog: &Catalog, batch: &mut Vec<MetaOp>) -> Result<Option<(AppliedLeaf, bool)>> {
+        let tree = catalog.tree(work.tree).copied();
         let Some(tree) = tree.filter(|tree| tree.state == TreeState::Living) else { return Ok(None) };
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
         let before = stored.newest(work.tree, work.epoch, work.leaf)?;
         let base = match (&before, tree.parent) {
             (Some(before), _) => before.leaf.clone(),
-            (None, Some(parent)) => stored.resolve(&self.pool.lineage_from(parent), work.leaf)?,
+            (None, Some(parent)) => stored.resolve(&catalog.lineage(parent), work.leaf)?,
             (None, None) => Leaf::default(),
         };
         let applied = apply_changes(base, &work.changes);
-        if is_planted(Bug::EmptyLeafNotPut) && applied.leaf.is_empty() {
+        if applied.change.is_empty() || is_planted(Bug::EmptyLeafNotPut) && applied.leaf.is_empty() {
             return Ok(Some((applied, true)));
         }
         let place = (work.tree, work.epoch, work.leaf);
@@ -260,6 +273,8 @@ impl Checkpoint {
             bits.clear.extend(leaf::addresses(&opened.leaf));
             next = LeafIndex::new(index.get() + 1);
         }
+        let mut catalog = self.pool.catalog.lock();
+        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
         let mut batch = Vec::new();
         let record = if found.len() < LEAVES_PER_BATCH {
             let (start, end) = (key::tree_start(tree.id), key::tree_end(tree.id));
@@ -269,14 +284,15 @@ impl Checkpoint {
             None
         } else {
             batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
-            let record = TreeRecord { state: TreeState::Deleting(next), ..tree };
-            batch.push(self.pool.with_catalog(|_, at| at.put_tree(&record)));
+            let left = tree.mapped_block_count.saturating_sub(crate::units::to_u64(bits.clear.len()));
+            let record = TreeRecord { state: TreeState::Deleting(next), mapped_block_count: left, ..tree };
+            batch.push(at.put_tree(&record));
             Some(record)
         };
         self.pool.commit_with_bits(batch, &bits, "Deleting leaves")?;
         self.dead.extend(bits.clear);
         self.deletions_left = self.deletions_left.saturating_sub(found.len());
-        self.pool.catalog.lock().deletion_advanced(tree.id, record);
+        catalog.deletion_advanced(tree.id, record);
         Ok(Phase::Deletions)
     }
 
@@ -406,7 +422,7 @@ impl Pool {
         for (device, stretch) in touched {
             let stretch_key = key::stretch(device, stretch);
             let body = bitmap::encode(&stored.used[device.as_usize()][to_usize(stretch)]);
-            let value = self.keys.seal(SealKind::Used, &stretch_key, &body);
+            let value = self.keys.seal(SealKind::Bitmap, &stretch_key, &body);
             batch.push(MetaOp::Put(Table::Used, stretch_key, value));
         }
         let committed = self.store.commit(&batch, Durability::Buffered).map_err(|error| meta_error(action, error));
@@ -442,6 +458,10 @@ impl StoredState {
         assert!(was != value, "{address} is mapped twice or not at all");
         if value { self.used_count += 1 } else { self.used_count -= 1 }
     }
+}
+
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).expect("a batch has few blocks")
 }
 
 /// Groups the changes of a stripe by leaf and epoch.

@@ -6,7 +6,6 @@
 mod catalog;
 mod checkpoint;
 mod devices;
-pub mod directory;
 mod log;
 mod open;
 mod recovery;
@@ -17,7 +16,7 @@ pub use catalog::{Catalog, CatalogStore};
 pub use checkpoint::{Checkpoint, Progress};
 pub use devices::PoolDevice;
 pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Refusal};
-pub use open::{Limits, Parts, create, open};
+pub use open::{HOME_RESERVE_BLOCKS, Limits, Parts, create, open};
 pub use recovery::RecoveryReport;
 pub use space::Space;
 pub use status::PoolStatus;
@@ -42,8 +41,10 @@ use uuid::Uuid;
 pub trait Signals: Send + Sync {
     /// A checkpoint should run soon.
     fn want_checkpoint(&self);
-    /// A checkpoint ended: lanes look at their waiting requests again.
+    /// Something happened that requests of any lane may wait for.
     fn wake_lanes(&self);
+    /// Something arrived for one lane.
+    fn wake_lane(&self, lane: LaneIndex);
 }
 
 /// What the other lanes and the checkpoint see of a lane.
@@ -258,6 +259,13 @@ impl Pool {
         self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
         for (lane, completed) in self.lanes.iter().zip(&start.completed) {
             lane.mark.fetch_max(completed.get(), Ordering::AcqRel);
+        }
+    }
+
+    /// Wakes one lane.
+    pub fn wake_lane(&self, lane: LaneIndex) {
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lane(lane);
         }
     }
 

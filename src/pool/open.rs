@@ -3,7 +3,7 @@
 //! Opening ends with a checkpoint that stores what recovery found and starts the new session's chains;
 //! before it is done nothing else is written.
 
-use crate::crypto::{DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite};
+use crate::crypto::{domain_place, DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite};
 use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, STRETCH_WORDS};
@@ -11,7 +11,7 @@ use crate::format::catalog::{CheckpointRecord, DomainRecord, LANES_MAX};
 use crate::format::device_header::DeviceHeader;
 use crate::format::key;
 use crate::format::session::Session;
-use crate::map::{Changes, LeafCache, Lineage};
+use crate::map::{Changes, LeafCache};
 use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
 use crate::pool::checkpoint::Checkpoint;
@@ -20,7 +20,7 @@ use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DomainId, Epoch, KeyGeneration, STRETCH_BLOCKS, Sequence,
+    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence,
     SessionId, TreeId, to_u64, to_usize,
 };
 use parking_lot::{Mutex, RwLock};
@@ -56,7 +56,7 @@ pub struct Parts {
     /// How blocks are encrypted.
     pub suite: Suite,
     /// The unwrapped master key.
-    pub master: MasterKey,
+    pub master: Arc<MasterKey>,
     /// Devices and their ids, by index.
     pub devices: Vec<(Arc<dyn Device>, Uuid)>,
     /// The metadata store.
@@ -79,14 +79,14 @@ pub const HOME_RESERVE_BLOCKS: u64 = LANES_MAX as u64;
 /// # Errors
 /// The failure of a device or of the metadata store.
 pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
-    let keys = KeyRing::new(parts.suite, parts.master.copy());
+    let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
     let mut salt = [0; 32];
     random(&mut salt);
     let session = Session { id: SessionId::new(1), first_sequence: Sequence::new(1), salt };
-    keys.add_session(session.id, session.first_sequence, salt);
+    keys.begin_session(session.id, session.first_sequence, salt);
     let domain_key = DomainKey::generate(random);
     let generation = KeyGeneration::new(0);
-    let wrapped = domain_key.wrap(&parts.master, &domain_associated(parts.id, DomainId::new(0), generation), random);
+    let wrapped = domain_key.wrap(&parts.master, &domain_place(&parts.id, DomainId::new(0), generation), random);
     let domain = DomainRecord { id: DomainId::new(0), keys: vec![(generation, wrapped)] };
     let record_key = key::domain(domain.id);
     let sealed = keys.seal(SealKind::Domain, &record_key, &domain.encode());
@@ -115,7 +115,7 @@ pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
 /// # Errors
 /// [`ErrorKind::Integrity`] naming what is foreign, older or damaged; the failure of a device or of `meta/`.
 pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
-    let keys = KeyRing::new(parts.suite, parts.master.copy());
+    let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
     let (devices, headers) = open_devices(&parts)?;
     let last_session = load_sessions(&parts, &keys)?;
     load_domains(&parts, &keys)?;
@@ -142,21 +142,6 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     pool.lanes[0].spent.lock().extend(recovered.record_runs.iter().map(|run| (ChainSequence::new(0), *run)));
     Checkpoint::begin(Arc::clone(&pool)).run()?;
     Ok(pool)
-}
-
-impl Pool {
-    /// The tree and epoch, then their parents.
-    #[must_use]
-    pub fn lineage_from(&self, newest: (TreeId, Epoch)) -> Lineage {
-        let catalog = self.catalog.lock();
-        let mut lineage = vec![newest];
-        let mut tree = newest.0;
-        while let Some(parent) = catalog.tree(tree).and_then(|record| record.parent) {
-            lineage.push(parent);
-            tree = parent.0;
-        }
-        Lineage(lineage)
-    }
 }
 
 struct Loaded {
@@ -267,7 +252,7 @@ fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
             Error::new(ErrorKind::Integrity, format!("A session record in meta/ is damaged or of another pool: {error}"))
                 .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
         })?;
-        keys.add_session(session.id, session.first_sequence, session.salt);
+        keys.add_past_session(session.id, session.first_sequence, session.salt);
         last = last.max(Some(session.id));
     }
     last.ok_or_else(|| {
@@ -283,9 +268,9 @@ fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
         let body = keys.open(SealKind::Domain, &record_key, &value).map_err(|error| damaged(&error.to_string()))?;
         let record = DomainRecord::decode(&body).map_err(|error| damaged(&error.to_string()))?;
         for (generation, wrapped) in record.keys {
-            let associated = domain_associated(parts.id, record.id, generation);
-            let unwrapped = DomainKey::unwrap(&wrapped, &parts.master, &associated);
-            let domain_key = unwrapped.map_err(|_| damaged("its key does not unwrap"))?;
+            let place = domain_place(&parts.id, record.id, generation);
+            let unwrapped = DomainKey::unwrap(&parts.master, &place, &wrapped);
+            let domain_key = unwrapped.ok_or_else(|| damaged("its key does not unwrap"))?;
             keys.add_domain_key(record.id, generation, domain_key);
         }
     }
@@ -345,7 +330,7 @@ fn load_used(parts: &Parts, keys: &KeyRing, block_counts: &[u64], space: &mut Sp
     let found = parts.store.scan(Table::Used, &[], &[], usize::MAX);
     for (stretch_key, value) in found.map_err(|error| meta_error("Reading the bitmap of used blocks", error))? {
         let (device, stretch) = key::parse_stretch(&stretch_key).map_err(|error| damaged(&error.to_string()))?;
-        let body = keys.open(SealKind::Used, &stretch_key, &value).map_err(|error| damaged(&error.to_string()))?;
+        let body = keys.open(SealKind::Bitmap, &stretch_key, &value).map_err(|error| damaged(&error.to_string()))?;
         let bits = bitmap::decode(&body).map_err(|error| damaged(&error.to_string()))?;
         let place = used.get_mut(device.as_usize()).and_then(|device| device.get_mut(to_usize(stretch)));
         *place.ok_or_else(|| damaged("it names a place behind the device's end"))? = bits;
@@ -390,11 +375,7 @@ fn begin_session(
     let value = session.encode(&parts.master.static_mac(Purpose::Session));
     let batch = [MetaOp::Put(Table::Sessions, key::session(session.id), value)];
     parts.store.commit(&batch, Durability::Synced).map_err(|error| meta_error("Starting a session", error))?;
-    keys.add_session(session.id, first_sequence, salt);
+    keys.begin_session(session.id, first_sequence, salt);
     Ok(session.id)
 }
 
-/// Binds a wrapped key to its pool, domain and generation.
-fn domain_associated(pool: Uuid, domain: DomainId, generation: KeyGeneration) -> Vec<u8> {
-    [pool.as_bytes(), &domain.get().to_le_bytes()[..], &[generation.get()]].concat()
-}
