@@ -4,13 +4,15 @@
 //! what is secret was sealed above. Batches commit in order: after a crash the store holds a prefix of the
 //! committed batches that reaches at least to the last one that was committed with [`Durability::Synced`].
 
+#[cfg(test)]
+mod behaviours;
 mod memory;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 
 pub use memory::MemoryStore;
 #[cfg(feature = "rocksdb")]
-pub use rocks::RocksStore;
+pub use rocks::{RocksOptions, RocksStore};
 
 use std::fmt;
 

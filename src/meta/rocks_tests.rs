@@ -1,0 +1,225 @@
+//! RocksDB against the shared behaviours, the store in memory, torn logs and rotten files.
+
+use std::fs;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tempfile::TempDir;
+
+use super::super::{MemoryStore, behaviours};
+use super::*;
+
+/// Small, so that the tests flush and evict.
+const OPTIONS: RocksOptions =
+    RocksOptions { cache_size_bytes: 4 << 20, open_file_count_max: 64, background_thread_count: 1 };
+
+fn open(directory: &Path) -> RocksStore {
+    RocksStore::open(directory, OPTIONS).expect("nothing is in the way of the store")
+}
+
+fn entries(store: &dyn MetaStore) -> Vec<(Table, KeyValue)> {
+    Table::ALL
+        .into_iter()
+        .flat_map(|table| {
+            let all = store.scan(table, b"", b"", usize::MAX).expect("the store scans");
+            all.into_iter().map(move |entry| (table, entry))
+        })
+        .collect()
+}
+
+/// The directory as a killed process or a lost machine would leave it.
+fn copy(directory: &Path) -> TempDir {
+    let target = TempDir::new().expect("a temporary directory");
+    for entry in fs::read_dir(directory).expect("the store's directory").flatten() {
+        fs::copy(entry.path(), target.path().join(entry.file_name())).expect("files are copied");
+    }
+    target
+}
+
+fn file_with_extension(directory: &Path, extension: &str) -> PathBuf {
+    let files = fs::read_dir(directory).expect("the store's directory").flatten().map(|entry| entry.path());
+    files
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .max_by_key(|path| path.metadata().expect("the file is there").len())
+        .expect("there is such a file")
+}
+
+#[test]
+fn rocks_store_behaves_as_every_store() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path());
+
+    behaviours::check_all(&store);
+    store.close().expect("the store closes");
+    behaviours::check_all(&open(directory.path()));
+}
+
+#[test]
+fn random_batches_give_what_the_store_in_memory_gives() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (mut store, model) = (open(directory.path()), MemoryStore::new());
+    let mut random = SmallRng::seed_from_u64(3);
+    for round in 0..400_u32 {
+        let batch = behaviours::random_batch(&mut random);
+        let durability = if round % 8 == 0 { Durability::Synced } else { Durability::Buffered };
+        store.commit(&batch, durability).expect("nothing is in the way of a commit");
+        model.commit(&batch, durability).expect("no failure is due");
+        if round % 50 == 49 {
+            store.close().expect("the store closes");
+            store = open(directory.path());
+        }
+
+        assert_eq!(entries(&store), model.entries(), "round {round}");
+    }
+}
+
+#[test]
+fn killed_process_loses_nothing() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (store, model) = (open(directory.path()), MemoryStore::new());
+    let mut random = SmallRng::seed_from_u64(4);
+    for _ in 0..50 {
+        let batch = behaviours::random_batch(&mut random);
+        store.commit(&batch, Durability::Buffered).expect("nothing is in the way of a commit");
+        model.commit(&batch, Durability::Buffered).expect("no failure is due");
+    }
+
+    let left = copy(directory.path());
+
+    assert_eq!(entries(&open(left.path())), model.entries());
+}
+
+#[test]
+fn torn_log_leaves_a_prefix_of_the_batches() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (store, model) = (open(directory.path()), MemoryStore::new());
+    let mut random = SmallRng::seed_from_u64(5);
+    let mut prefixes = vec![model.entries()];
+    for _ in 0..40 {
+        let batch = behaviours::random_batch(&mut random);
+        store.commit(&batch, Durability::Buffered).expect("nothing is in the way of a commit");
+        model.commit(&batch, Durability::Buffered).expect("no failure is due");
+        prefixes.push(model.entries());
+    }
+    let len = file_with_extension(directory.path(), "log").metadata().expect("the log is there").len();
+
+    let mut survivors = Vec::new();
+    for part in 0..=10 {
+        let left = copy(directory.path());
+        let log = file_with_extension(left.path(), "log");
+        fs::File::options()
+            .write(true)
+            .open(log)
+            .and_then(|file| file.set_len(len * part / 10))
+            .expect("the log is cut");
+        let found = entries(&open(left.path()));
+        let count = prefixes.iter().rposition(|prefix| *prefix == found);
+        survivors.push(count.expect("a prefix of the batches is left"));
+    }
+
+    assert!(survivors.is_sorted());
+    assert_eq!(survivors.first(), Some(&0));
+    assert_eq!(survivors.last(), Some(&40));
+}
+
+#[test]
+fn rotten_bit_in_a_file_is_an_error() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path());
+    let batch: Vec<_> =
+        (0..2000_u32).map(|number| MetaOp::Put(Table::Used, number.to_be_bytes().to_vec(), vec![7; 32])).collect();
+    store.commit(&batch, Durability::Buffered).expect("nothing is in the way of a commit");
+    store.close().expect("the store closes");
+    let file = file_with_extension(directory.path(), "sst");
+    let mut bytes = fs::read(&file).expect("the file is read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).expect("the file is written");
+
+    let result =
+        RocksStore::open(directory.path(), OPTIONS).and_then(|store| store.scan(Table::Used, b"", b"", usize::MAX));
+
+    assert!(!result.expect_err("the bit is detected").is_out_of_space);
+}
+
+#[test]
+fn second_opener_is_refused() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let first = open(directory.path());
+
+    let error = RocksStore::open(directory.path(), OPTIONS).expect_err("it is open already");
+
+    assert!(!error.is_out_of_space);
+    assert!(error.message.contains("lock"), "{}", error.message);
+    drop(first);
+    open(directory.path());
+}
+
+#[test]
+fn size_grows_with_what_is_stored() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path());
+    let before = store.size_bytes();
+
+    let batch = [MetaOp::Put(Table::Leaves, vec![1; 24], vec![7; 1 << 20])];
+    store.commit(&batch, Durability::Synced).expect("nothing is in the way of a commit");
+
+    assert!(store.size_bytes() >= before + (1 << 20));
+}
+
+#[test]
+fn empty_synced_commit_is_accepted() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path());
+    let backwards = MetaOp::DeleteRange(Table::Used, b"b".to_vec(), b"a".to_vec());
+
+    store.commit(&[], Durability::Synced).expect("there is nothing to do");
+    store.commit(&[backwards], Durability::Buffered).expect("there is nothing to do");
+
+    assert_eq!(entries(&store), []);
+}
+
+#[test]
+fn appended_bytes_keep_their_order_in_files_and_memory() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let key = vec![1; 24];
+    let mut expected = Vec::new();
+    for number in 0..70_u8 {
+        let store = open(directory.path());
+        let op = if number == 0 {
+            MetaOp::Put(Table::Leaves, key.clone(), vec![number])
+        } else {
+            MetaOp::Append(Table::Leaves, key.clone(), vec![number])
+        };
+        store.commit(&[op], Durability::Buffered).expect("nothing is in the way of a commit");
+        expected.push(number);
+        if number % 7 == 0 {
+            store.close().expect("the store closes");
+        }
+    }
+
+    assert_eq!(open(directory.path()).get(Table::Leaves, &key).expect("the store reads"), Some(expected));
+}
+
+#[test]
+fn prefix_ends_where_the_next_begins() {
+    assert_eq!(prefix_end(b"a"), Some(b"b".to_vec()));
+    assert_eq!(prefix_end(&[1, 0xff, 0xff]), Some(vec![2]));
+    assert_eq!(prefix_end(&[0xff, 0xff]), None);
+    assert_eq!(prefix_end(b""), None);
+}
+
+#[test]
+fn lack_of_space_is_told_apart() {
+    for (message, expected) in [
+        ("IO error: No space left on device: While appending to file: /x/000004.log: No space left on device", true),
+        ("IO error: Disk quota exceeded: While appending to file", true),
+        ("IO error: Space limit reached", true),
+        ("Corruption: block checksum mismatch", false),
+        ("IO error: While fsync: a file: Input/output error", false),
+    ] {
+        let is_out_of_space = OUT_OF_SPACE_WORDS.iter().any(|words| message.contains(words));
+
+        assert_eq!(is_out_of_space, expected, "{message}");
+    }
+}
