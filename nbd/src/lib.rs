@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod limits;
 pub mod server;
 mod wire;
