@@ -20,6 +20,7 @@
 pub mod client;
 pub mod limits;
 pub mod server;
+pub mod uri;
 mod wire;
 
 pub use wire::block_sizes::{BlockSizeError, BlockSizes};
