@@ -31,3 +31,5 @@ pub use wire::option::{InfoKind, OptionError, OptionKind, OptionReplyKind};
 pub use wire::reply::{ChunkKind, ReplyHeader};
 pub use wire::request::{BadMagic, Request, RequestKind};
 
+#[cfg(test)]
+mod tests;
