@@ -55,8 +55,8 @@ pub struct Progress {
     pub outcome: Outcome,
 }
 
-/// How the handshake stands. After every outcome but `Transmission`, `Closed` and `Failed`, and but `NeedMore` after
-/// a wish, the handshake is ready for the next wish.
+/// How the handshake stands. [`Handshake::is_ready`] tells whether the next wish may follow: after `Ready`, and after
+/// the answer to a wish unless it was `Transmission`, `Closed` or `Failed`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// All input was taken; call again when more came.

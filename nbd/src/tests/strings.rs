@@ -73,6 +73,12 @@ fn message_about_a_longest_name_stays_short_and_utf8() {
 }
 
 #[test]
+fn message_about_a_longest_name_still_says_what_is_wrong() {
+    let replies = Talk::new(catalog()).ask(7, &info_data(&[b'n'; 4096], &[]));
+    assert!(replies[0].data.ends_with(b"n\" is not known"), "{:?}", str::from_utf8(&replies[0].data));
+}
+
+#[test]
 fn canonical_name_or_description_that_cannot_be_sent_is_left_out() {
     let mut catalog = catalog();
     catalog.exports[0].name = "n".repeat(4097);
