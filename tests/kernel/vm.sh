@@ -1,0 +1,199 @@
+#!/bin/bash
+# Boots a Debian kernel with the ublk and nbd drivers in an emulated machine, with the given programs and a script.
+#
+#   vm.sh --script GUEST.sh [--program FILE]... [--module NAME]... [--disk-mib N] [--seconds-max N]
+#
+# The machine's own kernel needs no driver, and nothing is run as root on it: the kernel package is downloaded and
+# unpacked into a cache, never installed. The guest has busybox, each --program in /bin with the libraries it loads
+# (an absolute system path such as /sbin/mke2fs keeps its place), each --module loaded, and with --disk-mib a scratch
+# disk /dev/vda.
+#
+# The guest script is sourced by a busybox shell, after tests/kernel/guest.sh, which has its vocabulary: stage, skip,
+# say.
+#
+# Prints the guest's lines, then "N passed, N failed, N skipped". Exit status: 0 all passed; 1 something failed, or
+# the machine did not come to its end; 77 a need is missing (the reason is printed), or 1 with ROK_REQUIRE_KERNEL=1 or
+# ROK_REQUIRE_ALL=1.
+#
+# Environment: ROK_KERNEL_SERIES (6.12), ROK_KERNEL_DIRECTORY (an unpacked kernel package, instead of a download),
+# XDG_CACHE_HOME, ROK_VM_KEEP=1 (keep the working directory), ROK_VM_ACCELERATOR (tcg,thread=multi).
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/rok-blk/kernel
+series=${ROK_KERNEL_SERIES:-6.12}
+readonly memory_mib=1536 processors=2
+script='' programs=() modules=() disk_mib=0 seconds_max=240
+
+usage() { sed -n '2,5p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+
+# A need is missing: skipped with a reason, unless the caller insists.
+missing() {
+  if [ "${ROK_REQUIRE_KERNEL:-0}" = 1 ] || [ "${ROK_REQUIRE_ALL:-0}" = 1 ]; then
+    echo "FAIL kernel: $1"
+    echo '0 passed, 1 failed, 0 skipped'
+    exit 1
+  fi
+  echo "SKIP kernel: $1"
+  echo '0 passed, 0 failed, 1 skipped'
+  exit 77
+}
+
+while [ $# -gt 0 ]; do
+  [ $# -ge 2 ] || usage
+  case $1 in
+    --script) script=$2 ;;
+    --program) programs+=("$2") ;;
+    --module) modules+=("$2") ;;
+    --disk-mib) disk_mib=$2 ;;
+    --seconds-max) seconds_max=$2 ;;
+    *) usage ;;
+  esac
+  shift 2
+done
+[ -r "$script" ] || usage
+
+need_program() { command -v "$1" >/dev/null || missing "$1 is not there; install the package $2"; }
+need_program qemu-system-x86_64 qemu-system-x86
+need_program cpio cpio
+need_program xz xz-utils
+need_program dpkg-deb dpkg
+busybox=$(command -v busybox) || missing 'busybox is not there; install the package busybox-static'
+if ldd "$busybox" >/dev/null 2>&1; then missing "$busybox needs libraries; install the package busybox-static"; fi
+
+# --- the kernel ------------------------------------------------------------------------------------------------------
+
+# Names of the packages that hold such a kernel, newest first.
+kernel_packages() {
+  apt-cache pkgnames "linux-image-$series" 2>/dev/null |
+    grep -E "^linux-image-${series//./\\.}[.][0-9]+.*-cloud-amd64$" | sort -rV || true
+}
+
+# Downloads and unpacks one package. The directory appears in the cache only when it is whole.
+fetch_kernel() {
+  local package=$1 work
+  work=$(mktemp -d "$cache/fetch.XXXXXX")
+  local options=()
+  # Root's downloads otherwise go through a user who cannot write here.
+  [ "$(id -u)" != 0 ] || options=(-o APT::Sandbox::User=root)
+  if (cd "$work" && timeout 300 apt-get -qq "${options[@]}" download "$package") >/dev/null 2>&1 &&
+    mkdir "$work/root" && dpkg-deb -x "$work"/*.deb "$work/root" && has_drivers "$work/root"; then
+    mv -T "$work/root" "$cache/$package" 2>/dev/null || true
+  fi
+  rm -rf "$work"
+  [ -d "$cache/$package" ]
+}
+
+has_drivers() {
+  [ -n "$(find "$1" -name 'vmlinuz*' -print -quit)" ] && [ -n "$(find "$1" -name 'ublk_drv.ko*' -print -quit)" ]
+}
+
+find_kernel() {
+  if [ -n "${ROK_KERNEL_DIRECTORY:-}" ]; then
+    has_drivers "$ROK_KERNEL_DIRECTORY" || missing "$ROK_KERNEL_DIRECTORY has no kernel with ublk_drv"
+    kernel=$ROK_KERNEL_DIRECTORY
+    return
+  fi
+  mkdir -p "$cache"
+  # What an earlier run has downloaded will do; it also serves without a network.
+  kernel=$(find "$cache" -maxdepth 1 -type d -name "linux-image-$series.*" | sort -rV | head -1)
+  [ -z "$kernel" ] || return 0
+  command -v apt-get >/dev/null ||
+    missing 'apt-get is not there, so that no kernel can be downloaded; set ROK_KERNEL_DIRECTORY'
+  local package
+  if [ -z "$(kernel_packages)" ] && [ "$(id -u)" = 0 ]; then timeout 300 apt-get -qq update >/dev/null 2>&1 || true; fi
+  # An old one may be listed and gone: a few are tried.
+  for package in $(kernel_packages | head -3); do
+    if fetch_kernel "$package"; then kernel=$cache/$package; return 0; fi
+  done
+  missing "no linux-image-$series.*-cloud-amd64 could be downloaded; run apt-get update, or set ROK_KERNEL_DIRECTORY"
+}
+
+find_kernel
+image=$(find "$kernel" -name 'vmlinuz*' -print -quit)
+module_root=$(find "$kernel/lib/modules" "$kernel/usr/lib/modules" -mindepth 1 -maxdepth 1 -type d 2>/dev/null |
+  head -1 || true)
+
+# --- the guest's files -----------------------------------------------------------------------------------------------
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/rok-vm.XXXXXX")
+machine=''
+finish() {
+  if [ -n "$machine" ]; then kill "$machine" 2>/dev/null || true; fi
+  if [ "${ROK_VM_KEEP:-0}" = 1 ]; then echo "kept $work"; else rm -rf "$work"; fi
+}
+trap finish EXIT
+root=$work/root
+mkdir -p "$root"/{bin,sbin,dev,proc,sys,tmp,mnt,modules,etc,run}
+
+copy_with_libraries() {
+  local program=$1 place=$1 library
+  [ -x "$program" ] || missing "$program is not there"
+  case $program in /bin/* | /sbin/* | /usr/*) ;; *) place=/bin/$(basename "$program") ;; esac
+  install -D "$(readlink -f "$program")" "$root$place"
+  while read -r library; do
+    [ -e "$root$library" ] || install -D "$(readlink -f "$library")" "$root$library"
+  done < <(ldd "$program" 2>/dev/null | grep -oE '/[^ ]+' || true)
+}
+
+install "$busybox" "$root/bin/busybox"
+for program in ${programs[@]+"${programs[@]}"}; do copy_with_libraries "$program"; done
+[ "$disk_mib" = 0 ] || modules=(virtio_blk ${modules[@]+"${modules[@]}"})
+for module in ${modules[@]+"${modules[@]}"}; do
+  file=$(find "$module_root" -name "$module.ko*" -print -quit)
+  # What is built in has no file.
+  if [ -z "$file" ]; then
+    grep -q "/$module\.ko$" "$module_root/modules.builtin" || missing "$kernel has no module $module"
+    continue
+  fi
+  case $file in
+    *.xz) xz -dc "$file" >"$root/modules/$module.ko" ;;
+    *.zst) need_program zstd zstd; zstd -qdc "$file" >"$root/modules/$module.ko" ;;
+    *) cp "$file" "$root/modules/$module.ko" ;;
+  esac
+  echo "$module" >>"$root/modules/order"
+done
+# Where programs find libraries that are in no standard directory.
+libraries=$(cd "$root" && find . -name '*.so*' -printf '/%P\n' | xargs -r -n1 dirname | sort -u | paste -sd: -)
+echo "export LD_LIBRARY_PATH=$libraries" >"$root/etc/environment"
+echo 'root:x:0:0:root:/:/bin/sh' >"$root/etc/passwd"
+echo 'root:x:0:' >"$root/etc/group"
+install -m 755 "$here/init" "$root/init"
+cp "$here/guest.sh" "$root/etc/guest.sh"
+cp "$script" "$root/etc/script.sh"
+(cd "$root" && find . | cpio --quiet -o -H newc) >"$work/initramfs"
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+disk=()
+if [ "$disk_mib" != 0 ]; then
+  truncate -s "${disk_mib}M" "$work/disk"
+  cache_mode=none
+  # A directory in memory takes no O_DIRECT.
+  case $(stat -f -c %T "$work") in tmpfs | overlayfs) cache_mode=writeback ;; esac
+  disk=(-drive "file=$work/disk,format=raw,if=virtio,cache=$cache_mode,aio=threads")
+fi
+echo "kernel $(basename "$image"), initramfs $(($(stat -c %s "$work/initramfs") >> 20)) MiB"
+started=$SECONDS
+timeout --signal=KILL "$seconds_max" qemu-system-x86_64 \
+  -accel "${ROK_VM_ACCELERATOR:-tcg,thread=multi}" -cpu max -smp "$processors" \
+  -m "$memory_mib" -machine q35 -nodefaults -display none -no-reboot -serial stdio -monitor none \
+  -kernel "$image" -initrd "$work/initramfs" "${disk[@]}" \
+  -append 'console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on' \
+  </dev/null >"$work/console" 2>&1 &
+machine=$!
+status=0
+wait "$machine" || status=$?
+machine=''
+
+lines() { grep -acE "$1" "$work/console" || true; }
+tr -d '\r' <"$work/console" | grep -aE '^((PASS|FAIL|SKIP|NOTE) |[|])' || true
+passed=$(lines '^PASS ') failed=$(lines '^FAIL ') skipped=$(lines '^SKIP ')
+if ! grep -aq '^VM END' "$work/console"; then
+  echo "FAIL vm: the machine did not come to its end within $seconds_max s (status $status); its last lines:"
+  tail -40 "$work/console"
+  failed=$((failed + 1))
+fi
+echo "machine ran $((SECONDS - started)) s"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ] && [ "$passed" != 0 ]

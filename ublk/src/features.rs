@@ -1,0 +1,106 @@
+//! What the loaded driver can do, as the driver says itself. Versions of kernels are never compared.
+
+use std::fmt;
+
+use libublk_rs_sys as sys;
+
+/// The driver's feature bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features(u64);
+
+/// Bit and name of the features, in the order of their bits.
+const NAMES: [(u32, &str); 20] = [
+    (sys::UBLK_F_SUPPORT_ZERO_COPY, "zero-copy"),
+    (sys::UBLK_F_URING_CMD_COMP_IN_TASK, "complete-in-task"),
+    (sys::UBLK_F_NEED_GET_DATA, "need-get-data"),
+    (sys::UBLK_F_USER_RECOVERY, "recovery"),
+    (sys::UBLK_F_USER_RECOVERY_REISSUE, "recovery-reissue"),
+    (sys::UBLK_F_UNPRIVILEGED_DEV, "unprivileged"),
+    (sys::UBLK_F_CMD_IOCTL_ENCODE, "ioctl-encoding"),
+    (sys::UBLK_F_USER_COPY, "user-copy"),
+    (sys::UBLK_F_ZONED, "zoned"),
+    (sys::UBLK_F_USER_RECOVERY_FAIL_IO, "recovery-fail-io"),
+    (sys::UBLK_F_UPDATE_SIZE, "update-size"),
+    (sys::UBLK_F_AUTO_BUF_REG, "auto-buffer"),
+    (sys::UBLK_F_QUIESCE, "quiesce"),
+    (sys::UBLK_F_PER_IO_DAEMON, "per-io-daemon"),
+    (sys::UBLK_F_BUF_REG_OFF_DAEMON, "buffer-off-daemon"),
+    (sys::UBLK_F_BATCH_IO, "batch"),
+    (sys::UBLK_F_INTEGRITY, "integrity"),
+    (sys::UBLK_F_SAFE_STOP_DEV, "safe-stop"),
+    (sys::UBLK_F_NO_AUTO_PART_SCAN, "no-partition-scan"),
+    (sys::UBLK_F_SHMEM_ZC, "shared-memory"),
+];
+
+impl Features {
+    /// Features from the driver's 64 bits.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The driver's 64 bits.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// True when commands are numbered as this crate numbers them (Linux 6.4); without it no device can be made.
+    #[must_use]
+    pub fn has_ioctl_encoding(self) -> bool {
+        self.has(sys::UBLK_F_CMD_IOCTL_ENCODE)
+    }
+
+    /// True when a device can outlive its server (Linux 6.1).
+    #[must_use]
+    pub fn has_recovery(self) -> bool {
+        self.has(sys::UBLK_F_USER_RECOVERY)
+    }
+
+    /// True when a running device can change its size (Linux 6.16).
+    #[must_use]
+    pub fn has_size_update(self) -> bool {
+        self.has(sys::UBLK_F_UPDATE_SIZE)
+    }
+
+    /// True when a stop can be refused while the device is open (Linux 7.0).
+    #[must_use]
+    pub fn has_safe_stop(self) -> bool {
+        self.has(sys::UBLK_F_SAFE_STOP_DEV)
+    }
+
+    fn has(self, feature: u32) -> bool {
+        self.0 & u64::from(feature) != 0
+    }
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:#x}", self.0)?;
+        for (_, name) in NAMES.iter().filter(|(feature, _)| self.has(*feature)) {
+            write!(formatter, " {name}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mask_of_linux_6_12_is_read() {
+        // Measured with GET_FEATURES on a 6.12 kernel.
+        let features = Features::from_bits(0x1fe);
+        assert!(features.has_ioctl_encoding() && features.has_recovery());
+        assert!(!features.has_size_update() && !features.has_safe_stop());
+        assert!(features.to_string().starts_with("0x1fe complete-in-task need-get-data recovery "));
+    }
+
+    #[test]
+    fn names_are_in_the_order_of_their_bits() {
+        for (index, (feature, name)) in NAMES.iter().enumerate() {
+            assert_eq!(*feature, 1 << index, "{name}");
+        }
+    }
+}
