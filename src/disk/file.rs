@@ -265,7 +265,7 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-/// What an unprivileged process can still take at `path`.
+/// What an unprivileged process can still take at `path`; everything where the file system keeps no count.
 fn free_bytes(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut answer = MaybeUninit::<libc::statvfs>::uninit();
@@ -275,6 +275,9 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
     }
     // SAFETY: the call succeeded, so it filled the structure.
     let answer = unsafe { answer.assume_init() };
+    if answer.f_blocks == 0 {
+        return Ok(u64::MAX);
+    }
     Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
 }
 

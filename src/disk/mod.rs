@@ -2,15 +2,17 @@
 //!
 //! Two doors to one device: [`Device`] blocks and is used off the lanes (open, recovery, checkpoint);
 //! [`Disk`] is a lane's queue, never blocks and is not shared. Offsets and lengths are multiples of
-//! [`BLOCK_SIZE`](crate::units::BLOCK_SIZE). This layer knows nothing of volumes.
+//! [`BLOCK_SIZE`]. This layer knows nothing of volumes.
 
 mod buffer;
 mod file;
 mod sim;
+mod uring;
 
 pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
 pub use file::FileDevice;
 pub use sim::{CrashMode, OpKind, SimCounters, SimDevice, SimDisk, WrittenRange};
+pub use uring::UringDisk;
 
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, to_u64};
 use std::io;

@@ -228,6 +228,22 @@ fn a_write_in_flight_is_kept_dropped_or_torn_by_each_kind_of_crash() {
 }
 
 #[test]
+fn writes_in_flight_at_a_crash_have_no_order() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..SEEDS {
+        let device = device();
+        let mut disk = lane(&device);
+        disk.submit(1, write_op(0, 1));
+        disk.submit(2, write_op(0, 2));
+        device.crash(CrashMode::Kill, &mut seeded(seed));
+        let SimCounters { torn_writes, dropped_writes, .. } = device.counters();
+        seen.insert((torn_writes + dropped_writes, bytes_of(&device, 0)));
+    }
+    assert!(seen.contains(&(0, [1].into())));
+    assert!(seen.contains(&(0, [2].into())));
+}
+
+#[test]
 fn a_kill_keeps_completed_writes_for_good() {
     for seed in 0..SEEDS {
         let device = device();
