@@ -11,3 +11,4 @@ pub mod meta;
 pub mod planted;
 pub mod pool;
 pub mod units;
+pub mod volume;

@@ -12,6 +12,7 @@ use crate::format::record::{
     BATCH_BLOCKS_MAX, RECORD_BLOCKS_MAX, RECORD_HEAD_BYTES, Record, RecordPlace, Removal, WriteRun, blocks_for_body,
     body_bytes,
 };
+use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::units::{
     Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize,
@@ -86,6 +87,8 @@ pub struct Log {
     flying: VecDeque<Flying>,
     spare: Vec<IoBuffer>,
     mark_count: usize,
+    /// Removals of the planted bug, by batch.
+    unlogged: Vec<(ChainSequence, Vec<Removal>)>,
 }
 
 impl Log {
@@ -101,6 +104,7 @@ impl Log {
             flying: VecDeque::new(),
             spare: Vec::new(),
             mark_count,
+            unlogged: Vec::new(),
         }
     }
 
@@ -165,6 +169,13 @@ impl Log {
         let open = self.open_batch();
         open.removals.extend_from_slice(removals);
         open.parts.push(part);
+    }
+
+    /// The planted bug: the part is acknowledged with the batch, but the log says nothing of its removals.
+    pub fn append_unlogged(&mut self, removals: &[Removal], part: u32) {
+        assert!(is_planted(Bug::DiscardNotLogged));
+        self.unlogged.push((self.chain, removals.to_vec()));
+        self.append_removals(&[], part);
     }
 
     /// Whether the open batch holds anything.
@@ -236,7 +247,14 @@ impl Log {
         if self.flying.front()?.writes_left > 0 {
             return None;
         }
-        let flying = self.flying.pop_front()?;
+        let mut flying = self.flying.pop_front()?;
+        self.unlogged.retain(|(chain, removals)| {
+            let is_of_batch = *chain == flying.batch.chain;
+            if is_of_batch {
+                flying.batch.record.removals.extend_from_slice(removals);
+            }
+            !is_of_batch
+        });
         if self.spare.len() < FLIGHT_MAX {
             self.spare.push(flying.buffer);
         }

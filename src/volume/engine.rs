@@ -1,0 +1,307 @@
+//! The engine of one lane: its state, its loop turn, and what device completions lead to.
+
+use crate::crypto::CipherCache;
+use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};
+use crate::error::IoError;
+use crate::pool::{DoneBatch, FLIGHT_SOFT_MAX, Log, Pool};
+use crate::units::{AddressRun, LaneIndex, to_u64};
+use crate::volume::range_lock::RangeLocks;
+use crate::volume::read::Reread;
+use crate::volume::request::{Completion, Done, Operation, Part, Read, Request, RunningFlush, Ticket};
+use async_executor::LocalExecutor;
+use futures_channel::oneshot;
+use slab::Slab;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Where a lane has work done that may block: a small pool of threads, or the scheduler of a simulation.
+pub trait Blocking {
+    /// Runs `job` elsewhere, then wakes the lane.
+    fn run(&self, job: Box<dyn FnOnce() + Send>);
+}
+
+/// What an engine is made of.
+pub struct EngineParts<D> {
+    /// The pool.
+    pub pool: Arc<Pool>,
+    /// Its range locks, shared by the lanes.
+    pub locks: Arc<RangeLocks>,
+    /// Which lane this is.
+    pub lane: LaneIndex,
+    /// The lane's queue of device I/O.
+    pub disk: D,
+    /// Where blocking work is done.
+    pub blocking: Rc<dyn Blocking>,
+    /// The lane's executor; the engine spawns on it, its owner runs it.
+    pub executor: Rc<LocalExecutor<'static>>,
+}
+
+/// Tasks that one turn polls at most: the rest waits for the next turn.
+const TASKS_PER_TURN: usize = 256;
+
+pub(super) struct State<D> {
+    pub disk: D,
+    pub log: Log,
+    pub ciphers: CipherCache,
+    pub requests: Slab<Request>,
+    pub parts: Slab<Part>,
+    pub reads: Slab<Read>,
+    pub operations: Slab<Operation>,
+    pub tickets: Slab<Ticket>,
+    /// Locked parts that wait for room in the log, oldest first.
+    pub backlog: VecDeque<u32>,
+    /// Locked parts that wait for a checkpoint with this number to be done.
+    pub starved: Vec<(u32, u64)>,
+    pub flush_waiting: Vec<Done>,
+    pub flush_running: Option<RunningFlush>,
+    pub done: Vec<(Completion, Result<(), IoError>)>,
+    /// Reads that need a task.
+    pub spawn_later: Vec<Reread>,
+    completions: Vec<DiskCompletion>,
+    task_count: u32,
+}
+
+/// The engine of one lane.
+pub struct Engine<D: Disk> {
+    pub(super) pool: Arc<Pool>,
+    pub(super) locks: Arc<RangeLocks>,
+    pub(super) lane: LaneIndex,
+    pub(super) blocking: Rc<dyn Blocking>,
+    executor: Rc<LocalExecutor<'static>>,
+    pub(super) state: RefCell<State<D>>,
+}
+
+impl<D: Disk + 'static> Engine<D> {
+    /// An engine without requests. Takes the lane's log.
+    ///
+    /// # Panics
+    /// If the lane has an engine already.
+    #[must_use]
+    pub fn new(parts: EngineParts<D>) -> Rc<Self> {
+        let log = parts.pool.take_log(parts.lane);
+        Rc::new(Self {
+            pool: parts.pool,
+            locks: parts.locks,
+            lane: parts.lane,
+            blocking: parts.blocking,
+            executor: parts.executor,
+            state: RefCell::new(State {
+                disk: parts.disk,
+                log,
+                ciphers: CipherCache::default(),
+                requests: Slab::new(),
+                parts: Slab::new(),
+                reads: Slab::new(),
+                operations: Slab::new(),
+                tickets: Slab::new(),
+                backlog: VecDeque::new(),
+                starved: Vec::new(),
+                flush_waiting: Vec::new(),
+                flush_running: None,
+                done: Vec::new(),
+                spawn_later: Vec::new(),
+                completions: Vec::new(),
+                task_count: 0,
+            }),
+        })
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Runs `change` on the disk: its owner feeds it completions of the ring.
+    pub fn with_disk<R>(&self, change: impl FnOnce(&mut D) -> R) -> R {
+        change(&mut self.state.borrow_mut().disk)
+    }
+
+    /// One turn of the lane's loop: takes device completions and grants, runs tasks, and closes the open batch if
+    /// fewer than two are in flight. Call it after the requests of the turn were handed in.
+    pub fn turn(self: &Rc<Self>) {
+        loop {
+            let has_completions = self.take_completions();
+            self.spawn_rereads();
+            let has_grants = self.take_grants();
+            self.retry_starved();
+            self.drain_backlog();
+            let has_run = self.run_tasks();
+            if !has_completions && !has_grants && !has_run {
+                break;
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        if state.log.has_open() && state.log.flying_count() < FLIGHT_SOFT_MAX {
+            self.close_batch(&mut state);
+        }
+        drop(state);
+        self.start_flush();
+    }
+
+    /// Appends the requests that are done, with their results.
+    pub fn drain_done(&self, done: &mut Vec<(Completion, Result<(), IoError>)>) {
+        done.append(&mut self.state.borrow_mut().done);
+    }
+
+    /// Whether no request, task or I/O is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let state = self.state.borrow();
+        state.requests.is_empty()
+            && state.parts.is_empty()
+            && state.reads.is_empty()
+            && state.operations.is_empty()
+            && state.task_count == 0
+            && state.log.is_idle()
+            && state.flush_waiting.is_empty()
+            && state.done.is_empty()
+    }
+
+    /// Whether the lane has something to do that no completion will announce.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.executor.is_empty() && self.state.borrow().task_count > 0 || !self.state.borrow().done.is_empty()
+    }
+
+    /// Starts a task that reports to `done` when it ends.
+    pub(super) fn spawn(
+        self: &Rc<Self>,
+        done: Done,
+        task: impl Future<Output = Result<(), IoError>> + 'static,
+    ) {
+        self.state.borrow_mut().task_count += 1;
+        let engine = Rc::clone(self);
+        self.executor
+            .spawn(async move {
+                let result = task.await;
+                let mut state = engine.state.borrow_mut();
+                state.task_count -= 1;
+                finish(&mut state, done, result);
+            })
+            .detach();
+    }
+
+    /// Reads device blocks into `target`, whose length says how many; for tasks.
+    pub(super) async fn read_device(&self, run: AddressRun, target: &IoBuffer) -> Result<(), IoError> {
+        let (sender, receiver) = oneshot::channel();
+        {
+            let mut state = self.state.borrow_mut();
+            let token = to_u64(state.operations.insert(Operation::Task(sender)));
+            let (device, offset_bytes) = (run.start.device(), run.start.offset_bytes());
+            state.disk.submit(token, DiskOp::Read { device, offset_bytes, target: target.lend_to_device() });
+        }
+        match receiver.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                tracing::error!(%error, address = %run.start, "reading a device failed");
+                Err(IoError::Io)
+            }
+            Err(oneshot::Canceled) => Err(IoError::ShuttingDown),
+        }
+    }
+
+    /// Closes the open batch and submits its writes.
+    pub(super) fn close_batch(&self, state: &mut State<D>) {
+        let (chain, writes) = state.log.close(&self.pool);
+        for write in writes {
+            let token = to_u64(state.operations.insert(Operation::Batch(chain)));
+            let source = write.source.lend_for_device();
+            let (device, offset_bytes) = (write.address.device(), write.address.offset_bytes());
+            state.disk.submit(token, DiskOp::Write { device, offset_bytes, source });
+        }
+        if crate::planted::is_planted(crate::planted::Bug::AcknowledgeBeforeWrite) {
+            self.acknowledge_early(state);
+        }
+    }
+
+    fn take_completions(self: &Rc<Self>) -> bool {
+        let mut completions = {
+            let state = &mut *self.state.borrow_mut();
+            state.disk.reap(&mut state.completions);
+            std::mem::take(&mut state.completions)
+        };
+        let is_some = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.state.borrow_mut().completions = completions;
+        is_some
+    }
+
+    fn complete(self: &Rc<Self>, completion: DiskCompletion) {
+        let mut state = self.state.borrow_mut();
+        match state.operations.remove(crate::units::to_usize(completion.token)) {
+            Operation::Batch(chain) => {
+                state.log.write_done(chain);
+                if let Err(error) = completion.result {
+                    self.pool.fail(format!("Writing a device failed: {error}"));
+                }
+                self.finish_batches(&mut state);
+            }
+            Operation::Read(read) => {
+                drop(state);
+                self.device_read_done(read, completion.result);
+            }
+            // A task that is gone does not wait for its read any more.
+            Operation::Task(sender) => drop(sender.send(completion.result)),
+            Operation::Flush => self.device_flushed(&mut state, completion.result),
+        }
+    }
+
+    /// Lays and acknowledges the batches that are done, in the order of the log.
+    fn finish_batches(&self, state: &mut State<D>) {
+        if self.pool.check_writable().is_err() {
+            self.abandon_writes(state);
+            return;
+        }
+        while let Some(batch) = state.log.pop_done() {
+            self.lay(&batch);
+            for part in &batch.parts {
+                state.parts[crate::units::to_usize(u64::from(*part))].batches_left -= 1;
+                self.settle_part(state, *part);
+            }
+        }
+    }
+
+    fn lay(&self, batch: &DoneBatch) {
+        self.pool.lay_batch(self.lane, batch, |guard| super::write::lay_record(&batch.record, guard, &self.pool));
+    }
+
+    fn take_grants(self: &Rc<Self>) -> bool {
+        let granted = self.locks.take_granted(self.lane);
+        let is_some = !granted.is_empty();
+        for ticket in granted {
+            let ticket = self.state.borrow_mut().tickets.remove(crate::units::to_usize(ticket));
+            match ticket {
+                Ticket::Part(part) => self.append_part(&mut self.state.borrow_mut(), part),
+                // A task holds its range until it ends, so it is there to take it.
+                Ticket::Task(sender) => drop(sender.send(())),
+            }
+        }
+        is_some
+    }
+
+    fn run_tasks(&self) -> bool {
+        let mut has_run = false;
+        for _ in 0..TASKS_PER_TURN {
+            if !self.executor.try_tick() {
+                break;
+            }
+            has_run = true;
+        }
+        has_run
+    }
+}
+
+/// Tells who waits for a request how it ended.
+pub(super) fn finish<D>(state: &mut State<D>, done: Done, result: Result<(), IoError>) {
+    match done {
+        Done::Frontend(completion) => state.done.push((completion, result)),
+        // The task may be gone with its connection; then nobody waits.
+        Done::Task(sender) => drop(sender.send(result)),
+        Done::Nobody => {}
+    }
+}

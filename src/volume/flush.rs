@@ -1,0 +1,85 @@
+//! Flush: one device flush for everything acknowledged before it, on all lanes and connections.
+//!
+//! A request joins only a flush that has not started: one that runs may have begun before the last write.
+
+use crate::disk::{Disk, DiskOp};
+use crate::error::IoError;
+use crate::planted::{Bug, is_planted};
+use crate::units::{DeviceIndex, to_u64};
+use crate::volume::engine::{Engine, State, finish};
+use crate::volume::request::{Completion, Done, Operation, RunningFlush};
+use futures_channel::oneshot;
+use std::rc::Rc;
+
+impl<D: Disk + 'static> Engine<D> {
+    /// Makes everything durable that was acknowledged before this call, whoever wrote it.
+    pub fn flush(self: &Rc<Self>, completion: Completion) {
+        self.flush_for(Done::Frontend(completion));
+    }
+
+    pub(super) fn flush_for(&self, done: Done) {
+        let state = &mut *self.state.borrow_mut();
+        if let Err(error) = self.pool.check_writable() {
+            return finish(state, done, Err(error));
+        }
+        match &mut state.flush_running {
+            Some(running) if is_planted(Bug::FlushJoinsStarted) => running.waiters.push(done),
+            _ => state.flush_waiting.push(done),
+        }
+    }
+
+    pub(super) async fn flush_for_task(&self) -> Result<(), IoError> {
+        let (sender, receiver) = oneshot::channel();
+        self.flush_for(Done::Task(sender));
+        receiver.await.map_err(|_| IoError::ShuttingDown)?
+    }
+
+    /// Starts a flush for all that wait, unless one runs.
+    pub(super) fn start_flush(&self) {
+        let state = &mut *self.state.borrow_mut();
+        if state.flush_waiting.is_empty() || state.flush_running.is_some() {
+            return;
+        }
+        let waiters = std::mem::take(&mut state.flush_waiting);
+        if is_planted(Bug::SkipFlush) {
+            return end(state, waiters, Ok(()));
+        }
+        if let Err(error) = self.pool.check_writable() {
+            return end(state, waiters, Err(error));
+        }
+        let Some(start) = self.pool.begin_flush() else { return end(state, waiters, Ok(())) };
+        let device_count = self.pool.devices().count();
+        for index in (0..).map(DeviceIndex::new).take(device_count) {
+            let token = to_u64(state.operations.insert(Operation::Flush));
+            state.disk.submit(token, DiskOp::Flush { device: index });
+        }
+        let devices_left = u32::try_from(device_count).expect("a pool has at most 32 devices");
+        state.flush_running = Some(RunningFlush { start, devices_left, waiters });
+    }
+
+    /// Counts a device as flushed; after the last one the flush is done.
+    pub(super) fn device_flushed(&self, state: &mut State<D>, result: std::io::Result<()>) {
+        if let Err(error) = result {
+            self.pool.fail(format!("Flushing a device failed: {error}"));
+        }
+        let running = state.flush_running.as_mut().expect("a completed flush was running");
+        running.devices_left -= 1;
+        if running.devices_left > 0 {
+            return;
+        }
+        let Some(running) = state.flush_running.take() else { return };
+        let result = self.pool.check_writable();
+        if result.is_ok() {
+            self.pool.end_flush(&running.start);
+        } else {
+            self.abandon_writes(state);
+        }
+        end(state, running.waiters, result);
+    }
+}
+
+fn end<D>(state: &mut State<D>, waiters: Vec<Done>, result: Result<(), IoError>) {
+    for waiter in waiters {
+        finish(state, waiter, result);
+    }
+}

@@ -1,0 +1,19 @@
+//! Volumes and the paths of their requests: read, write, discard, flush.
+//!
+//! An [`Engine`] serves the requests of one lane for any volume, from start to end, without a hop to another
+//! thread. It has no thread of its own: whoever runs it feeds it requests and device completions and calls
+//! [`Engine::turn`].
+
+mod engine;
+mod flush;
+mod range_lock;
+mod read;
+mod registry;
+mod remove;
+mod request;
+mod write;
+
+pub use engine::{Blocking, Engine, EngineParts};
+pub use range_lock::{BlockRange, RangeLocks};
+pub use registry::{OpenVolume, Volume, VolumeInfo, Volumes};
+pub use request::{Completion, RemoveMode};

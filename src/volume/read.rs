@@ -1,0 +1,301 @@
+//! The read path: changes, then leaf; neighbouring addresses in one device read; each block verified, then decrypted.
+//!
+//! A read whose leaves are cached takes no task. Anything else (a missing leaf, an unaligned edge, a block that was
+//! moved while it was read) is done by a task, which looks the map up again until its answer holds.
+
+use crate::crypto::CipherCache;
+use crate::disk::{Disk, DiskOp, IoBuffer};
+use crate::error::IoError;
+use crate::format::entry::Entry;
+use crate::format::leaf::Leaf;
+use crate::map::StoredLeaves;
+use crate::planted::{Bug, is_planted};
+use crate::pool::Pool;
+use crate::units::{
+    AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, blocks_to_bytes, to_u64, to_usize,
+};
+use crate::volume::Volume;
+use crate::volume::engine::{Engine, finish};
+use crate::volume::request::{Completion, Done, Operation, Read};
+use crate::volume::write::check_range;
+use futures_channel::oneshot;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Times that a read looks the map up again because its blocks were replaced meanwhile.
+const LOOKUPS_MAX: u32 = 1000;
+
+impl<D: Disk + 'static> Engine<D> {
+    /// Fills `target` from `offset_bytes` on. Absent blocks are zeros.
+    pub fn read(self: &Rc<Self>, volume: &Arc<Volume>, offset_bytes: u64, target: IoBuffer, completion: Completion) {
+        let done = Done::Frontend(completion);
+        if let Err(error) = check_range(volume, offset_bytes, to_u64(target.len())) {
+            return finish(&mut self.state.borrow_mut(), done, Err(error));
+        }
+        if !offset_bytes.is_multiple_of(BLOCK_SIZE_U64) || !target.len().is_multiple_of(BLOCK_SIZE) {
+            let task = read_unaligned(Rc::clone(self), Arc::clone(volume), offset_bytes, target);
+            return self.spawn(done, task);
+        }
+        let first_block = offset_bytes / BLOCK_SIZE_U64;
+        let count = target.len() / BLOCK_SIZE;
+        let Some(entries) = self.cached_entries(volume, BlockIndex::new(first_block), count) else {
+            return self.read_by_task(Arc::clone(volume), first_block, target, done);
+        };
+        zero_holes(&entries, &target);
+        let runs = device_runs(&entries);
+        let state = &mut *self.state.borrow_mut();
+        if runs.is_empty() {
+            return finish(state, done, Ok(()));
+        }
+        let device_reads_left = u32::try_from(runs.len()).expect("a request is bounded by the frontends");
+        let volume = Arc::clone(volume);
+        let target_of = target.clone();
+        let read = Read { done, volume, first_block, target, entries, device_reads_left, result: Ok(()) };
+        let read = u32::try_from(state.reads.insert(read)).expect("a lane has far fewer than 2^32 reads");
+        for (index, run) in runs {
+            let token = to_u64(state.operations.insert(Operation::Read(read)));
+            let end = index + to_usize(run.count);
+            let target = target_of.slice(blocks_to_bytes(index)..blocks_to_bytes(end)).lend_to_device();
+            let (device, offset_bytes) = (run.start.device(), run.start.offset_bytes());
+            state.disk.submit(token, DiskOp::Read { device, offset_bytes, target });
+        }
+    }
+
+    fn read_by_task(self: &Rc<Self>, volume: Arc<Volume>, first_block: u64, target: IoBuffer, done: Done) {
+        let engine = Rc::clone(self);
+        self.spawn(done, async move { engine.read_blocks(&volume, first_block, &target).await });
+    }
+
+    /// One device read of a [`Read`] is done; after the last one its blocks are verified and decrypted.
+    pub(super) fn device_read_done(self: &Rc<Self>, index: u32, result: std::io::Result<()>) {
+        let state = &mut *self.state.borrow_mut();
+        let slot = to_usize(u64::from(index));
+        let read = &mut state.reads[slot];
+        if let Err(error) = result {
+            tracing::error!(%error, "reading a device failed");
+            read.result = Err(IoError::Io);
+        }
+        read.device_reads_left -= 1;
+        if read.device_reads_left > 0 {
+            return;
+        }
+        let read = state.reads.remove(slot);
+        if read.result.is_err() {
+            return finish(state, read.done, read.result);
+        }
+        if open_blocks(&self.pool, &mut state.ciphers, &read.volume, &read.entries, &read.target).is_empty() {
+            return finish(state, read.done, Ok(()));
+        }
+        // A block was replaced, and its place reused, while it was read; or it is damaged. A task finds out.
+        state.spawn_later.push((read.volume, read.first_block, read.target, read.done));
+    }
+
+    /// Starts the tasks of reads that need one.
+    pub(super) fn spawn_rereads(self: &Rc<Self>) {
+        let later = std::mem::take(&mut self.state.borrow_mut().spawn_later);
+        for (volume, first_block, target, done) in later {
+            self.read_by_task(volume, first_block, target, done);
+        }
+    }
+
+    /// Fills `target` with whole blocks, loading what leaves it needs.
+    pub(super) async fn read_blocks(&self, volume: &Volume, first_block: u64, target: &IoBuffer) -> Result<(), IoError> {
+        let count = target.len() / BLOCK_SIZE;
+        let mut entries = self.load_entries(volume, first_block, count).await?;
+        zero_holes(&entries, target);
+        let mut wanted = entries.clone();
+        for _ in 0..LOOKUPS_MAX {
+            for (index, run) in device_runs(&wanted) {
+                let end = index + to_usize(run.count);
+                self.read_device(run, &target.slice(blocks_to_bytes(index)..blocks_to_bytes(end))).await?;
+            }
+            let failed = {
+                let state = &mut *self.state.borrow_mut();
+                open_blocks(&self.pool, &mut state.ciphers, volume, &wanted, target)
+            };
+            if failed.is_empty() {
+                return Ok(());
+            }
+            let newest = self.load_entries(volume, first_block, count).await?;
+            wanted = vec![None; count];
+            for index in failed {
+                if newest[index] == entries[index] {
+                    self.report_damage(volume, first_block + to_u64(index), newest[index]);
+                    return Err(IoError::Io);
+                }
+                let bytes = blocks_to_bytes(index)..blocks_to_bytes(index + 1);
+                target.slice(bytes).with_bytes_mut(|bytes| bytes.fill(0));
+                wanted[index] = newest[index];
+                entries[index] = newest[index];
+            }
+        }
+        Err(IoError::Io)
+    }
+
+    /// The entries of consecutive blocks, if every leaf that is needed is cached.
+    pub(super) fn cached_entries(&self, volume: &Volume, first: BlockIndex, count: usize) -> Option<Vec<Option<Entry>>> {
+        let mut entries = vec![None; count];
+        for (from, leaf, blocks) in leaf_ranges(first, count) {
+            let mut changed = [false; 256];
+            let mut changed_count = 0;
+            let visited = &mut entries[from..from + blocks];
+            let start = first.plus(to_u64(from));
+            self.pool.changes().of_range(volume.tree, volume.epoch, (start, blocks), |index, change| {
+                visited[index] = change.entry;
+                changed_count += usize::from(!std::mem::replace(&mut changed[index], true));
+            });
+            if changed_count == blocks {
+                continue;
+            }
+            self.pool.leaves().look(volume.tree, leaf, |leaf| {
+                for (index, entry) in visited.iter_mut().enumerate() {
+                    if !changed[index] {
+                        *entry = leaf.get(start.plus(to_u64(index)).slot());
+                    }
+                }
+            })?;
+        }
+        Some(entries)
+    }
+
+    /// The entries of consecutive blocks; loads the leaves that are missing.
+    pub(super) async fn load_entries(&self, volume: &Volume, first: u64, count: usize) -> Result<Vec<Option<Entry>>, IoError> {
+        let first = BlockIndex::new(first);
+        let mut entries = Vec::with_capacity(count);
+        for (from, leaf, blocks) in leaf_ranges(first, count) {
+            let start = first.plus(to_u64(from));
+            // Bounded by other readers that evict the leaf again before it is looked at.
+            entries.extend(loop {
+                if let Some(found) = self.cached_entries(volume, start, blocks) {
+                    break found;
+                }
+                self.load_leaf(volume, leaf).await?;
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Loads a leaf into the cache, off the lane.
+    async fn load_leaf(&self, volume: &Volume, leaf: LeafIndex) -> Result<(), IoError> {
+        loop {
+            let version = self.pool.leaves().version(volume.tree, leaf);
+            let (sender, receiver) = oneshot::channel();
+            let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
+            self.blocking.run(Box::new(move || {
+                let stored = StoredLeaves { store: pool.store(), keys: pool.keys() };
+                // The reader may be gone; then nobody wants the leaf.
+                drop(sender.send(stored.resolve(&lineage, leaf)));
+            }));
+            let loaded = receiver.await.map_err(|_| IoError::ShuttingDown)?;
+            let loaded: Arc<Leaf> = Arc::new(loaded.map_err(|error| {
+                tracing::error!(%error, "loading a leaf failed");
+                IoError::Io
+            })?);
+            let version = if is_planted(Bug::OvertakenLoadCached) {
+                self.pool.leaves().version(volume.tree, leaf)
+            } else {
+                version
+            };
+            if self.pool.leaves().insert(volume.tree, leaf, loaded, version) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn report_damage(&self, volume: &Volume, block: u64, entry: Option<Entry>) {
+        self.pool.count_damaged_block();
+        let address = entry.map(|entry| entry.address().to_string());
+        tracing::error!(volume = %volume.id(), block, ?address, "a block is damaged: its mac does not match");
+    }
+}
+
+/// Verifies and decrypts what was read; the indexes of blocks whose mac does not match.
+fn open_blocks(
+    pool: &Pool,
+    ciphers: &mut CipherCache,
+    volume: &Volume,
+    entries: &[Option<Entry>],
+    target: &IoBuffer,
+) -> Vec<usize> {
+    let mut failed = Vec::new();
+    target.with_bytes_mut(|bytes| {
+        for ((index, entry), block) in entries.iter().enumerate().zip(bytes.chunks_exact_mut(BLOCK_SIZE)) {
+            let Some(entry) = entry else { continue };
+            let cipher = ciphers.get(pool.keys(), volume.domain, entry.generation(), entry.sequence());
+            let is_open = cipher.is_some_and(|cipher| {
+                if is_planted(Bug::IgnoreMac) {
+                    cipher.decrypt_in_place(entry.sequence(), block);
+                    return true;
+                }
+                cipher.decrypt_verified(entry.sequence(), block, entry.mac())
+            });
+            if !is_open {
+                failed.push(index);
+            }
+        }
+    });
+    failed
+}
+
+/// Index of the first block, leaf and number of blocks, for each leaf of a range.
+fn leaf_ranges(first: BlockIndex, count: usize) -> impl Iterator<Item = (usize, LeafIndex, usize)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        if from == count {
+            return None;
+        }
+        let block = first.get() + to_u64(from);
+        let blocks = to_usize(LEAF_ENTRIES_U64 - block % LEAF_ENTRIES_U64).min(count - from);
+        let range = (from, BlockIndex::new(block).leaf(), blocks);
+        from += blocks;
+        Some(range)
+    })
+}
+
+/// Neighbouring addresses as runs, each with the index of its first block.
+fn device_runs(entries: &[Option<Entry>]) -> Vec<(usize, AddressRun)> {
+    let mut runs: Vec<(usize, AddressRun)> = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let Some(entry) = entry else { continue };
+        let address = entry.address();
+        match runs.last_mut() {
+            Some((first, run)) if *first + to_usize(run.count) == index && run.start.plus(run.count) == address => {
+                run.count += 1;
+            }
+            _ => runs.push((index, AddressRun { start: address, count: 1 })),
+        }
+    }
+    runs
+}
+
+fn zero_holes(entries: &[Option<Entry>], target: &IoBuffer) {
+    target.with_bytes_mut(|bytes| {
+        for (entry, block) in entries.iter().zip(bytes.chunks_exact_mut(BLOCK_SIZE)) {
+            if entry.is_none() {
+                block.fill(0);
+            }
+        }
+    });
+}
+
+/// Reads the whole blocks around the range and copies the part.
+async fn read_unaligned<D: Disk + 'static>(
+    engine: Rc<Engine<D>>,
+    volume: Arc<Volume>,
+    offset_bytes: u64,
+    target: IoBuffer,
+) -> Result<(), IoError> {
+    if target.is_empty() {
+        return Ok(());
+    }
+    let first = offset_bytes / BLOCK_SIZE_U64;
+    let end = (offset_bytes + to_u64(target.len())).div_ceil(BLOCK_SIZE_U64);
+    let blocks = IoBuffer::allocate(blocks_to_bytes(to_usize(end - first)));
+    engine.read_blocks(&volume, first, &blocks).await?;
+    let from = to_usize(offset_bytes - first * BLOCK_SIZE_U64);
+    blocks.slice(from..from + target.len()).with_bytes(|bytes| target.with_bytes_mut(|target| target.copy_from_slice(bytes)));
+    Ok(())
+}
+
+/// A read that a task continues: volume, first block, where to, whom to tell.
+pub(super) type Reread = (Arc<Volume>, u64, IoBuffer, Done);

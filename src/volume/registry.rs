@@ -1,0 +1,241 @@
+//! Volumes of an open pool, by name, and who has them open.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::VolumeRecord;
+use crate::map::Lineage;
+use crate::pool::Pool;
+use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use uuid::Uuid;
+
+/// A volume that requests can be sent to.
+pub struct Volume {
+    pub(super) tree: TreeId,
+    pub(super) epoch: Epoch,
+    pub(super) lineage: Lineage,
+    pub(super) domain: DomainId,
+    pub(super) generation: KeyGeneration,
+    id: Uuid,
+    sector_size: u32,
+    size_bytes: AtomicU64,
+    users: AtomicU32,
+}
+
+impl Volume {
+    /// Its id.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// 512 or 4096.
+    #[must_use]
+    pub const fn sector_size(&self) -> u32 {
+        self.sector_size
+    }
+}
+
+/// A volume in use: it cannot be removed or shrunk until this is dropped.
+pub struct OpenVolume(Arc<Volume>);
+
+impl OpenVolume {
+    /// The volume.
+    #[must_use]
+    pub const fn volume(&self) -> &Arc<Volume> {
+        &self.0
+    }
+}
+
+impl Drop for OpenVolume {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What is told of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub sector_size: u32,
+    /// Seconds since 1970 when it was created.
+    pub created_at: u64,
+    /// What its blocks take on the devices, as of the last checkpoint.
+    pub allocated_bytes: u64,
+    /// Connections and devices that have it open.
+    pub connections: u32,
+}
+
+/// The volumes of a pool.
+pub struct Volumes {
+    pool: Arc<Pool>,
+    open: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
+}
+
+impl Volumes {
+    /// The volumes of `pool`.
+    #[must_use]
+    pub const fn new(pool: Arc<Pool>) -> Self {
+        Self { pool, open: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Opens a volume for requests.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn open(&self, name: &str) -> Result<OpenVolume> {
+        let mut open = self.open.lock();
+        let (record, tree, lineage) = self.pool.with_catalog(|catalog, _| {
+            let record = catalog.find(name)?.clone();
+            let tree = *catalog.tree(record.tree).expect("each volume has a tree");
+            Ok((record, tree, catalog.lineage((tree.id, tree.epoch))))
+        })?;
+        let volume = open.entry(record.id).or_insert_with(|| {
+            Arc::new(Volume {
+                tree: tree.id,
+                epoch: tree.epoch,
+                lineage,
+                domain: tree.domain,
+                generation: self.pool.keys().newest_generation(tree.domain).expect("each domain has a key"),
+                id: record.id,
+                sector_size: record.sector_size,
+                size_bytes: AtomicU64::new(record.size_bytes),
+                users: AtomicU32::new(0),
+            })
+        });
+        volume.users.fetch_add(1, Ordering::AcqRel);
+        Ok(OpenVolume(Arc::clone(volume)))
+    }
+
+    /// Makes a volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`], or [`ErrorKind::Usage`] for a name, size or sector size that cannot be.
+    pub fn create(&self, name: &str, size_bytes: u64, sector_size: u32, created_at: u64) -> Result<VolumeInfo> {
+        check_size(size_bytes)?;
+        if !matches!(sector_size, 512 | 4096) {
+            return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
+                .with_hint("Use 512 or 4096"));
+        }
+        let (id, name, tree) = (Uuid::new_v4(), name.to_owned(), TreeId::new(0));
+        let record = VolumeRecord { id, name, size_bytes, sector_size, tree, created_at };
+        let record = self.pool.with_catalog(|catalog, at| catalog.create(at, record))?;
+        Ok(self.info(&record))
+    }
+
+    /// All volumes, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<VolumeInfo> {
+        let records: Vec<VolumeRecord> = self.pool.with_catalog(|catalog, _| catalog.volumes().cloned().collect());
+        let mut infos: Vec<VolumeInfo> = records.iter().map(|record| self.info(record)).collect();
+        infos.sort_by(|one, other| one.name.cmp(&other.name));
+        infos
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn find(&self, name: &str) -> Result<VolumeInfo> {
+        let record = self.pool.with_catalog(|catalog, _| catalog.find(name).cloned())?;
+        Ok(self.info(&record))
+    }
+
+    /// Gives a volume another name. Connections stay.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::Usage`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<VolumeInfo> {
+        let record = self.pool.with_catalog(|catalog, at| catalog.rename(at, from, to))?;
+        Ok(self.info(&record))
+    }
+
+    /// Makes a volume larger, or smaller once nothing is mapped behind the new end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Usage`] for a size that cannot be.
+    pub fn set_size(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
+        check_size(size_bytes)?;
+        let record = self.pool.with_catalog(|catalog, at| catalog.set_size(at, name, size_bytes))?;
+        if let Some(volume) = self.open.lock().get(&record.id) {
+            volume.size_bytes.store(size_bytes, Ordering::Release);
+        }
+        Ok(self.info(&record))
+    }
+
+    /// Removes a volume; its space comes back with the next checkpoints.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or [`ErrorKind::Busy`] while it is open.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let mut open = self.open.lock();
+        let id = self.find_id(name)?;
+        let users = open.get(&id).map_or(0, |volume| volume.users.load(Ordering::Acquire));
+        if users > 0 {
+            return Err(busy(name, users));
+        }
+        self.pool.with_catalog(|catalog, at| catalog.remove(at, name))?;
+        open.remove(&id);
+        drop(open);
+        self.pool.want_checkpoint();
+        Ok(())
+    }
+
+    /// Refuses if somebody has the volume open, but for `allowed` users.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Busy`].
+    pub fn check_unused(&self, name: &str, allowed: u32) -> Result<()> {
+        let info = self.find(name)?;
+        if info.connections > allowed { Err(busy(name, info.connections - allowed)) } else { Ok(()) }
+    }
+
+    fn find_id(&self, name: &str) -> Result<Uuid> {
+        self.pool.with_catalog(|catalog, _| catalog.find(name).map(|record| record.id))
+    }
+
+    fn info(&self, record: &VolumeRecord) -> VolumeInfo {
+        let mapped = self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).map_or(0, |tree| tree.mapped_block_count));
+        let connections = self.open_users(record.id);
+        VolumeInfo {
+            id: record.id,
+            name: record.name.clone(),
+            size_bytes: record.size_bytes,
+            sector_size: record.sector_size,
+            created_at: record.created_at,
+            allocated_bytes: mapped * BLOCK_SIZE_U64,
+            connections,
+        }
+    }
+
+    fn open_users(&self, id: Uuid) -> u32 {
+        self.open.lock().get(&id).map_or(0, |volume| volume.users.load(Ordering::Acquire))
+    }
+}
+
+fn busy(name: &str, users: u32) -> Error {
+    Error::new(ErrorKind::Busy, format!("Volume \"{name}\" is in use by {users} connection(s)"))
+        .with_hint("Disconnect its clients (`rok-blk exports` lists them), then try again")
+}
+
+fn check_size(size_bytes: u64) -> Result<()> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_SIZE_U64) || size_bytes > VOLUME_SIZE_BYTES_MAX {
+        return Err(Error::new(ErrorKind::Usage, format!("A volume cannot have {size_bytes} bytes"))
+            .with_hint("Use a multiple of 4 KiB, from 4 KiB to 1 PiB"));
+    }
+    Ok(())
+}

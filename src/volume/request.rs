@@ -1,0 +1,128 @@
+//! Requests under way on a lane, and what they wait for.
+
+use crate::disk::IoBuffer;
+use crate::error::IoError;
+use crate::format::entry::Entry;
+use crate::pool::FlushStart;
+use crate::units::ChainSequence;
+use crate::volume::Volume;
+use crate::volume::range_lock::BlockRange;
+use futures_channel::oneshot;
+use std::sync::Arc;
+
+/// What a request was named by who made it, given back with its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// Which connection or device of the lane.
+    pub owner: u32,
+    /// Its own name for the request: a ublk tag, the slot of an NBD cookie.
+    pub cookie: u64,
+}
+
+/// What a removal of blocks means for the edges of an unaligned range, and for space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoveMode {
+    /// A hint: whole blocks become absent, edges are left.
+    Discard,
+    /// Zeros are read afterwards; whole blocks become absent.
+    Zero,
+    /// Zeros are read afterwards, and the blocks stay provisioned.
+    ZeroProvisioned,
+}
+
+/// Whom to tell.
+pub(super) enum Done {
+    /// The connection or device.
+    Frontend(Completion),
+    /// A task of the lane.
+    Task(oneshot::Sender<Result<(), IoError>>),
+    /// Nobody: it was told already (planted bug).
+    Nobody,
+}
+
+/// A request with parts under way.
+pub(super) struct Request {
+    pub done: Done,
+    pub parts_left: u32,
+    pub result: Result<(), IoError>,
+    pub is_fua: bool,
+}
+
+/// What a part does once its range is locked.
+pub(super) enum PartKind {
+    /// Writes the blocks of the range from the buffer.
+    Write(IoBuffer),
+    /// Removes the given blocks (offset into the range, count).
+    Remove(Vec<(u32, u32)>),
+}
+
+/// The part of a write or removal that lies in one leaf.
+pub(super) struct Part {
+    pub request: u32,
+    pub volume: Arc<Volume>,
+    pub range: BlockRange,
+    pub kind: PartKind,
+    /// Blocks (or removals) that are in batches already.
+    pub appended: usize,
+    /// Batches that hold some of it.
+    pub batches_left: u32,
+    /// Why the rest will not be appended.
+    pub failure: Option<IoError>,
+    /// It overwrites only what is mapped, or frees: it may use the reserve.
+    pub is_privileged: bool,
+    /// Checkpoints that it waited for.
+    pub space_attempts: u32,
+}
+
+impl Part {
+    /// Blocks or removals to append in all.
+    pub fn total(&self) -> usize {
+        match &self.kind {
+            PartKind::Write(_) => crate::units::to_usize(u64::from(self.range.count)),
+            PartKind::Remove(runs) => runs.len(),
+        }
+    }
+
+    /// Whether nothing is left to append or to wait for.
+    pub fn is_over(&self) -> bool {
+        self.batches_left == 0 && (self.failure.is_some() || self.appended == self.total())
+    }
+}
+
+/// A read with device reads under way, all of whose leaves were cached.
+pub(super) struct Read {
+    pub done: Done,
+    pub volume: Arc<Volume>,
+    pub first_block: u64,
+    pub target: IoBuffer,
+    pub entries: Vec<Option<Entry>>,
+    pub device_reads_left: u32,
+    pub result: Result<(), IoError>,
+}
+
+/// What a device operation belongs to.
+pub(super) enum Operation {
+    /// A write of a batch.
+    Batch(ChainSequence),
+    /// A read of a [`Read`].
+    Read(u32),
+    /// A read of a task.
+    Task(oneshot::Sender<std::io::Result<()>>),
+    /// The running flush.
+    Flush,
+}
+
+/// A device flush under way.
+pub(super) struct RunningFlush {
+    pub start: FlushStart,
+    pub devices_left: u32,
+    pub waiters: Vec<Done>,
+}
+
+/// Whom a granted range lock is for.
+pub(super) enum Ticket {
+    /// A part.
+    Part(u32),
+    /// A task.
+    Task(oneshot::Sender<()>),
+}

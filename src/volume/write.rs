@@ -1,0 +1,450 @@
+//! The write path: lock, append to the open batch, and when it is on the device lay the changes and acknowledge.
+//!
+//! A write of whole blocks takes no task. One that has an edge inside a block reads, merges and writes that
+//! block in a task under the block's lock.
+
+use crate::disk::{Disk, IoBuffer};
+use crate::error::IoError;
+use crate::format::entry::Entry;
+use crate::format::record::{Record, Removal, WriteRun};
+use crate::map::{Change, ChangeKey, LayGuard};
+use crate::planted::{Bug, is_planted};
+use crate::pool::{FLIGHT_MAX, HOME_RESERVE_BLOCKS, Pool, Refusal};
+use crate::units::{
+    BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize,
+};
+use crate::volume::Volume;
+use crate::volume::engine::{Engine, State, finish};
+use crate::volume::range_lock::BlockRange;
+use crate::volume::request::{Completion, Done, Part, PartKind, Request, Ticket};
+use futures_channel::oneshot;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Checkpoints that a write waits for before it gets "no space": the first may have begun before what it hopes for.
+const SPACE_ATTEMPTS_MAX: u32 = 3;
+
+impl<D: Disk + 'static> Engine<D> {
+    /// Writes `source` at `offset_bytes`. With `is_fua`, it is durable when it completes.
+    pub fn write(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        offset_bytes: u64,
+        source: IoBuffer,
+        is_fua: bool,
+        completion: Completion,
+    ) {
+        self.write_for(volume, offset_bytes, source, is_fua, Done::Frontend(completion));
+    }
+
+    pub(super) fn write_for(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        offset_bytes: u64,
+        source: IoBuffer,
+        is_fua: bool,
+        done: Done,
+    ) {
+        if let Err(error) = self.check(volume, offset_bytes, to_u64(source.len())) {
+            finish(&mut self.state.borrow_mut(), done, Err(error));
+        } else if offset_bytes.is_multiple_of(BLOCK_SIZE_U64) && source.len().is_multiple_of(BLOCK_SIZE) {
+            self.write_blocks(volume, offset_bytes / BLOCK_SIZE_U64, &source, is_fua, done);
+        } else {
+            let task = write_unaligned(Rc::clone(self), Arc::clone(volume), offset_bytes, source, is_fua);
+            self.spawn(done, task);
+        }
+    }
+
+    /// Checks that the pool takes writes and that the range lies in the volume.
+    pub(super) fn check(&self, volume: &Volume, offset_bytes: u64, len_bytes: u64) -> Result<(), IoError> {
+        self.pool.check_writable()?;
+        check_range(volume, offset_bytes, len_bytes)
+    }
+
+    fn write_blocks(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        first: u64,
+        source: &IoBuffer,
+        is_fua: bool,
+        done: Done,
+    ) {
+        let state = &mut *self.state.borrow_mut();
+        let end = first + to_u64(source.len()) / BLOCK_SIZE_U64;
+        if first == end {
+            return finish(state, done, Ok(()));
+        }
+        let parts_left = u32::try_from((end - 1) / LEAF_ENTRIES_U64 - first / LEAF_ENTRIES_U64 + 1);
+        let parts_left = parts_left.expect("a request is bounded by the frontends");
+        let request = Request { done, parts_left, result: Ok(()), is_fua };
+        let request = slot(state.requests.insert(request));
+        let mut block = first;
+        while block < end {
+            let next = end.min((block / LEAF_ENTRIES_U64 + 1) * LEAF_ENTRIES_U64);
+            let bytes = blocks_to_bytes(to_usize(block - first))..blocks_to_bytes(to_usize(next - first));
+            let count = u32::try_from(next - block).expect("a leaf has 256 blocks");
+            let range = BlockRange { tree: volume.tree, block: BlockIndex::new(block), count };
+            let kind = PartKind::Write(source.slice(bytes));
+            self.lock_part(state, new_part(request, volume, range, kind));
+            block = next;
+        }
+    }
+
+    fn lock_part(&self, state: &mut State<D>, part: Part) {
+        let range = part.range;
+        let part = slot(state.parts.insert(part));
+        let ticket = state.tickets.insert(Ticket::Part(part));
+        if self.locks.lock(range, self.lane, to_u64(ticket)) {
+            state.tickets.remove(ticket);
+            self.append_part(state, part);
+        }
+    }
+
+    /// Waits until the range is locked for a task.
+    pub(super) async fn lock_for_task(&self, range: BlockRange) -> Result<(), IoError> {
+        let receiver = {
+            let mut state = self.state.borrow_mut();
+            let (sender, receiver) = oneshot::channel();
+            let ticket = state.tickets.insert(Ticket::Task(sender));
+            if self.locks.lock(range, self.lane, to_u64(ticket)) {
+                state.tickets.remove(ticket);
+                return Ok(());
+            }
+            receiver
+        };
+        receiver.await.map_err(|_| IoError::ShuttingDown)
+    }
+
+    /// A request of one part whose range is locked already; the part unlocks it.
+    pub(super) fn start_locked(
+        &self,
+        volume: &Arc<Volume>,
+        range: BlockRange,
+        kind: PartKind,
+    ) -> oneshot::Receiver<Result<(), IoError>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        let request = Request { done: Done::Task(sender), parts_left: 1, result: Ok(()), is_fua: false };
+        let request = slot(state.requests.insert(request));
+        let part = slot(state.parts.insert(new_part(request, volume, range, kind)));
+        self.append_part(&mut state, part);
+        receiver
+    }
+
+    /// Appends what fits of a locked part; behind the parts that wait for room.
+    pub(super) fn append_part(&self, state: &mut State<D>, part: u32) {
+        if state.backlog.is_empty() {
+            self.append_now(state, part);
+        } else {
+            state.backlog.push_back(part);
+        }
+    }
+
+    /// Appends parts that waited for room, in their order.
+    pub(super) fn drain_backlog(&self) {
+        let state = &mut *self.state.borrow_mut();
+        for _ in 0..state.backlog.len() {
+            let Some(part) = state.backlog.pop_front() else { return };
+            let waiting = state.backlog.len();
+            self.append_now(state, part);
+            if state.backlog.len() > waiting {
+                // It still waits, and keeps its place.
+                if let Some(part) = state.backlog.pop_back() {
+                    state.backlog.push_front(part);
+                }
+                return;
+            }
+        }
+    }
+
+    fn append_now(&self, state: &mut State<D>, index: u32) {
+        loop {
+            let part = &state.parts[usize_of(index)];
+            if part.failure.is_some() || part.appended == part.total() {
+                return self.settle_part(state, index);
+            }
+            if self.pool.check_writable().is_err() {
+                state.parts[usize_of(index)].failure = Some(IoError::Io);
+                continue;
+            }
+            if self.pool.is_change_limit_reached() {
+                self.pool.want_checkpoint();
+                return state.backlog.push_back(index);
+            }
+            let floor = if part.is_privileged { HOME_RESERVE_BLOCKS } else { self.pool.reserve_blocks() };
+            let refusal = match &part.kind {
+                PartKind::Write(_) => self.append_blocks(state, index, floor),
+                PartKind::Remove(_) => self.append_removals(state, index),
+            };
+            match refusal {
+                Ok(()) => {}
+                Err(Refusal::Full) if state.log.flying_count() < FLIGHT_MAX => self.close_batch(state),
+                Err(Refusal::Full) => return state.backlog.push_back(index),
+                Err(Refusal::NoSpace) => {
+                    self.wait_for_space(state, index);
+                    if state.parts[usize_of(index)].failure.is_none() && !state.parts[usize_of(index)].is_privileged {
+                        return;
+                    }
+                    if state.starved.iter().any(|(starved, _)| *starved == index) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Encrypts as many blocks as fit into the open batch.
+    fn append_blocks(&self, state: &mut State<D>, index: u32, floor: u64) -> Result<(), Refusal> {
+        let part = &mut state.parts[usize_of(index)];
+        let PartKind::Write(source) = &part.kind else { return Ok(()) };
+        let room = state.log.room_for_blocks(&self.pool, part.total() - part.appended, floor)?;
+        let volume = &part.volume;
+        let sequence = self.pool.take_sequences(to_u64(room));
+        let run = WriteRun {
+            tree: volume.tree,
+            epoch: volume.epoch,
+            block: part.range.block.plus(to_u64(part.appended)),
+            count: u32::try_from(room).expect("a batch has 256 blocks"),
+            generation: volume.generation,
+            sequence,
+        };
+        let cipher = state.ciphers.get(self.pool.keys(), volume.domain, volume.generation, sequence);
+        let cipher = cipher.expect("the current session and each volume's domain have keys");
+        let bytes = blocks_to_bytes(part.appended)..blocks_to_bytes(part.appended + room);
+        source.slice(bytes).with_bytes(|source| {
+            state.log.append_run(run, index, |step, target| {
+                let block = &source[blocks_to_bytes(step)..blocks_to_bytes(step + 1)];
+                cipher.encrypt(sequence.plus(to_u64(step)), block, target)
+            });
+        });
+        part.appended += room;
+        part.batches_left += 1;
+        Ok(())
+    }
+
+    fn append_removals(&self, state: &mut State<D>, index: u32) -> Result<(), Refusal> {
+        let room = state.log.room_for_removals(&self.pool, HOME_RESERVE_BLOCKS)?;
+        let part = &mut state.parts[usize_of(index)];
+        let PartKind::Remove(runs) = &part.kind else { return Ok(()) };
+        let runs = &runs[part.appended..runs.len().min(part.appended + room)];
+        let removals: Vec<Removal> = runs
+            .iter()
+            .map(|(offset, count)| Removal {
+                tree: part.volume.tree,
+                epoch: part.volume.epoch,
+                block: part.range.block.plus(u64::from(*offset)),
+                count: *count,
+                sequence: self.pool.take_sequences(1),
+            })
+            .collect();
+        part.appended += removals.len();
+        part.batches_left += 1;
+        if is_planted(Bug::DiscardNotLogged) {
+            state.log.append_unlogged(&removals, index);
+        } else {
+            state.log.append_removals(&removals, index);
+        }
+        Ok(())
+    }
+
+    /// Decides what a part without space waits for: overwrites get the reserve, others a checkpoint, then an error.
+    fn wait_for_space(&self, state: &mut State<D>, index: u32) {
+        let part = &mut state.parts[usize_of(index)];
+        if !part.is_privileged && self.is_overwrite(part) {
+            part.is_privileged = true;
+            return;
+        }
+        if part.space_attempts == SPACE_ATTEMPTS_MAX {
+            part.failure = Some(IoError::NoSpace);
+            if part.is_over() {
+                self.settle_part(state, index);
+            }
+            return;
+        }
+        part.space_attempts += 1;
+        let target = self.pool.cuts_begun() + 1;
+        state.starved.push((index, target));
+        self.pool.want_checkpoint();
+    }
+
+    /// Whether every block still to be written replaces a mapped one whose leaf is at hand. A leaf that is not
+    /// cached counts as not mapped: the write then waits for a checkpoint first, as any other.
+    fn is_overwrite(&self, part: &Part) -> bool {
+        let first = part.range.block.plus(to_u64(part.appended));
+        let count = part.total() - part.appended;
+        let entries = self.cached_entries(&part.volume, first, count);
+        entries.is_some_and(|entries| entries.iter().all(Option::is_some))
+    }
+
+    /// Tries the parts again whose checkpoint is done.
+    pub(super) fn retry_starved(&self) {
+        let done = self.pool.checkpoints_done();
+        let is_failed = self.pool.check_writable().is_err();
+        let state = &mut *self.state.borrow_mut();
+        let ready: Vec<u32> =
+            state.starved.iter().filter(|(_, target)| *target <= done || is_failed).map(|(part, _)| *part).collect();
+        state.starved.retain(|(_, target)| *target > done && !is_failed);
+        for part in ready {
+            self.append_part(state, part);
+        }
+    }
+
+    /// Ends a part that is over: unlocks its range and counts it in its request.
+    pub(super) fn settle_part(&self, state: &mut State<D>, index: u32) {
+        if !state.parts[usize_of(index)].is_over() {
+            return;
+        }
+        let part = state.parts.remove(usize_of(index));
+        self.locks.unlock(part.range, &self.pool);
+        let request = &mut state.requests[usize_of(part.request)];
+        request.parts_left -= 1;
+        if let Some(failure) = part.failure {
+            request.result = Err(failure);
+        }
+        if request.parts_left > 0 {
+            return;
+        }
+        let request = state.requests.remove(usize_of(part.request));
+        match request.result {
+            Ok(()) if request.is_fua => state.flush_waiting.push(request.done),
+            result => finish(state, request.done, result),
+        }
+    }
+
+    /// Ends every write under way with an error: the pool has failed.
+    pub(super) fn abandon_writes(&self, state: &mut State<D>) {
+        for part in state.log.abandon() {
+            let abandoned = &mut state.parts[usize_of(part)];
+            abandoned.batches_left -= 1;
+            abandoned.failure = Some(IoError::Io);
+            self.settle_part(state, part);
+        }
+    }
+
+    /// The planted bug: tells everybody whose blocks are all in closed batches that they are done.
+    pub(super) fn acknowledge_early(&self, state: &mut State<D>) {
+        let mut told = Vec::new();
+        for (_, part) in &state.parts {
+            let request = &mut state.requests[usize_of(part.request)];
+            if part.appended == part.total() && request.parts_left == 1 && !request.is_fua {
+                told.push(std::mem::replace(&mut request.done, Done::Nobody));
+            }
+        }
+        for done in told {
+            finish(state, done, Ok(()));
+        }
+    }
+}
+
+/// Lays the changes of a batch over the map.
+pub(super) fn lay_record(record: &Record, guard: &LayGuard<'_>, pool: &Pool) {
+    let mut addresses = record.segments.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step)));
+    let mut macs = record.macs.iter();
+    for run in &record.runs {
+        for step in 0..u64::from(run.count) {
+            let (Some(address), Some(mac)) = (addresses.next(), macs.next()) else {
+                unreachable!("a batch has an address and a mac for each of its blocks")
+            };
+            let sequence = run.sequence.plus(step);
+            let key = ChangeKey { tree: run.tree, block: run.block.plus(step), epoch: run.epoch };
+            let entry = Entry::new(address, run.generation, sequence, *mac);
+            if is_planted(Bug::ReuseBeforeCheckpoint)
+                && let Some(Change { entry: Some(before), .. }) = pool.changes().get(key.tree, key.epoch, key.block)
+            {
+                pool.free_early(before.address());
+            }
+            guard.lay(key, Change { sequence, entry: Some(entry) });
+        }
+    }
+    for removal in &record.removals {
+        for step in 0..u64::from(removal.count) {
+            let key = ChangeKey { tree: removal.tree, block: removal.block.plus(step), epoch: removal.epoch };
+            guard.lay(key, Change { sequence: removal.sequence, entry: None });
+        }
+    }
+}
+
+/// Checks that a range lies in the volume.
+pub(super) fn check_range(volume: &Volume, offset_bytes: u64, len_bytes: u64) -> Result<(), IoError> {
+    let size_bytes = volume.size_bytes();
+    if offset_bytes > size_bytes || len_bytes > size_bytes - offset_bytes {
+        return Err(IoError::Invalid);
+    }
+    Ok(())
+}
+
+fn new_part(request: u32, volume: &Arc<Volume>, range: BlockRange, kind: PartKind) -> Part {
+    Part {
+        request,
+        volume: Arc::clone(volume),
+        range,
+        is_privileged: matches!(kind, PartKind::Remove(_)),
+        kind,
+        appended: 0,
+        batches_left: 0,
+        failure: None,
+        space_attempts: 0,
+    }
+}
+
+/// The edges by read, merge and write under the block's lock, the middle as whole blocks.
+async fn write_unaligned<D: Disk + 'static>(
+    engine: Rc<Engine<D>>,
+    volume: Arc<Volume>,
+    offset_bytes: u64,
+    source: IoBuffer,
+    is_fua: bool,
+) -> Result<(), IoError> {
+    let end = offset_bytes + to_u64(source.len());
+    let mut offset = offset_bytes;
+    let mut pending = Vec::new();
+    while offset < end {
+        let block_end = (offset / BLOCK_SIZE_U64 + 1) * BLOCK_SIZE_U64;
+        let is_whole_block = offset.is_multiple_of(BLOCK_SIZE_U64) && block_end <= end;
+        let next = if is_whole_block { end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64 } else { block_end.min(end) };
+        let piece = source.slice(to_usize(offset - offset_bytes)..to_usize(next - offset_bytes));
+        if is_whole_block {
+            let (sender, receiver) = oneshot::channel();
+            engine.write_blocks(&volume, offset / BLOCK_SIZE_U64, &piece, false, Done::Task(sender));
+            pending.push(receiver);
+        } else {
+            pending.push(engine.merge_block(&volume, offset, |into| piece.with_bytes(|bytes| into.copy_from_slice(bytes)), piece.len()).await?);
+        }
+        offset = next;
+    }
+    for receiver in pending {
+        receiver.await.map_err(|_| IoError::ShuttingDown)??;
+    }
+    if is_fua { engine.flush_for_task().await } else { Ok(()) }
+}
+
+impl<D: Disk + 'static> Engine<D> {
+    /// Changes `len_bytes` at `offset_bytes`, within one block; the receiver tells when it is written.
+    pub(super) async fn merge_block(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        offset_bytes: u64,
+        change: impl FnOnce(&mut [u8]),
+        len_bytes: usize,
+    ) -> Result<oneshot::Receiver<Result<(), IoError>>, IoError> {
+        let block = BlockIndex::new(offset_bytes / BLOCK_SIZE_U64);
+        let range = BlockRange { tree: volume.tree, block, count: 1 };
+        self.lock_for_task(range).await?;
+        let buffer = IoBuffer::allocate(BLOCK_SIZE);
+        if let Err(error) = self.read_blocks(volume, block.get(), &buffer).await {
+            self.locks.unlock(range, &self.pool);
+            return Err(error);
+        }
+        let from = to_usize(offset_bytes % BLOCK_SIZE_U64);
+        buffer.slice(from..from + len_bytes).with_bytes_mut(change);
+        Ok(self.start_locked(volume, range, PartKind::Write(buffer)))
+    }
+}
+
+fn slot(index: usize) -> u32 {
+    u32::try_from(index).expect("a lane has far fewer than 2^32 requests")
+}
+
+fn usize_of(index: u32) -> usize {
+    to_usize(u64::from(index))
+}
