@@ -2,18 +2,23 @@
 //!
 //! A commit is one entry of the log. Commits reach the disk in order: a table's memory is only flushed to a file after
 //! the logs of what came before are synced, so that what a crash leaves is a prefix in all tables alike. After an
-//! error in writing RocksDB refuses further commits; after a lack of space it tries again by itself every few seconds
-//! and accepts commits once it succeeded.
+//! error in writing RocksDB refuses further commits; after a lack of space it tries again by itself every five seconds
+//! and accepts commits once it succeeded. Left to itself it would let commits wait for that, without a bound; here they
+//! fail, so that the pool can give up its reserve.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use rocksdb::properties::BACKGROUND_ERRORS;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    FlushOptions, LogLevel, MergeOperands, Options, ReadOptions, SliceTransform, WriteBatch, WriteBufferManager,
-    WriteOptions,
+    DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, ReadOptions, SliceTransform,
+    WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use super::{Durability, KeyValue, MetaError, MetaOp, MetaStore, Table};
+use crate::units::to_u64;
 
 /// Tree and leaf index: what all keys of one leaf share.
 const LEAF_PREFIX_BYTES: usize = 16;
@@ -23,6 +28,14 @@ const BLOOM_BITS: f64 = 10.0;
 const MEMORY_BLOOM_RATIO: f64 = 0.1;
 /// Unwritten changes may take this part of the cache.
 const WRITE_BUFFER_DIVISOR: usize = 4;
+/// One table's unwritten changes are flushed at this part of the cache. After a lack of space RocksDB goes on only when
+/// that much is free.
+const FAMILY_BUFFER_DIVISOR: usize = 16;
+/// Files of level 0 at which commits wait. Below it nothing slows them down: they either pass or wait.
+const LEVEL_0_FILE_COUNT_MAX: i32 = 36;
+/// How often, and after which pauses, a commit that has to wait for flushes tries again: two minutes.
+const STALL_TRY_COUNT: u32 = 60_000;
+const STALL_PAUSE: Duration = Duration::from_millis(2);
 /// The largest size of one file of RocksDB's messages; two are kept.
 const MESSAGE_FILE_BYTES_MAX: usize = 1 << 20;
 const MESSAGE_FILE_COUNT: usize = 2;
@@ -51,6 +64,8 @@ impl Default for RocksOptions {
 pub struct RocksStore {
     database: DB,
     path: PathBuf,
+    /// Failed flushes and compactions up to the last successful commit.
+    errors_seen: AtomicU64,
 }
 
 impl std::fmt::Debug for RocksStore {
@@ -67,24 +82,30 @@ impl RocksStore {
     /// If another process has it open, it is damaged, or the file system fails.
     pub fn open(path: &Path, options: RocksOptions) -> Result<Self, MetaError> {
         let cache = Cache::new_lru_cache(options.cache_size_bytes);
-        let buffer_size = options.cache_size_bytes / WRITE_BUFFER_DIVISOR;
         let families = Table::ALL
-            .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, &cache, buffer_size)));
-        let database = DB::open_cf_descriptors(&database_options(options, &cache, buffer_size), path, families)
+            .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, &cache, options)));
+        // RocksDB insists on this table. Nothing is in it, but its buffer counts as space that must be free.
+        let unused = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, common_family_options(options));
+        let families = families.into_iter().chain([unused]);
+        let database = DB::open_cf_descriptors(&database_options(options, &cache), path, families)
             .map_err(|error| failure(&error))?;
-        Ok(Self { database, path: path.to_path_buf() })
+        Ok(Self { database, path: path.to_path_buf(), errors_seen: AtomicU64::new(0) })
     }
 
     /// Writes all changes to their files, so that the next open replays nothing, and closes.
     ///
     /// # Errors
-    /// If writing fails; the log still has what was committed.
+    /// If writing fails; the log still has what was committed. After an error of the log the lack of space that was its
+    /// cause is not told.
     pub fn close(self) -> Result<(), MetaError> {
         self.database.flush_wal(true).map_err(|error| failure(&error))?;
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        let families = Table::ALL.map(|table| self.family(table));
-        self.database.flush_cfs_opt(&families, &options).map_err(|error| failure(&error))?;
+        // Without space a flush would wait for some; the next open replays the log instead.
+        if !self.is_stuck()? {
+            let mut options = FlushOptions::default();
+            options.set_wait(true);
+            let families = Table::ALL.map(|table| self.family(table));
+            self.database.flush_cfs_opt(&families, &options).map_err(|error| failure(&error))?;
+        }
         self.database.cancel_all_background_work(true);
         Ok(())
     }
@@ -100,15 +121,46 @@ impl RocksStore {
                 MetaOp::Put(table, key, value) => writes.put_cf(self.family(*table), key, value),
                 MetaOp::Append(table, key, bytes) => writes.merge_cf(self.family(*table), key, bytes),
                 MetaOp::Delete(table, key) => writes.delete_cf(self.family(*table), key),
-                // RocksDB leaves open what a range does that ends before it starts.
-                MetaOp::DeleteRange(_, from, end) if from >= end => {}
+                MetaOp::DeleteRange(..) if is_nothing(op) => {}
                 MetaOp::DeleteRange(table, from, end) => writes.delete_range_cf(self.family(*table), from, end),
             }
         }
         writes
     }
 
-    /// Entries from `from` on while `take` wants more.
+    /// Whether a flush or compaction failed since the last successful commit.
+    fn is_stuck(&self) -> Result<bool, MetaError> {
+        Ok(self.background_errors()? > self.errors_seen.load(Ordering::Relaxed))
+    }
+
+    fn background_errors(&self) -> Result<u64, MetaError> {
+        let count = self.database.property_int_value(BACKGROUND_ERRORS).map_err(|error| failure(&error))?;
+        Ok(count.unwrap_or_default())
+    }
+
+    /// Writes a batch. It waits while flushes are behind, but not for space.
+    fn write(&self, batch: &[MetaOp], options: &WriteOptions) -> Result<(), MetaError> {
+        for _ in 0..STALL_TRY_COUNT {
+            let Err(error) = self.database.write_opt(self.write_batch(batch), options) else {
+                self.errors_seen.fetch_max(self.background_errors()?, Ordering::Relaxed);
+                return Ok(());
+            };
+            if error.kind() != ErrorKind::Incomplete {
+                return Err(failure(&error));
+            }
+            if self.is_stuck()? {
+                // RocksDB holds commits back only while it waits for space; after other errors it refuses them.
+                let message = "commits wait until flushes find space".into();
+                return Err(MetaError { is_out_of_space: true, message });
+            }
+            std::thread::sleep(STALL_PAUSE);
+        }
+        // A compaction without space lets commits pass for a while, then holds them back without a new error.
+        let is_out_of_space = self.background_errors()? > 0;
+        Err(MetaError { is_out_of_space, message: "commits are held back for too long".into() })
+    }
+
+    /// At most `limit` entries from `from` on, as far as `options` allow.
     fn iterate(
         &self,
         table: Table,
@@ -164,15 +216,13 @@ impl MetaStore for RocksStore {
     }
 
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
+        if batch.iter().all(is_nothing) && durability == Durability::Synced {
+            return self.database.flush_wal(true).map_err(|error| failure(&error));
+        }
         let mut options = WriteOptions::default();
         options.set_sync(durability == Durability::Synced);
-        let writes = self.write_batch(batch);
-        let result = if writes.is_empty() && durability == Durability::Synced {
-            self.database.flush_wal(true)
-        } else {
-            self.database.write_opt(writes, &options)
-        };
-        result.map_err(|error| failure(&error))
+        options.set_no_slowdown(true);
+        self.write(batch, &options)
     }
 
     /// The sum of the directory's files; one that vanishes meanwhile counts as nothing.
@@ -180,6 +230,11 @@ impl MetaStore for RocksStore {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return 0 };
         entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(|data| data.is_file()).map(|f| f.len()).sum()
     }
+}
+
+/// RocksDB leaves open what a range does that ends before it starts: it is not given to it.
+fn is_nothing(op: &MetaOp) -> bool {
+    matches!(op, MetaOp::DeleteRange(_, from, end) if from >= end)
 }
 
 /// The name on disk; part of the format.
@@ -195,7 +250,8 @@ const fn family_name(table: Table) -> &'static str {
     }
 }
 
-fn database_options(limits: RocksOptions, cache: &Cache, buffer_size: usize) -> Options {
+fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
+    let buffer_size = limits.cache_size_bytes / WRITE_BUFFER_DIVISOR;
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -206,7 +262,7 @@ fn database_options(limits: RocksOptions, cache: &Cache, buffer_size: usize) -> 
         false,
         cache.clone(),
     ));
-    options.set_max_total_wal_size(buffer_size as u64);
+    options.set_max_total_wal_size(to_u64(buffer_size));
     options.set_max_open_files(limits.open_file_count_max.max(64).into());
     options.set_max_background_jobs(limits.background_thread_count.max(1).into());
     options.set_log_level(LogLevel::Warn);
@@ -217,22 +273,31 @@ fn database_options(limits: RocksOptions, cache: &Cache, buffer_size: usize) -> 
     options
 }
 
-fn family_options(table: Table, cache: &Cache, buffer_size: usize) -> Options {
+fn common_family_options(limits: RocksOptions) -> Options {
+    let mut options = Options::default();
+    options.set_write_buffer_size(limits.cache_size_bytes / FAMILY_BUFFER_DIVISOR);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_level_zero_slowdown_writes_trigger(LEVEL_0_FILE_COUNT_MAX);
+    options.set_level_zero_stop_writes_trigger(LEVEL_0_FILE_COUNT_MAX);
+    options.set_soft_pending_compaction_bytes_limit(0);
+    options.set_hard_pending_compaction_bytes_limit(0);
+    options
+}
+
+fn family_options(table: Table, cache: &Cache, limits: RocksOptions) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_bloom_filter(BLOOM_BITS, false);
-    let mut options = Options::default();
+    let mut options = common_family_options(limits);
     if table == Table::Leaves {
         blocks.set_whole_key_filtering(false);
         options.set_prefix_extractor(SliceTransform::create_fixed_prefix(LEAF_PREFIX_BYTES));
         options.set_memtable_prefix_bloom_ratio(MEMORY_BLOOM_RATIO);
     }
     options.set_block_based_table_factory(&blocks);
-    options.set_write_buffer_size(buffer_size);
-    options.set_compression_type(DBCompressionType::None);
     options.set_merge_operator_associative("append", append);
     options
 }

@@ -174,6 +174,7 @@ fn empty_synced_commit_is_accepted() {
     let backwards = MetaOp::DeleteRange(Table::Used, b"b".to_vec(), b"a".to_vec());
 
     store.commit(&[], Durability::Synced).expect("there is nothing to do");
+    store.commit(std::slice::from_ref(&backwards), Durability::Synced).expect("there is nothing to do");
     store.commit(&[backwards], Durability::Buffered).expect("there is nothing to do");
 
     assert_eq!(entries(&store), []);
@@ -222,4 +223,29 @@ fn lack_of_space_is_told_apart() {
 
         assert_eq!(is_out_of_space, expected, "{message}");
     }
+}
+
+/// A leaf that a tree does not have must not cost a read in each file.
+#[test]
+fn seek_of_an_absent_leaf_asks_the_filter() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let leaf = |number: u64| [1_u64.to_be_bytes(), number.to_be_bytes()].concat();
+    let batch: Vec<_> = (0..1000)
+        .map(|number| MetaOp::Put(Table::Leaves, [leaf(number * 2), vec![0; 8]].concat(), vec![7; 100]))
+        .collect();
+    let store = open(directory.path());
+    store.commit(&batch, Durability::Buffered).expect("nothing is in the way of a commit");
+    store.close().expect("the store closes");
+    let store = open(directory.path());
+    rocksdb::perf::set_perf_stats(rocksdb::perf::PerfStatsLevel::EnableCount);
+    let mut counters = rocksdb::perf::PerfContext::default();
+    counters.reset();
+
+    let found: Vec<_> = (0..100)
+        .filter_map(|number| store.seek(Table::Leaves, &leaf(number * 2 + 1), &leaf(number * 2 + 1)).expect("it seeks"))
+        .collect();
+
+    assert_eq!(found, []);
+    // A false hit in a hundred is expected; ten are beyond chance.
+    assert!(counters.metric(rocksdb::PerfMetric::BloomSstMissCount) >= 90);
 }
