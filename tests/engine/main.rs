@@ -1,0 +1,120 @@
+//! The whole engine on one thread against a simulated disk, driven by one seed, with a model as the oracle.
+//!
+//! `ROK_SEED=7` replays one seed, `ROK_SEEDS=100000` runs so many, `ROK_FIRST_SEED` says where they begin, and
+//! `ROK_OPERATIONS` how long each is.
+#![expect(clippy::print_stdout, clippy::cast_lossless, reason = "a test prints what it counted")]
+
+mod model;
+mod workload;
+mod world;
+
+use rok_blk::planted::{Bug, plant};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use workload::{Outcome, run};
+use world::Counts;
+
+const SEEDS: u64 = 2_000;
+const OPERATIONS: u64 = 250;
+const THREADS: usize = 2;
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().map_or(default, |value| value.parse().expect("a number"))
+}
+
+fn run_caught(seed: u64, bug: Option<Bug>) -> Result<Outcome, String> {
+    plant(bug);
+    let result = catch_unwind(AssertUnwindSafe(|| run(seed, setting("ROK_OPERATIONS", OPERATIONS))));
+    plant(None);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })
+}
+
+fn in_threads(work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(&work);
+        }
+    });
+}
+
+#[test]
+fn no_seed_finds_a_difference_from_the_model() {
+    let only = std::env::var("ROK_SEED").ok().map(|seed| seed.parse::<u64>().expect("a number"));
+    let first = only.unwrap_or_else(|| setting("ROK_FIRST_SEED", 0));
+    let count = if only.is_some() { 1 } else { setting("ROK_SEEDS", SEEDS) };
+    let next = AtomicU64::new(first);
+    let sum = Mutex::new(Counts::default());
+    let failures = Mutex::new(Vec::new());
+    in_threads(|| {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return;
+            }
+            match (run_caught(seed, None), run_caught(seed, None)) {
+                (Ok(one), Ok(two)) if one.trace == two.trace => {
+                    sum.lock().unwrap_or_else(PoisonError::into_inner).add(&one.counts);
+                }
+                (Ok(_), Ok(_)) => failures
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((seed, "the same seed gave two traces".to_owned())),
+                (Err(error), _) | (_, Err(error)) => {
+                    failures.lock().unwrap_or_else(PoisonError::into_inner).push((seed, error));
+                }
+            }
+        }
+    });
+    let counts = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("{count} seeds from {first}: {counts:?}");
+    let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (seed, error) in failures.iter().take(10) {
+        println!("seed {seed}: {error}\n  replay: ROK_SEED={seed} cargo test --features planted-bugs --test engine no_seed");
+    }
+    assert!(failures.is_empty(), "{} seeds failed", failures.len());
+    if count >= SEEDS {
+        let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
+        let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, .. } = counts;
+        let happened = [
+            kills,
+            power_losses,
+            crashes_in_recovery,
+            crashes_in_checkpoint,
+            no_space,
+            injected_errors,
+            torn_writes,
+            lost_blocks,
+            rot_detected,
+        ];
+        assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
+    }
+}
+
+#[test]
+fn each_planted_bug_is_found() {
+    let mut missed = Vec::new();
+    for bug in Bug::ALL {
+        let next = AtomicU64::new(0);
+        let found = Mutex::new(None);
+        in_threads(|| {
+            while found.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= SEEDS {
+                    return;
+                }
+                if let Err(error) = run_caught(seed, Some(bug)) {
+                    found.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((seed, error));
+                }
+            }
+        });
+        match found.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((seed, error)) => println!("{bug:?}: found by seed {seed}: {}", error.lines().next().unwrap_or_default()),
+            None => missed.push(bug),
+        }
+    }
+    assert!(missed.is_empty(), "no seed below {SEEDS} finds {missed:?}");
+}

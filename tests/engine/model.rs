@@ -1,0 +1,168 @@
+//! The oracle: what each block may hold, now and after a crash.
+//!
+//! A block's value is eight numbers, one for each 512-byte sector: the number of the write that filled it, 0 for
+//! zeros. Overlapping writes may be in flight, so a block has a set of candidates. Time is a counter of events.
+
+use std::collections::BTreeMap;
+
+/// Which write filled each sector of a block.
+pub type Value = [u64; 8];
+
+/// A block that was never written.
+pub const ZEROS: Value = [0; 8];
+
+/// A value, and when it was written: `end` is the answer's time, `None` while the write is in flight.
+#[derive(Clone, Debug)]
+struct Candidate {
+    value: Value,
+    begin: u64,
+    end: Option<u64>,
+    is_acknowledged: bool,
+    /// Durable since this time at the latest: by FUA.
+    is_forced: bool,
+    write: u64,
+}
+
+/// What a block may hold.
+#[derive(Clone, Debug)]
+struct Block {
+    /// After a crash: everything since the last flush that is not surely overwritten.
+    candidates: Vec<Candidate>,
+    /// Of those, what a read may see now.
+    visible: Vec<u64>,
+}
+
+/// The blocks of one volume.
+#[derive(Default)]
+pub struct Model {
+    blocks: BTreeMap<u64, Block>,
+}
+
+/// Number of the state that a block had before any write that is remembered.
+const BASE: u64 = 0;
+
+impl Block {
+    fn new(value: Value) -> Self {
+        let base = Candidate { value, begin: 0, end: Some(0), is_acknowledged: true, is_forced: true, write: BASE };
+        Self { candidates: vec![base], visible: vec![BASE] }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.candidates.iter().any(|candidate| candidate.end.is_none())
+    }
+
+    /// Drops what a write of `winners` surely overwrote: it began after the other had ended.
+    fn prune(&mut self, is_winner: impl Fn(&Candidate) -> bool) {
+        let begins: Vec<(u64, u64)> = self
+            .candidates
+            .iter()
+            .filter(|candidate| is_winner(candidate))
+            .map(|candidate| (candidate.begin, candidate.write))
+            .collect();
+        self.candidates.retain(|candidate| {
+            let is_overwritten =
+                |(begin, write): &(u64, u64)| candidate.end.is_some_and(|end| end < *begin) && *write != candidate.write;
+            !begins.iter().any(is_overwritten)
+        });
+    }
+}
+
+impl Model {
+    fn block(&mut self, block: u64) -> &mut Block {
+        self.blocks.entry(block).or_insert_with(|| Block::new(ZEROS))
+    }
+
+    /// Whether a write of the block is in flight.
+    pub fn is_busy(&self, block: u64) -> bool {
+        self.blocks.get(&block).is_some_and(Block::is_busy)
+    }
+
+    /// The one value that a read must see, if there is just one.
+    pub fn certain(&self, block: u64) -> Option<Value> {
+        let Some(found) = self.blocks.get(&block) else { return Some(ZEROS) };
+        let mut values = self.visible_values(block);
+        values.dedup();
+        (values.len() == 1 && !found.is_busy()).then(|| values[0])
+    }
+
+    /// Blocks that were ever written.
+    pub fn touched(&self) -> Vec<u64> {
+        self.blocks.keys().copied().collect()
+    }
+
+    /// A write of a block begins.
+    pub fn begin(&mut self, block: u64, write: u64, value: Value, now: u64) {
+        let candidate =
+            Candidate { value, begin: now, end: None, is_acknowledged: false, is_forced: false, write };
+        self.block(block).candidates.push(candidate);
+    }
+
+    /// A write of a block was answered.
+    pub fn end(&mut self, block: u64, write: u64, is_success: bool, is_fua: bool, now: u64) {
+        let found = self.block(block);
+        let Some(index) = found.candidates.iter().position(|candidate| candidate.write == write) else {
+            panic!("a write that has not ended is remembered")
+        };
+        let begin = found.candidates[index].begin;
+        found.candidates[index].end = Some(now);
+        found.candidates[index].is_acknowledged = is_success;
+        found.candidates[index].is_forced = is_success && is_fua;
+        if is_success {
+            // What had ended before this one began is overwritten for readers.
+            let ends: BTreeMap<u64, Option<u64>> =
+                found.candidates.iter().map(|candidate| (candidate.write, candidate.end)).collect();
+            found.visible.retain(|write| ends.get(write).is_some_and(|end| end.is_none_or(|end| end >= begin)));
+        }
+        found.visible.push(write);
+        if is_success && is_fua {
+            found.prune(|candidate| candidate.is_forced);
+        }
+    }
+
+    /// A flush that began at `begin` was answered: what was acknowledged before is durable.
+    pub fn flushed(&mut self, begin: u64) {
+        for block in self.blocks.values_mut() {
+            block.prune(|candidate| candidate.is_acknowledged && candidate.end.is_some_and(|end| end < begin));
+        }
+    }
+
+    /// The process died, the machine stayed: everything acknowledged survives.
+    pub fn killed(&mut self) {
+        for block in self.blocks.values_mut() {
+            block.prune(|candidate| candidate.is_acknowledged);
+        }
+    }
+
+    /// Values that a read may see while no crash intervenes: of writes that ended last, and of all in flight.
+    pub fn visible_values(&self, block: u64) -> Vec<Value> {
+        let Some(found) = self.blocks.get(&block) else { return vec![ZEROS] };
+        let is_visible = |candidate: &&Candidate| candidate.end.is_none() || found.visible.contains(&candidate.write);
+        found.candidates.iter().filter(is_visible).map(|candidate| candidate.value).collect()
+    }
+
+    /// Values that the block may have after a crash.
+    pub fn candidate_values(&self, block: u64) -> Vec<Value> {
+        let Some(found) = self.blocks.get(&block) else { return vec![ZEROS] };
+        found.candidates.iter().map(|candidate| candidate.value).collect()
+    }
+
+    /// A read saw a value while no write was in flight: it is the one.
+    pub fn seen(&mut self, block: u64, value: Value) {
+        let found = self.block(block);
+        if found.is_busy() {
+            return;
+        }
+        let writes: Vec<u64> = found
+            .candidates
+            .iter()
+            .filter(|candidate| candidate.value == value)
+            .map(|candidate| candidate.write)
+            .collect();
+        found.visible.retain(|write| writes.contains(write));
+    }
+
+    /// After a crash and recovery the block holds this, durably.
+    pub fn settle(&mut self, block: u64, value: Value) {
+        self.blocks.insert(block, Block::new(value));
+    }
+}

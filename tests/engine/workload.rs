@@ -1,0 +1,554 @@
+//! A seed's life: random operations against the engine and the model, crashes, and the comparison of the two.
+
+use crate::model::{Model, Value, ZEROS};
+use crate::world::{Counts, End, Life, World};
+use rand::Rng;
+use rok_blk::disk::{IoBuffer, OpKind};
+use rok_blk::error::{ErrorKind, IoError};
+use rok_blk::format::leaf;
+use rok_blk::map::StoredLeaves;
+use rok_blk::meta::Table;
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::volume::{Completion, RemoveMode};
+use std::collections::{BTreeMap, BTreeSet};
+
+const SECTOR: u64 = 512;
+const SECTORS: usize = 8;
+const VOLUME_COUNT: usize = 2;
+/// Requests in flight before the next one waits.
+const IN_FLIGHT_MAX: usize = 24;
+
+/// What a request in flight is about.
+enum Pending {
+    Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64 },
+    Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>> },
+    Flush { begin: u64 },
+}
+
+pub struct Workload {
+    world: World,
+    life: Option<Life>,
+    models: Vec<Model>,
+    sizes: Vec<u64>,
+    pending: BTreeMap<u64, Pending>,
+    next_cookie: u64,
+    next_write: u64,
+    now: u64,
+    /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
+    has_failed: bool,
+    is_short_of_space: bool,
+}
+
+/// What a seed gave.
+pub struct Outcome {
+    pub trace: [u8; 32],
+    pub counts: Counts,
+}
+
+/// Runs a seed.
+///
+/// # Panics
+/// At the first difference between the engine and the model.
+pub fn run(seed: u64, operations: u64) -> Outcome {
+    // A quarter of the seeds has a device that the volumes do not fit into.
+    let is_short_of_space = seed % 4 == 3;
+    let device_bytes = if is_short_of_space { 5 << 20 } else { 48 << 20 };
+    let mut workload = Workload {
+        world: World::new(seed, device_bytes),
+        life: None,
+        models: (0..VOLUME_COUNT).map(|_| Model::default()).collect(),
+        sizes: Vec::new(),
+        pending: BTreeMap::new(),
+        next_cookie: 0,
+        next_write: 1,
+        now: 1,
+        has_failed: false,
+        is_short_of_space,
+    };
+    workload.start();
+    for _ in 0..operations {
+        workload.operation();
+    }
+    workload.finish()
+}
+
+impl Workload {
+    fn start(&mut self) {
+        let life = self.world.open().expect("a new pool opens");
+        for volume in 0..VOLUME_COUNT {
+            let blocks = self.world.random.random_range(300..1500_u64);
+            self.sizes.push(blocks * BLOCK_SIZE_U64);
+            let name = format!("vol{volume}");
+            life.volumes.create(&name, blocks * BLOCK_SIZE_U64, 512, 0).expect("a new volume");
+        }
+        self.begin_life(life);
+    }
+
+    fn begin_life(&mut self, mut life: Life) {
+        for volume in 0..VOLUME_COUNT {
+            life.handles.push(life.volumes.open(&format!("vol{volume}")).expect("the volume is there"));
+        }
+        self.has_failed = false;
+        self.life = Some(life);
+    }
+
+    fn life(&mut self) -> &mut Life {
+        self.life.as_mut().expect("a life was begun")
+    }
+
+    fn operation(&mut self) {
+        self.now += 1;
+        self.world.counts.operations += 1;
+        let kind = self.world.random.random_range(0..1000);
+        self.world.trace.update(&(kind as u64).to_le_bytes());
+        match kind {
+            0..350 => self.write(),
+            350..420 => self.write_partial(),
+            420..650 => self.read(),
+            650..720 => self.remove(),
+            720..810 => self.flush(),
+            810..960 => {}
+            960..975 => self.inject(),
+            975..985 => self.reopen_cleanly(),
+            985..992 => self.crash(End::Kill),
+            _ => self.crash(End::PowerLoss),
+        }
+        let mut steps = self.world.random.random_range(0..8);
+        while steps > 0 || self.pending.len() > IN_FLIGHT_MAX {
+            self.step();
+            steps = i32::max(steps - 1, 0);
+            if self.pending.len() > IN_FLIGHT_MAX && self.world.random.random_bool(0.01) {
+                self.drain();
+            }
+        }
+        if self.has_failed && self.world.random.random_bool(0.2) {
+            self.crash(End::Kill);
+        }
+    }
+
+    fn step(&mut self) {
+        let mut done = Vec::new();
+        let mut life = self.life.take().expect("a life was begun");
+        self.world.step(&mut life, &mut done);
+        self.life = Some(life);
+        self.take_done(done);
+    }
+
+    fn drain(&mut self) {
+        let mut done = Vec::new();
+        let mut life = self.life.take().expect("a life was begun");
+        self.world.drain(&mut life, &mut done);
+        self.life = Some(life);
+        self.take_done(done);
+        assert!(self.pending.is_empty(), "an idle engine owes {} answers", self.pending.len());
+    }
+
+    fn random_volume(&mut self) -> usize {
+        self.world.random.random_range(0..VOLUME_COUNT)
+    }
+
+    /// First block and count; most in a hot part, so that blocks are written again and again.
+    fn random_range(&mut self, volume: usize, count_max: u64) -> (u64, u64) {
+        let blocks = self.sizes[volume] / BLOCK_SIZE_U64;
+        let hot = if self.world.random.random_bool(0.7) { blocks.min(64) } else { blocks };
+        let first = self.world.random.random_range(0..hot);
+        let count = self.world.random.random_range(1..=count_max).min(blocks - first);
+        (first, count)
+    }
+
+    fn lane(&mut self) -> usize {
+        let count = self.life().lanes.len();
+        self.world.random.random_range(0..count)
+    }
+
+    fn completion(&mut self, pending: Pending) -> Completion {
+        self.next_cookie += 1;
+        self.pending.insert(self.next_cookie, pending);
+        Completion { owner: 0, cookie: self.next_cookie }
+    }
+
+    fn write(&mut self) {
+        let volume = self.random_volume();
+        let count_max = *[1, 1, 1, 4, 16, 64, 300].get(self.world.random.random_range(0..7)).expect("in range");
+        let (first, count) = self.random_range(volume, count_max);
+        let write = self.next_write;
+        self.next_write += 1;
+        let source = IoBuffer::allocate(usize::try_from(count).expect("small") * BLOCK_SIZE);
+        source.with_bytes_mut(|bytes| fill(bytes, write));
+        let blocks: Vec<u64> = (first..first + count).collect();
+        // Two writes of which one has edges inside a block are not in flight together: the model keeps whole blocks.
+        let is_fua = self.world.random.random_bool(0.1);
+        let now = self.now;
+        for block in &blocks {
+            self.models[volume].begin(*block, write, [write; SECTORS], now);
+        }
+        self.send_write(volume, first * BLOCK_SIZE_U64, source, is_fua, blocks, write);
+    }
+
+    fn write_partial(&mut self) {
+        let volume = self.random_volume();
+        let (first, count) = self.random_range(volume, 4);
+        let sectors = count * 8;
+        let from = self.world.random.random_range(0..sectors);
+        let len = self.world.random.random_range(1..=sectors - from);
+        let offset = first * BLOCK_SIZE_U64 + from * SECTOR;
+        let touched = offset / BLOCK_SIZE_U64..(offset + len * SECTOR).div_ceil(BLOCK_SIZE_U64);
+        let Some(before) = self.certain(volume, touched.clone()) else { return };
+        let write = self.next_write;
+        self.next_write += 1;
+        let source = IoBuffer::allocate(usize::try_from(len * SECTOR).expect("small"));
+        source.with_bytes_mut(|bytes| fill(bytes, write));
+        let now = self.now;
+        for (block, mut value) in touched.clone().zip(before) {
+            for (sector, place) in (block * 8..).zip(value.iter_mut()) {
+                if sector * SECTOR >= offset && sector * SECTOR < offset + len * SECTOR {
+                    *place = write;
+                }
+            }
+            self.models[volume].begin(block, write, value, now);
+        }
+        let is_fua = self.world.random.random_bool(0.1);
+        self.send_write(volume, offset, source, is_fua, touched.collect(), write);
+    }
+
+    /// The values of blocks of which nothing is in flight and just one value is possible.
+    fn certain(&self, volume: usize, blocks: std::ops::Range<u64>) -> Option<Vec<Value>> {
+        blocks.map(|block| self.models[volume].certain(block)).collect()
+    }
+
+    fn send_write(&mut self, volume: usize, offset: u64, source: IoBuffer, is_fua: bool, blocks: Vec<u64>, write: u64) {
+        let begin = self.now;
+        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
+        let lane = self.lane();
+        let life = self.life();
+        let handle = life.handles[volume].volume().clone();
+        life.lanes[lane].write(&handle, offset, source, is_fua, completion);
+    }
+
+    fn remove(&mut self) {
+        let volume = self.random_volume();
+        let count_max = *[1, 8, 300].get(self.world.random.random_range(0..3)).expect("in range");
+        let (first, count) = self.random_range(volume, count_max);
+        let mode = match self.world.random.random_range(0..3) {
+            0 => RemoveMode::Discard,
+            1 => RemoveMode::Zero,
+            _ => RemoveMode::ZeroProvisioned,
+        };
+        let blocks: Vec<u64> = (first..first + count).collect();
+        // A removal is not atomic with writes in flight on the same blocks of which it sees some: keep them apart.
+        if blocks.iter().any(|block| self.models[volume].is_busy(*block)) {
+            return;
+        }
+        let write = self.next_write;
+        self.next_write += 1;
+        let now = self.now;
+        for block in &blocks {
+            self.models[volume].begin(*block, write, ZEROS, now);
+        }
+        let is_fua = self.world.random.random_bool(0.1);
+        let begin = self.now;
+        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
+        let lane = self.lane();
+        let life = self.life();
+        let handle = life.handles[volume].volume().clone();
+        let range = (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64);
+        life.lanes[lane].remove(&handle, range, mode, is_fua, completion);
+    }
+
+    fn read(&mut self) {
+        let volume = self.random_volume();
+        let (first, count) = self.random_range(volume, 32);
+        let (offset, len) = if self.world.random.random_bool(0.8) {
+            (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64)
+        } else {
+            let from = self.world.random.random_range(0..count * 8);
+            let len = self.world.random.random_range(1..=count * 8 - from);
+            (first * BLOCK_SIZE_U64 + from * SECTOR, len * SECTOR)
+        };
+        let target = IoBuffer::allocate(usize::try_from(len).expect("small"));
+        target.with_bytes_mut(|bytes| bytes.fill(0xa5));
+        let touched = offset / BLOCK_SIZE_U64..(offset + len).div_ceil(BLOCK_SIZE_U64);
+        let allowed = touched.map(|block| (block, self.models[volume].visible_values(block))).collect();
+        let completion = self.completion(Pending::Read { volume, offset, target: target.clone(), allowed });
+        let lane = self.lane();
+        let life = self.life();
+        let handle = life.handles[volume].volume().clone();
+        life.lanes[lane].read(&handle, offset, target, completion);
+    }
+
+    fn flush(&mut self) {
+        let begin = self.now;
+        let completion = self.completion(Pending::Flush { begin });
+        let lane = self.lane();
+        self.life().lanes[lane].flush(completion);
+    }
+
+    fn inject(&mut self) {
+        let nth = self.world.random.random_range(1..10);
+        match self.world.random.random_range(0..5) {
+            0 => self.world.device.fail_nth(OpKind::Write, nth),
+            1 => self.world.device.fail_nth(OpKind::Flush, nth),
+            2 => {
+                self.world.counts.meta_failures += 1;
+                self.world.store.fail_commit_after(Some(nth));
+            }
+            _ => self.world.device.fail_nth(OpKind::Read, nth),
+        }
+    }
+
+    fn take_done(&mut self, done: Vec<(Completion, Result<(), IoError>)>) {
+        for (completion, result) in done {
+            self.now += 1;
+            let cookie = completion.cookie;
+            let code = result.map_or_else(IoError::errno, |()| 0);
+            self.world.trace.update(&cookie.to_le_bytes());
+            self.world.trace.update(&code.to_le_bytes());
+            match self.pending.remove(&cookie).expect("each request is answered once") {
+                Pending::Write { volume, blocks, write, is_fua, begin } => {
+                    self.write_done(volume, &blocks, write, is_fua && begin < self.now, result);
+                }
+                Pending::Flush { begin } => match result {
+                    Ok(()) => self.models.iter_mut().for_each(|model| model.flushed(begin)),
+                    Err(_) => self.failed(),
+                },
+                Pending::Read { volume, offset, target, allowed } => self.read_done(volume, offset, &target, allowed, result),
+            }
+        }
+    }
+
+    fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
+        match result {
+            Ok(()) => {}
+            Err(IoError::NoSpace) => {
+                assert!(self.is_short_of_space, "a write got no space on a device with plenty");
+                self.world.counts.no_space += 1;
+            }
+            Err(_) => self.failed(),
+        }
+        let now = self.now;
+        for block in blocks {
+            self.models[volume].end(*block, write, result.is_ok(), is_fua, now);
+        }
+    }
+
+    /// An error other than "no space": there must be a reason.
+    fn failed(&mut self) {
+        let is_injected = self.world.device_counters().injected_errors > 0 || self.world.counts.meta_failures > 0;
+        assert!(is_injected, "a request failed although no error was injected");
+        self.has_failed |= self.life().pool.check_writable().is_err();
+    }
+
+    fn read_done(
+        &mut self,
+        volume: usize,
+        offset: u64,
+        target: &IoBuffer,
+        allowed: BTreeMap<u64, Vec<Value>>,
+        result: Result<(), IoError>,
+    ) {
+        if result.is_err() {
+            return self.failed();
+        }
+        let bytes = target.with_bytes(<[u8]>::to_vec);
+        let mut seen: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
+        for (sector, content) in (offset / SECTOR..).zip(bytes.chunks_exact(512)) {
+            let number = parse(content).unwrap_or_else(|| {
+                panic!("sector {sector} of volume {volume} holds bytes that nobody wrote")
+            });
+            let place = usize::try_from(sector % 8).expect("below 8");
+            seen.entry(sector / 8).or_default().push((place, number));
+        }
+        self.world.counts.reads_verified += 1;
+        for (block, sectors) in seen {
+            let mut values = allowed[&block].clone();
+            values.extend(self.models[volume].visible_values(block));
+            let is_allowed = values.iter().any(|value| sectors.iter().all(|(place, number)| value[*place] == *number));
+            assert!(is_allowed, "block {block} of volume {volume} reads {sectors:?}, allowed are {values:?}");
+        }
+    }
+
+    fn crash(&mut self, end: End) {
+        let life = self.life.take();
+        let has_failed = self.has_failed || life.as_ref().is_some_and(|life| life.pool.check_writable().is_err());
+        let end = if has_failed { End::PowerLoss } else { end };
+        if end == End::Kill {
+            self.models.iter_mut().for_each(Model::killed);
+        }
+        self.pending.clear();
+        self.world.device.clear_faults();
+        self.world.store.fail_commit_after(None);
+        self.world.crash(life, end);
+        self.settle_after_open();
+    }
+
+    fn reopen_cleanly(&mut self) {
+        self.drain();
+        let life = self.life.take().expect("a life was begun");
+        let has_failed = self.has_failed || life.pool.check_writable().is_err();
+        let mut done = Vec::new();
+        let closed = self.world.close(life, &mut done);
+        self.world.device.clear_faults();
+        self.world.store.fail_commit_after(None);
+        assert!(done.is_empty(), "a drained engine answers nothing more");
+        if has_failed || closed.is_err() {
+            self.world.crash(None, End::PowerLoss);
+        } else {
+            self.models.iter_mut().for_each(Model::killed);
+            self.world.crash(None, if self.now % 2 == 0 { End::Kill } else { End::PowerLoss });
+        }
+        self.settle_after_open();
+    }
+
+    /// Opens the pool, reads every block that was ever written, and takes what is there as the truth.
+    fn settle_after_open(&mut self) {
+        let (life, _) = self.world.reopen();
+        self.begin_life(life);
+        for volume in 0..VOLUME_COUNT {
+            for block in self.models[volume].touched() {
+                let value = self.read_block(volume, block).unwrap_or_else(|error| {
+                    panic!("block {block} of volume {volume} reads as an error after a crash: {error}")
+                });
+                let candidates = self.models[volume].candidate_values(block);
+                assert!(
+                    candidates.contains(&value),
+                    "after a crash block {block} of volume {volume} holds {value:?}, possible are {candidates:?}"
+                );
+                self.models[volume].settle(block, value);
+            }
+        }
+    }
+
+    fn read_block(&mut self, volume: usize, block: u64) -> Result<Value, IoError> {
+        let target = IoBuffer::allocate(BLOCK_SIZE);
+        let completion = Completion { owner: 1, cookie: 0 };
+        let lane = self.lane();
+        let life = self.life();
+        let handle = life.handles[volume].volume().clone();
+        life.lanes[lane].read(&handle, block * BLOCK_SIZE_U64, target.clone(), completion);
+        let mut done = Vec::new();
+        let mut life = self.life.take().expect("a life was begun");
+        self.world.drain(&mut life, &mut done);
+        self.life = Some(life);
+        let (_, result) = done.pop().expect("the read is answered");
+        result?;
+        let mut value = ZEROS;
+        target.with_bytes(|bytes| {
+            for (place, content) in value.iter_mut().zip(bytes.chunks_exact(512)) {
+                *place = parse(content).unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
+            }
+        });
+        Ok(value)
+    }
+
+    /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
+    fn finish(mut self) -> Outcome {
+        self.reopen_cleanly();
+        self.remove_a_volume();
+        self.check_liveness();
+        self.rot();
+        let counters = self.world.device_counters();
+        self.world.counts.injected_errors = counters.injected_errors;
+        self.world.counts.torn_writes = counters.torn_writes;
+        self.world.counts.dropped_writes = counters.dropped_writes;
+        Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
+    }
+
+    /// Space of a removed volume comes back, all of it.
+    fn remove_a_volume(&mut self) {
+        if self.world.random.random_bool(0.5) {
+            return;
+        }
+        let life = self.life();
+        life.handles.pop();
+        life.volumes.remove("vol1").expect("nobody has it open");
+        self.models.pop();
+        self.sizes.pop();
+    }
+
+    /// After a clean close the bitmap holds exactly what the leaves map, and no block twice.
+    fn check_liveness(&mut self) {
+        let mut life = self.life.take().expect("a life was begun");
+        let mut done = Vec::new();
+        self.world.drain(&mut life, &mut done);
+        for _ in 0..3 {
+            rok_blk::pool::Checkpoint::begin(life.pool.clone()).run().expect("nothing is injected any more");
+        }
+        let stored = StoredLeaves { store: &*self.world.store, keys: life.pool.keys() };
+        let mut mapped = BTreeSet::new();
+        for (table, (key, value)) in self.world.store.entries() {
+            if table == Table::Leaves {
+                let (_, _, epoch) = rok_blk::format::key::parse_leaf(&key).expect("a leaf's key");
+                let opened = stored.open(&key, epoch, &value).expect("a stored leaf");
+                for address in leaf::addresses(&opened.leaf) {
+                    assert!(mapped.insert(address), "{address} is mapped twice");
+                }
+            }
+        }
+        let status = life.pool.status();
+        assert_eq!(status.used_bytes / BLOCK_SIZE_U64, mapped.len() as u64, "the bitmap differs from the leaves");
+        let windows = status.quarantined_bytes / BLOCK_SIZE_U64;
+        let window_max = 4 * life.lanes.len() as u64 * 400;
+        assert!(windows <= window_max, "{windows} blocks are neither used nor free");
+        self.life = Some(life);
+    }
+
+    /// Flips one bit of a mapped block: it reads as an error, and everything else as before.
+    fn rot(&mut self) {
+        let life = self.life.take().expect("a life was begun");
+        let mut done = Vec::new();
+        self.world.close(life, &mut done).expect("nothing is injected any more");
+        self.world.crash(None, End::Kill);
+        let mut places = Vec::new();
+        self.world.device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));
+        let (offset, len) = places[self.world.random.random_range(0..places.len())];
+        let byte = offset + self.world.random.random_range(0..len);
+        let bit = self.world.random.random_range(0..8);
+        self.world.device.flip_bit(byte, bit);
+        let life = match self.world.open() {
+            Ok(life) => life,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Integrity, "rot is named: {error}");
+                self.world.counts.rot_detected += 1;
+                return;
+            }
+        };
+        let mut life = life;
+        for volume in 0..self.models.len() {
+            life.handles.push(life.volumes.open(&format!("vol{volume}")).expect("the volume is there"));
+        }
+        self.life = Some(life);
+        for volume in 0..self.models.len() {
+            for block in self.models[volume].touched() {
+                match self.read_block(volume, block) {
+                    Ok(value) => {
+                        let candidates = self.models[volume].candidate_values(block);
+                        assert!(candidates.contains(&value), "rot in block {block} went unnoticed");
+                    }
+                    Err(_) => self.world.counts.rot_detected += 1,
+                }
+            }
+        }
+    }
+}
+
+/// Fills whole sectors with what says who wrote them.
+fn fill(bytes: &mut [u8], write: u64) {
+    for sector in bytes.chunks_exact_mut(512) {
+        for (index, word) in (0_u64..).zip(sector.chunks_exact_mut(8)) {
+            word.copy_from_slice(&(write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xff51)).to_le_bytes());
+        }
+        sector[..8].copy_from_slice(&write.to_le_bytes());
+    }
+}
+
+/// Who wrote a sector; `None` if it is neither zeros nor what [`fill`] writes.
+fn parse(sector: &[u8]) -> Option<u64> {
+    let mut first = [0; 8];
+    first.copy_from_slice(&sector[..8]);
+    let write = u64::from_le_bytes(first);
+    let mut expected = vec![0; 512];
+    if write != 0 {
+        fill(&mut expected, write);
+    }
+    (sector == expected).then_some(write)
+}

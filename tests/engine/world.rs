@@ -1,0 +1,355 @@
+//! The simulated machine: one device, one metadata store, lanes that a seeded scheduler interleaves on one thread.
+
+use async_executor::LocalExecutor;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rok_blk::crypto::{MasterKey, Suite};
+use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
+use rok_blk::error::{Error, IoError};
+use rok_blk::meta::{MemoryStore, MetaStore};
+use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
+use rok_blk::units::LaneIndex;
+use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use uuid::Uuid;
+
+/// Steps that a drain may take: far above what any workload here needs.
+const DRAIN_STEPS_MAX: usize = 200_000;
+
+/// What really happened, so that a run that tests nothing is seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub kills: u64,
+    pub power_losses: u64,
+    pub crashes_in_recovery: u64,
+    pub crashes_in_checkpoint: u64,
+    pub no_space: u64,
+    pub injected_errors: u64,
+    pub torn_writes: u64,
+    pub dropped_writes: u64,
+    pub operations: u64,
+    pub reads_verified: u64,
+    pub recovered_records: u64,
+    pub lost_blocks: u64,
+    pub checkpoints: u64,
+    pub rot_detected: u64,
+    pub meta_failures: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            kills,
+            power_losses,
+            crashes_in_recovery,
+            crashes_in_checkpoint,
+            no_space,
+            injected_errors,
+            torn_writes,
+            dropped_writes,
+            operations,
+            reads_verified,
+            recovered_records,
+            lost_blocks,
+            checkpoints,
+            rot_detected,
+            meta_failures,
+        } = other;
+        self.kills += kills;
+        self.power_losses += power_losses;
+        self.crashes_in_recovery += crashes_in_recovery;
+        self.crashes_in_checkpoint += crashes_in_checkpoint;
+        self.no_space += no_space;
+        self.injected_errors += injected_errors;
+        self.torn_writes += torn_writes;
+        self.dropped_writes += dropped_writes;
+        self.operations += operations;
+        self.reads_verified += reads_verified;
+        self.recovered_records += recovered_records;
+        self.lost_blocks += lost_blocks;
+        self.checkpoints += checkpoints;
+        self.rot_detected += rot_detected;
+        self.meta_failures += meta_failures;
+    }
+}
+
+#[derive(Default)]
+struct SimSignals {
+    wants_checkpoint: AtomicBool,
+}
+
+impl Signals for SimSignals {
+    fn want_checkpoint(&self) {
+        self.wants_checkpoint.store(true, Ordering::Relaxed);
+    }
+    fn wake_lanes(&self) {}
+    fn wake_lane(&self, _lane: LaneIndex) {}
+}
+
+#[derive(Default)]
+struct SimBlocking {
+    jobs: RefCell<VecDeque<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Blocking for SimBlocking {
+    fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        self.jobs.borrow_mut().push_back(job);
+    }
+}
+
+/// One life of the pool.
+pub struct Life {
+    pub pool: Arc<Pool>,
+    pub volumes: Arc<Volumes>,
+    pub lanes: Vec<Rc<Engine<SimDisk>>>,
+    pub handles: Vec<OpenVolume>,
+    blocking: Rc<SimBlocking>,
+    signals: Arc<SimSignals>,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// The machine. Its device and store outlive the lives of the pool.
+pub struct World {
+    pub random: SmallRng,
+    pub device: SimDevice,
+    pub store: Arc<MemoryStore>,
+    pub counts: Counts,
+    pub trace: blake3::Hasher,
+    pub limits: Limits,
+    pool_id: Uuid,
+    device_id: Uuid,
+    master: Arc<MasterKey>,
+    suite: Suite,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Kill,
+    PowerLoss,
+}
+
+impl World {
+    pub fn new(seed: u64, device_bytes: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let suite = if random.random_bool(0.8) { Suite::XtsGmac } else { Suite::Plain };
+        let changes_soft_max = random.random_range(20..400);
+        let limits = Limits {
+            changes_soft_max,
+            changes_hard_max: changes_soft_max * random.random_range(1..5),
+            records_soft_max: random.random_range(5..200),
+            cached_leaves_max: if random.random_bool(0.3) { 1 } else { 4096 },
+        };
+        let world = Self {
+            device: SimDevice::new("sim", device_bytes),
+            store: Arc::new(MemoryStore::new()),
+            counts: Counts::default(),
+            trace: blake3::Hasher::new(),
+            limits,
+            pool_id: Uuid::from_u64_pair(seed, 1),
+            device_id: Uuid::from_u64_pair(seed, 2),
+            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            suite,
+            random,
+        };
+        world.device.reseed(seed);
+        let parts = world.parts(1, &world.device);
+        rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
+        world
+    }
+
+    fn parts(&self, lane_count: u16, device: &SimDevice) -> Parts {
+        let device: Arc<dyn Device> = Arc::new(device.clone());
+        Parts {
+            id: self.pool_id,
+            suite: self.suite,
+            master: Arc::clone(&self.master),
+            devices: vec![(device, self.device_id)],
+            store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
+            lane_count,
+            limits: self.limits,
+        }
+    }
+
+    /// Opens the pool with a random number of lanes.
+    pub fn open(&mut self) -> Result<Life, Error> {
+        let lane_count = self.random.random_range(1..4);
+        let process = self.device.process_handle();
+        let mut fill = filler(self.random.random());
+        let pool = rok_blk::pool::open(self.parts(lane_count, &process), &mut fill)?;
+        self.counts.recovered_records += pool.recovery().record_count;
+        self.counts.lost_blocks += pool.recovery().lost_block_count;
+        let signals = Arc::new(SimSignals::default());
+        pool.set_signals(Arc::clone(&signals) as Arc<dyn Signals>);
+        let locks = Arc::new(RangeLocks::new(usize::from(lane_count)));
+        let blocking = Rc::new(SimBlocking::default());
+        let lanes = (0..lane_count)
+            .map(|lane| {
+                Engine::new(EngineParts {
+                    pool: Arc::clone(&pool),
+                    locks: Arc::clone(&locks),
+                    lane: LaneIndex::new(lane),
+                    disk: SimDisk::new(vec![process.clone()]),
+                    blocking: Rc::clone(&blocking) as Rc<dyn Blocking>,
+                    executor: Rc::new(LocalExecutor::new()),
+                })
+            })
+            .collect();
+        let volumes = Arc::new(Volumes::new(Arc::clone(&pool)));
+        Ok(Life { pool, volumes, lanes, handles: Vec::new(), blocking, signals, checkpoint: None })
+    }
+
+    /// Lets one thing happen: a device completion, a job, a step of a checkpoint, or nothing; then a turn.
+    pub fn step(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
+        let lane = self.random.random_range(0..life.lanes.len());
+        match self.random.random_range(0..10) {
+            0..6 => self.complete_one(life, lane),
+            6 => life.run_job(),
+            7 | 8 => self.checkpoint_step(life, false),
+            _ => {}
+        }
+        life.lanes[lane].turn();
+        for engine in &life.lanes {
+            engine.drain_done(done);
+        }
+    }
+
+    fn complete_one(&mut self, life: &Life, lane: usize) {
+        let random = &mut self.random;
+        life.lanes[lane].with_disk(|disk| {
+            let count = disk.in_flight_count();
+            if count > 0 {
+                let index = random.random_range(0..count);
+                disk.complete_nth(index, &mut |below| random.random_range(0..below));
+            }
+        });
+    }
+
+    fn checkpoint_step(&mut self, life: &mut Life, is_urgent: bool) {
+        if life.checkpoint.is_none() {
+            let is_wanted = life.signals.wants_checkpoint.swap(false, Ordering::Relaxed);
+            if (is_wanted || is_urgent || self.random.random_bool(0.02)) && life.pool.check_writable().is_ok() {
+                life.checkpoint = Some(Checkpoint::begin(Arc::clone(&life.pool)));
+            }
+        }
+        let Some(checkpoint) = &mut life.checkpoint else { return };
+        match checkpoint.step() {
+            Ok(Progress::Working) => {}
+            Ok(Progress::Done) => {
+                self.counts.checkpoints += 1;
+                life.checkpoint = None;
+            }
+            // The pool has failed, and says so to each write.
+            Err(_) => life.checkpoint = None,
+        }
+    }
+
+    /// Runs until every request is answered.
+    pub fn drain(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
+        for _ in 0..DRAIN_STEPS_MAX {
+            for engine in &life.lanes {
+                engine.turn();
+                engine.drain_done(done);
+            }
+            if life.lanes.iter().all(|engine| engine.is_idle()) {
+                return;
+            }
+            for lane in 0..life.lanes.len() {
+                self.complete_one(life, lane);
+            }
+            life.run_job();
+            self.checkpoint_step(life, false);
+        }
+        panic!("requests hang: nothing completes them");
+    }
+
+    /// Closes the pool cleanly: everything answered, everything stored.
+    pub fn close(&mut self, mut life: Life, done: &mut Vec<(Completion, Result<(), IoError>)>) -> Result<(), Error> {
+        self.drain(&mut life, done);
+        while life.checkpoint.is_some() {
+            self.checkpoint_step(&mut life, false);
+        }
+        if life.pool.check_writable().is_ok() {
+            Checkpoint::begin(Arc::clone(&life.pool)).run()?;
+            self.counts.checkpoints += 1;
+        }
+        Ok(())
+    }
+
+    /// Ends a life in the middle of whatever it does.
+    pub fn crash(&mut self, life: Option<Life>, end: End) {
+        if life.as_ref().is_some_and(|life| life.checkpoint.is_some()) {
+            self.counts.crashes_in_checkpoint += 1;
+        }
+        let random = &mut self.random;
+        let mode = match end {
+            End::Kill if random.random_bool(0.5) => CrashMode::Kill,
+            End::Kill => CrashMode::KillBeforeWriteback,
+            End::PowerLoss => CrashMode::PowerLoss,
+        };
+        self.device.crash(mode, &mut |below| random.random_range(0..below));
+        let keep = random.random::<u64>();
+        self.store.crash(|unsynced| match end {
+            End::Kill => unsynced,
+            End::PowerLoss => usize::try_from(keep % (unsynced as u64 + 1)).expect("not above a usize"),
+        });
+        match end {
+            End::Kill => self.counts.kills += 1,
+            End::PowerLoss => self.counts.power_losses += 1,
+        }
+        self.trace.update(&self.device.digest());
+        self.trace.update(&self.store.digest());
+        drop(life);
+    }
+
+    /// Opens the pool; now and then something fails or the machine crashes on the way, and it is tried again.
+    ///
+    /// # Panics
+    /// If the pool refuses to open although nothing was injected.
+    pub fn reopen(&mut self) -> (Life, bool) {
+        let mut has_lost_power = false;
+        while self.random.random_bool(0.3) {
+            let nth = self.random.random_range(1..30);
+            match self.random.random_range(0..4) {
+                0 => self.device.fail_nth(OpKind::Read, nth.min(4)),
+                1 => self.device.fail_nth(OpKind::Write, nth.min(3)),
+                2 => self.device.fail_nth(OpKind::Flush, nth.min(3)),
+                _ => self.store.fail_commit_after(Some(nth.min(12))),
+            }
+            let life = self.open().ok();
+            self.device.clear_faults();
+            self.store.fail_commit_after(None);
+            self.counts.crashes_in_recovery += u64::from(life.is_none());
+            // A failed flush may have dropped what was only in the cache.
+            has_lost_power = true;
+            self.crash(life, End::PowerLoss);
+        }
+        match self.open() {
+            Ok(life) => (life, has_lost_power),
+            Err(error) => panic!("the pool does not open after a crash: {error}"),
+        }
+    }
+
+    pub fn device_counters(&self) -> SimCounters {
+        self.device.counters()
+    }
+}
+
+impl Life {
+    fn run_job(&self) {
+        let job = self.blocking.jobs.borrow_mut().pop_front();
+        if let Some(job) = job {
+            job();
+        }
+    }
+}
+
+/// Deterministic bytes for keys and salts.
+fn filler(seed: u64) -> impl FnMut(&mut [u8]) {
+    let mut random = SmallRng::seed_from_u64(seed ^ 0x5a17);
+    move |bytes| random.fill(bytes)
+}
