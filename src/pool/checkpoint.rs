@@ -5,7 +5,7 @@
 //! cut, flush, leaves (each batch with its bitmap bits), deletions, owners, the synced last batch, headers, release.
 
 use crate::crypto::SealKind;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, replace};
 use crate::format::catalog::{ChainStart, CheckpointRecord, TreeRecord, TreeState};
 use crate::format::entry::Entry;
@@ -38,6 +38,8 @@ const OWNER_GROUPS_PER_BATCH: usize = 256;
 pub enum Progress {
     /// Call [`Checkpoint::step`] again.
     Working,
+    /// The same, but nothing changes before the flush that a lane has begun ends.
+    Waiting,
     /// The checkpoint is complete.
     Done,
 }
@@ -114,8 +116,13 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::step`].
     pub fn run(&mut self) -> Result<()> {
-        while self.step()? == Progress::Working {}
-        Ok(())
+        loop {
+            match self.step()? {
+                Progress::Working => {}
+                Progress::Waiting => self.pool.await_flush_end(),
+                Progress::Done => return Ok(()),
+            }
+        }
     }
 
     /// Does a bounded piece of work. After an error the pool has failed and the checkpoint is over, but for lack
@@ -124,6 +131,11 @@ impl Checkpoint {
     /// # Errors
     /// The failure of a device or of the metadata store.
     pub fn step(&mut self) -> Result<Progress> {
+        if self.pool.check_writable().is_err() {
+            return Err(Error::new(ErrorKind::Other, "The pool has failed: nothing is stored any more")
+                .with_hint("`rok-blk status` says why; restart the daemon once the device is repaired"));
+        }
+        let before = self.phase;
         let result = match self.phase {
             Phase::Cut => {
                 self.cut();
@@ -144,13 +156,17 @@ impl Checkpoint {
         match result {
             Ok(phase) => self.phase = phase,
             Err(error) => {
-                if error.kind() != crate::error::ErrorKind::NoSpace {
+                if error.kind() != ErrorKind::NoSpace {
                     self.pool.fail(error.to_string());
                 }
                 return Err(error);
             }
         }
-        Ok(if self.phase == Phase::Done { Progress::Done } else { Progress::Working })
+        Ok(match self.phase {
+            Phase::Done => Progress::Done,
+            Phase::Flush if before == Phase::Flush => Progress::Waiting,
+            _ => Progress::Working,
+        })
     }
 
     fn cut(&mut self) {
@@ -167,10 +183,8 @@ impl Checkpoint {
         if is_planted(Bug::CutDiffersBetweenLanes) {
             self.positions = self.pool.positions();
         }
-        if !is_planted(Bug::SkipCheckpointFlush) {
-            self.pool.flush_devices()?;
-        }
-        Ok(Phase::Leaves(0))
+        let is_done = is_planted(Bug::SkipCheckpointFlush) || self.pool.flush_devices()?;
+        Ok(if is_done { Phase::Leaves(0) } else { Phase::Flush })
     }
 
     /// Stores one batch of leaves, with their bitmap bits.
@@ -266,7 +280,7 @@ impl Checkpoint {
         let mut next = cursor;
         for (leaf_key, value) in &found {
             let damaged = |reason: String| {
-                crate::error::Error::new(crate::error::ErrorKind::Integrity, format!("A leaf of tree {} is damaged: {reason}", tree.id))
+                Error::new(ErrorKind::Integrity, format!("A leaf of tree {} is damaged: {reason}", tree.id))
             };
             let (_, index, epoch) = key::parse_leaf(leaf_key).map_err(|error| damaged(error.to_string()))?;
             let opened = stored.open(leaf_key, epoch, value).map_err(damaged)?;
@@ -352,7 +366,7 @@ impl Checkpoint {
         for device in &pool.devices {
             device.write_header(pool.id, pool.session, self.id, &mac).map_err(|error| {
                 let name = device.device.name();
-                crate::error::Error::new(crate::error::ErrorKind::Other, format!("Writing the header of {name} failed: {error}"))
+                Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}"))
                     .with_source(error)
             })?;
         }
@@ -390,20 +404,22 @@ struct BitChanges {
 }
 
 impl Pool {
-    /// Flushes every device, and moves the marks.
+    /// Flushes every device, and moves the marks; `false` while a lane's flush runs.
     ///
     /// # Errors
-    /// The device's failure; the caller fails the pool.
-    pub fn flush_devices(&self) -> Result<()> {
-        let Some(start) = self.begin_flush() else { return Ok(()) };
-        for device in self.devices() {
+    /// The device's failure; then the pool has failed.
+    fn flush_devices(&self) -> Result<bool> {
+        let Some(start) = self.begin_flush() else { return Ok(false) };
+        let flushed = self.devices().try_for_each(|device| {
             device.flush().map_err(|error| {
-                crate::error::Error::new(crate::error::ErrorKind::Other, format!("Flushing {} failed: {error}", device.name()))
-                    .with_source(error)
-            })?;
+                Error::new(ErrorKind::Other, format!("Flushing {} failed: {error}", device.name())).with_source(error)
+            })
+        });
+        if let Err(error) = &flushed {
+            self.fail(error.to_string());
         }
         self.end_flush(&start);
-        Ok(())
+        flushed.map(|()| true)
     }
 
     pub(super) fn positions(&self) -> Vec<(ChainSequence, Address)> {

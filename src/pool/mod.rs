@@ -31,7 +31,7 @@ use crate::planted::{Bug, is_planted};
 use crate::units::{
     Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -88,6 +88,9 @@ pub struct Pool {
     /// Counts completed batches; what flushes compare.
     write_generation: AtomicU64,
     flushed_generation: AtomicU64,
+    /// Whether a device flush runs, and what tells that it ended.
+    is_flushing: Mutex<bool>,
+    flush_ended: Condvar,
     cuts_begun: AtomicU64,
     checkpoints_done: AtomicU64,
     is_failed: AtomicBool,
@@ -243,22 +246,54 @@ impl Pool {
         self.changes.active_count() >= self.limits.changes_hard_max
     }
 
-    /// What a device flush that starts now will cover; `None` if nothing was written since the last one.
+    /// What a flush requested now must reach: see [`Self::is_flushed`].
+    #[must_use]
+    pub fn flush_need(&self) -> u64 {
+        self.write_generation.load(Ordering::Acquire)
+    }
+
+    /// Whether everything acknowledged before [`Self::flush_need`] gave `need` is durable.
+    #[must_use]
+    pub fn is_flushed(&self, need: u64) -> bool {
+        self.flushed_generation.load(Ordering::Acquire) >= need
+    }
+
+    /// Begins a flush of every device; `None` while another one runs, whose end wakes the lanes.
+    ///
+    /// One at a time in the whole pool: when a flush fails, what the device had cached may be gone, and a second
+    /// flush beside it would succeed and promise what is lost.
     #[must_use]
     pub fn begin_flush(&self) -> Option<FlushStart> {
-        let generation = self.write_generation.load(Ordering::Acquire);
-        if self.flushed_generation.load(Ordering::Acquire) >= generation {
+        let mut is_flushing = self.is_flushing.lock();
+        if std::mem::replace(&mut *is_flushing, true) {
             return None;
         }
+        drop(is_flushing);
+        let generation = self.write_generation.load(Ordering::Acquire);
         let completed = self.lanes.iter().map(|lane| ChainSequence::new(lane.completed.load(Ordering::Acquire)));
         Some(FlushStart { generation, completed: completed.collect() })
     }
 
-    /// A device flush that began with `start` succeeded on every device.
+    /// The flush that began with `start` ended on every device. If it failed, [`Self::fail`] was called before.
     pub fn end_flush(&self, start: &FlushStart) {
-        self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
-        for (lane, completed) in self.lanes.iter().zip(&start.completed) {
-            lane.mark.fetch_max(completed.get(), Ordering::AcqRel);
+        if self.check_writable().is_ok() {
+            self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
+            for (lane, completed) in self.lanes.iter().zip(&start.completed) {
+                lane.mark.fetch_max(completed.get(), Ordering::AcqRel);
+            }
+        }
+        *self.is_flushing.lock() = false;
+        self.flush_ended.notify_all();
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lanes();
+        }
+    }
+
+    /// Blocks until no flush runs. Never on a lane.
+    pub(crate) fn await_flush_end(&self) {
+        let mut is_flushing = self.is_flushing.lock();
+        while *is_flushing {
+            self.flush_ended.wait(&mut is_flushing);
         }
     }
 

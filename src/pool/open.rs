@@ -23,7 +23,7 @@ use crate::units::{
     Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence,
     SessionId, TreeId, to_u64, to_usize,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -131,6 +131,7 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let source = Source { pool: parts.id, devices: &raw_devices, keys: &keys, catalog: &catalog, space: &space };
     let recovered = replay(&source, &checkpoint.chains, checkpoint.next_sequence)?;
     claim(&mut space, &recovered);
+    catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
     let pool = assemble(parts, keys, devices, Loaded { catalog, space, stored }, &recovered, session)?;
     {
@@ -199,6 +200,8 @@ fn assemble(
         next_sequence: AtomicU64::new(recovered.next_sequence.get()),
         write_generation: AtomicU64::new(1),
         flushed_generation: AtomicU64::new(0),
+        is_flushing: Mutex::new(false),
+        flush_ended: Condvar::new(),
         cuts_begun: AtomicU64::new(0),
         checkpoints_done: AtomicU64::new(0),
         is_failed: AtomicBool::new(false),
@@ -314,6 +317,27 @@ fn check_age(parts: &Parts, headers: &[DeviceHeader], checkpoint: &CheckpointRec
                 ),
             )
             .with_hint("Restore meta/ and the devices from the same backup"));
+        }
+    }
+    Ok(())
+}
+
+/// Brings headers up to the stored checkpoint, where a crash came between the two. Without it, a second such
+/// crash would leave a device two checkpoints behind, which looks like an old copy.
+fn catch_up_headers(
+    parts: &Parts,
+    devices: &[PoolDevice],
+    headers: &[DeviceHeader],
+    checkpoint: CheckpointId,
+) -> Result<()> {
+    let mac = header_mac(&parts.master);
+    for (device, header) in devices.iter().zip(headers) {
+        if header.checkpoint < checkpoint {
+            let written = device.write_header(parts.id, header.session, checkpoint, &mac);
+            written.map_err(|error| {
+                let name = device.device.name();
+                Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}")).with_source(error)
+            })?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use crate::pool::{DoneBatch, FLIGHT_SOFT_MAX, Log, Pool};
 use crate::units::{AddressRun, LaneIndex, to_u64};
 use crate::volume::range_lock::RangeLocks;
 use crate::volume::read::Reread;
-use crate::volume::request::{Completion, Done, Operation, Part, Read, Request, RunningFlush, Ticket};
+use crate::volume::request::{Completion, Done, FlushWaiter, Operation, Part, Read, Request, RunningFlush, Ticket};
 use async_executor::LocalExecutor;
 use futures_channel::oneshot;
 use slab::Slab;
@@ -54,7 +54,7 @@ pub(super) struct State<D> {
     pub backlog: VecDeque<u32>,
     /// Locked parts that wait for a checkpoint with this number to be done.
     pub starved: Vec<(u32, u64)>,
-    pub flush_waiting: Vec<Done>,
+    pub flush_waiting: Vec<FlushWaiter>,
     pub flush_running: Option<RunningFlush>,
     pub done: Vec<(Completion, Result<(), IoError>)>,
     /// Reads that need a task.
@@ -255,6 +255,7 @@ impl<D: Disk + 'static> Engine<D> {
     fn finish_batches(&self, state: &mut State<D>) {
         if self.pool.check_writable().is_err() {
             self.abandon_writes(state);
+            while state.log.pop_done().is_some() {}
             return;
         }
         while let Some(batch) = state.log.pop_done() {

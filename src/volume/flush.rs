@@ -7,7 +7,7 @@ use crate::error::IoError;
 use crate::planted::{Bug, is_planted};
 use crate::units::{DeviceIndex, to_u64};
 use crate::volume::engine::{Engine, State, finish};
-use crate::volume::request::{Completion, Done, Operation, RunningFlush};
+use crate::volume::request::{Completion, Done, FlushWaiter, Operation, RunningFlush};
 use futures_channel::oneshot;
 use std::rc::Rc;
 
@@ -22,9 +22,10 @@ impl<D: Disk + 'static> Engine<D> {
         if let Err(error) = self.pool.check_writable() {
             return finish(state, done, Err(error));
         }
+        let waiter = FlushWaiter { done, need: self.pool.flush_need() };
         match &mut state.flush_running {
-            Some(running) if is_planted(Bug::FlushJoinsStarted) => running.waiters.push(done),
-            _ => state.flush_waiting.push(done),
+            Some(running) if is_planted(Bug::FlushJoinsStarted) => running.waiters.push(waiter),
+            _ => state.flush_waiting.push(waiter),
         }
     }
 
@@ -34,27 +35,31 @@ impl<D: Disk + 'static> Engine<D> {
         receiver.await.map_err(|_| IoError::ShuttingDown)?
     }
 
-    /// Starts a flush for all that wait, unless one runs.
+    /// Ends the waiting requests that an earlier flush covered, and starts one for the others unless one runs.
     pub(super) fn start_flush(&self) {
         let state = &mut *self.state.borrow_mut();
         if state.flush_waiting.is_empty() || state.flush_running.is_some() {
             return;
         }
+        let result = self.pool.check_writable();
         let waiters = std::mem::take(&mut state.flush_waiting);
-        if is_planted(Bug::SkipFlush) {
-            return end(state, waiters, Ok(()));
+        let is_over = |need| result.is_err() || is_planted(Bug::SkipFlush) || self.pool.is_flushed(need);
+        let (over, waiting): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|waiter| is_over(waiter.need));
+        end(state, over, result);
+        if waiting.is_empty() {
+            return;
         }
-        if let Err(error) = self.pool.check_writable() {
-            return end(state, waiters, Err(error));
-        }
-        let Some(start) = self.pool.begin_flush() else { return end(state, waiters, Ok(())) };
+        let Some(start) = self.pool.begin_flush() else {
+            state.flush_waiting = waiting;
+            return;
+        };
         let device_count = self.pool.devices().count();
         for index in (0..).map(DeviceIndex::new).take(device_count) {
             let token = to_u64(state.operations.insert(Operation::Flush));
             state.disk.submit(token, DiskOp::Flush { device: index });
         }
         let devices_left = u32::try_from(device_count).expect("a pool has at most 32 devices");
-        state.flush_running = Some(RunningFlush { start, devices_left, waiters });
+        state.flush_running = Some(RunningFlush { start, devices_left, waiters: waiting });
     }
 
     /// Counts a device as flushed; after the last one the flush is done.
@@ -68,18 +73,17 @@ impl<D: Disk + 'static> Engine<D> {
             return;
         }
         let Some(running) = state.flush_running.take() else { return };
+        self.pool.end_flush(&running.start);
         let result = self.pool.check_writable();
-        if result.is_ok() {
-            self.pool.end_flush(&running.start);
-        } else {
+        if result.is_err() {
             self.abandon_writes(state);
         }
         end(state, running.waiters, result);
     }
 }
 
-fn end<D>(state: &mut State<D>, waiters: Vec<Done>, result: Result<(), IoError>) {
+fn end<D>(state: &mut State<D>, waiters: Vec<FlushWaiter>, result: Result<(), IoError>) {
     for waiter in waiters {
-        finish(state, waiter, result);
+        finish(state, waiter.done, result);
     }
 }

@@ -121,17 +121,17 @@ impl Volumes {
         Ok(OpenVolume(Arc::clone(volume)))
     }
 
-    /// Makes a volume.
+    /// Makes a volume with a new `id`.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`], or [`ErrorKind::Usage`] for a name, size or sector size that cannot be.
-    pub fn create(&self, name: &str, size_bytes: u64, sector_size: u32, created_at: u64) -> Result<VolumeInfo> {
+    pub fn create(&self, id: Uuid, name: &str, size_bytes: u64, sector_size: u32, created_at: u64) -> Result<VolumeInfo> {
         check_size(size_bytes)?;
         if !matches!(sector_size, 512 | 4096) {
             return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
                 .with_hint("Use 512 or 4096"));
         }
-        let (id, name, tree) = (Uuid::new_v4(), name.to_owned(), TreeId::new(0));
+        let (name, tree) = (name.to_owned(), TreeId::new(0));
         let record = VolumeRecord { id, name, size_bytes, sector_size, tree, created_at };
         let record = self.pool.with_catalog(|catalog, at| catalog.create(at, record))?;
         Ok(self.info(&record))

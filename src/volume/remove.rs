@@ -98,22 +98,28 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// The next leaves of the range that may map something, and the block to go on with.
+    ///
+    /// Changes first, stored leaves second: a checkpoint moves a leaf's changes the same way, so none is missed.
     async fn mapped_leaves(&self, volume: &Volume, blocks: std::ops::Range<u64>) -> Result<(Vec<LeafIndex>, u64), IoError> {
-        let last_leaf = BlockIndex::new(blocks.end - 1).leaf();
-        let (mut leaves, mut limit) = self.stored_leaves(volume, BlockIndex::new(blocks.start).leaf(), last_leaf).await?;
+        let mut leaves = Vec::new();
+        let mut touched_end = blocks.end;
         let mut from = blocks.start;
-        while let Some(leaf) = self.pool.changes().next_touched(volume.tree, from..limit.min(blocks.end)) {
+        while let Some(leaf) = self.pool.changes().next_touched(volume.tree, from..blocks.end) {
             leaves.push(leaf);
             from = leaf.first_block().get() + LEAF_ENTRIES_U64;
-            if leaves.len() >= 2 * LEAVES_PER_STEP {
-                limit = from;
+            if leaves.len() == LEAVES_PER_STEP {
+                touched_end = from.min(blocks.end);
                 break;
             }
         }
+        let (first, last) = (BlockIndex::new(blocks.start).leaf(), BlockIndex::new(touched_end - 1).leaf());
+        let (stored, stored_end) = self.stored_leaves(volume, first, last).await?;
+        leaves.extend(stored);
         leaves.sort_unstable();
         leaves.dedup();
-        leaves.retain(|leaf| leaf.first_block().get() < limit);
-        Ok((leaves, limit.min(blocks.end)))
+        let end = stored_end.min(touched_end);
+        leaves.retain(|leaf| leaf.first_block().get() < end);
+        Ok((leaves, end))
     }
 
     /// Stored leaves of the volume from one to another, in order, and the block up to which the list is complete.

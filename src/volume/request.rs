@@ -66,6 +66,8 @@ pub(super) struct Part {
     pub appended: usize,
     /// Batches that hold some of it.
     pub batches_left: u32,
+    /// It waits in the backlog or for a checkpoint.
+    pub is_queued: bool,
     /// Why the rest will not be appended.
     pub failure: Option<IoError>,
     /// It overwrites only what is mapped, or frees: it may use the reserve.
@@ -85,7 +87,7 @@ impl Part {
 
     /// Whether nothing is left to append or to wait for.
     pub fn is_over(&self) -> bool {
-        self.batches_left == 0 && (self.failure.is_some() || self.appended == self.total())
+        self.batches_left == 0 && !self.is_queued && (self.failure.is_some() || self.appended == self.total())
     }
 }
 
@@ -112,11 +114,17 @@ pub(super) enum Operation {
     Flush,
 }
 
+/// A request for a flush, and what it must reach.
+pub(super) struct FlushWaiter {
+    pub done: Done,
+    pub need: u64,
+}
+
 /// A device flush under way.
 pub(super) struct RunningFlush {
     pub start: FlushStart,
     pub devices_left: u32,
-    pub waiters: Vec<Done>,
+    pub waiters: Vec<FlushWaiter>,
 }
 
 /// Whom a granted range lock is for.

@@ -16,7 +16,7 @@ use crate::units::{
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, State, finish};
 use crate::volume::range_lock::BlockRange;
-use crate::volume::request::{Completion, Done, Part, PartKind, Request, Ticket};
+use crate::volume::request::{Completion, Done, FlushWaiter, Part, PartKind, Request, Ticket};
 use futures_channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -136,7 +136,7 @@ impl<D: Disk + 'static> Engine<D> {
         if state.backlog.is_empty() {
             self.append_now(state, part);
         } else {
-            state.backlog.push_back(part);
+            queue(state, part);
         }
     }
 
@@ -146,6 +146,7 @@ impl<D: Disk + 'static> Engine<D> {
         for _ in 0..state.backlog.len() {
             let Some(part) = state.backlog.pop_front() else { return };
             let waiting = state.backlog.len();
+            state.parts[usize_of(part)].is_queued = false;
             self.append_now(state, part);
             if state.backlog.len() > waiting {
                 // It still waits, and keeps its place.
@@ -169,7 +170,7 @@ impl<D: Disk + 'static> Engine<D> {
             }
             if self.pool.is_change_limit_reached() {
                 self.pool.want_checkpoint();
-                return state.backlog.push_back(index);
+                return queue(state, index);
             }
             let floor = if part.is_privileged { HOME_RESERVE_BLOCKS } else { self.pool.reserve_blocks() };
             let refusal = match &part.kind {
@@ -179,16 +180,9 @@ impl<D: Disk + 'static> Engine<D> {
             match refusal {
                 Ok(()) => {}
                 Err(Refusal::Full) if state.log.flying_count() < FLIGHT_MAX => self.close_batch(state),
-                Err(Refusal::Full) => return state.backlog.push_back(index),
-                Err(Refusal::NoSpace) => {
-                    self.wait_for_space(state, index);
-                    if state.parts[usize_of(index)].failure.is_none() && !state.parts[usize_of(index)].is_privileged {
-                        return;
-                    }
-                    if state.starved.iter().any(|(starved, _)| *starved == index) {
-                        return;
-                    }
-                }
+                Err(Refusal::Full) => return queue(state, index),
+                Err(Refusal::NoSpace) if self.wait_for_space(state, index) => return,
+                Err(Refusal::NoSpace) => {}
             }
         }
     }
@@ -247,24 +241,24 @@ impl<D: Disk + 'static> Engine<D> {
         Ok(())
     }
 
-    /// Decides what a part without space waits for: overwrites get the reserve, others a checkpoint, then an error.
-    fn wait_for_space(&self, state: &mut State<D>, index: u32) {
+    /// Decides what a part without space does: an overwrite takes from the reserve, others wait for a checkpoint
+    /// (then `true`), at last there is an error.
+    fn wait_for_space(&self, state: &mut State<D>, index: u32) -> bool {
         let part = &mut state.parts[usize_of(index)];
         if !part.is_privileged && self.is_overwrite(part) {
             part.is_privileged = true;
-            return;
+            return false;
         }
         if part.space_attempts == SPACE_ATTEMPTS_MAX {
             part.failure = Some(IoError::NoSpace);
-            if part.is_over() {
-                self.settle_part(state, index);
-            }
-            return;
+            return false;
         }
         part.space_attempts += 1;
+        part.is_queued = true;
         let target = self.pool.cuts_begun() + 1;
         state.starved.push((index, target));
         self.pool.want_checkpoint();
+        true
     }
 
     /// Whether every block still to be written replaces a mapped one whose leaf is at hand. A leaf that is not
@@ -285,6 +279,7 @@ impl<D: Disk + 'static> Engine<D> {
             state.starved.iter().filter(|(_, target)| *target <= done || is_failed).map(|(part, _)| *part).collect();
         state.starved.retain(|(_, target)| *target > done && !is_failed);
         for part in ready {
+            state.parts[usize_of(part)].is_queued = false;
             self.append_part(state, part);
         }
     }
@@ -306,7 +301,10 @@ impl<D: Disk + 'static> Engine<D> {
         }
         let request = state.requests.remove(usize_of(part.request));
         match request.result {
-            Ok(()) if request.is_fua => state.flush_waiting.push(request.done),
+            Ok(()) if request.is_fua => {
+                let need = self.pool.flush_need();
+                state.flush_waiting.push(FlushWaiter { done: request.done, need });
+            }
             result => finish(state, request.done, result),
         }
     }
@@ -334,6 +332,12 @@ impl<D: Disk + 'static> Engine<D> {
             finish(state, done, Ok(()));
         }
     }
+}
+
+/// Puts a part behind those that wait for room.
+fn queue<D>(state: &mut State<D>, part: u32) {
+    state.parts[usize_of(part)].is_queued = true;
+    state.backlog.push_back(part);
 }
 
 /// Lays the changes of a batch over the map.
@@ -382,6 +386,7 @@ fn new_part(request: u32, volume: &Arc<Volume>, range: BlockRange, kind: PartKin
         kind,
         appended: 0,
         batches_left: 0,
+        is_queued: false,
         failure: None,
         space_attempts: 0,
     }

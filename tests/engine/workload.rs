@@ -31,6 +31,8 @@ pub struct Workload {
     models: Vec<Model>,
     sizes: Vec<u64>,
     pending: BTreeMap<u64, Pending>,
+    /// Blocks of which a part is being written: the model does not follow another write that meets it.
+    exclusive: BTreeSet<(usize, u64)>,
     next_cookie: u64,
     next_write: u64,
     now: u64,
@@ -59,6 +61,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         models: (0..VOLUME_COUNT).map(|_| Model::default()).collect(),
         sizes: Vec::new(),
         pending: BTreeMap::new(),
+        exclusive: BTreeSet::new(),
         next_cookie: 0,
         next_write: 1,
         now: 1,
@@ -79,7 +82,8 @@ impl Workload {
             let blocks = self.world.random.random_range(300..1500_u64);
             self.sizes.push(blocks * BLOCK_SIZE_U64);
             let name = format!("vol{volume}");
-            life.volumes.create(&name, blocks * BLOCK_SIZE_U64, 512, 0).expect("a new volume");
+            let id = uuid::Uuid::from_u128(volume as u128 + 1);
+            life.volumes.create(id, &name, blocks * BLOCK_SIZE_U64, 512, 0).expect("a new volume");
         }
         self.begin_life(life);
     }
@@ -171,16 +175,17 @@ impl Workload {
         let volume = self.random_volume();
         let count_max = *[1, 1, 1, 4, 16, 64, 300].get(self.world.random.random_range(0..7)).expect("in range");
         let (first, count) = self.random_range(volume, count_max);
+        if (first..first + count).any(|block| self.exclusive.contains(&(volume, block))) {
+            return;
+        }
         let write = self.next_write;
         self.next_write += 1;
         let source = IoBuffer::allocate(usize::try_from(count).expect("small") * BLOCK_SIZE);
         source.with_bytes_mut(|bytes| fill(bytes, write));
         let blocks: Vec<u64> = (first..first + count).collect();
-        // Two writes of which one has edges inside a block are not in flight together: the model keeps whole blocks.
         let is_fua = self.world.random.random_bool(0.1);
-        let now = self.now;
         for block in &blocks {
-            self.models[volume].begin(*block, write, [write; SECTORS], now);
+            self.begin(volume, *block, write, [write; SECTORS]);
         }
         self.send_write(volume, first * BLOCK_SIZE_U64, source, is_fua, blocks, write);
     }
@@ -198,15 +203,15 @@ impl Workload {
         self.next_write += 1;
         let source = IoBuffer::allocate(usize::try_from(len * SECTOR).expect("small"));
         source.with_bytes_mut(|bytes| fill(bytes, write));
-        let now = self.now;
         for (block, mut value) in touched.clone().zip(before) {
             for (sector, place) in (block * 8..).zip(value.iter_mut()) {
                 if sector * SECTOR >= offset && sector * SECTOR < offset + len * SECTOR {
                     *place = write;
                 }
             }
-            self.models[volume].begin(block, write, value, now);
+            self.begin(volume, block, write, value);
         }
+        self.exclusive.extend(touched.clone().map(|block| (volume, block)));
         let is_fua = self.world.random.random_bool(0.1);
         self.send_write(volume, offset, source, is_fua, touched.collect(), write);
     }
@@ -216,8 +221,22 @@ impl Workload {
         blocks.map(|block| self.models[volume].certain(block)).collect()
     }
 
+    /// A write begins: reads under way may see it, even if another one replaces it before they end.
+    fn begin(&mut self, volume: usize, block: u64, write: u64, value: Value) {
+        self.models[volume].begin(block, write, value, self.now);
+        for pending in self.pending.values_mut() {
+            if let Pending::Read { volume: of, allowed, .. } = pending
+                && *of == volume
+                && let Some(values) = allowed.get_mut(&block)
+            {
+                values.push(value);
+            }
+        }
+    }
+
     fn send_write(&mut self, volume: usize, offset: u64, source: IoBuffer, is_fua: bool, blocks: Vec<u64>, write: u64) {
         let begin = self.now;
+        self.note(|| format!("write {write} of volume {volume}, blocks {:?}", (blocks.first(), blocks.len())));
         let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
         let lane = self.lane();
         let life = self.life();
@@ -241,12 +260,12 @@ impl Workload {
         }
         let write = self.next_write;
         self.next_write += 1;
-        let now = self.now;
         for block in &blocks {
-            self.models[volume].begin(*block, write, ZEROS, now);
+            self.begin(volume, *block, write, ZEROS);
         }
         let is_fua = self.world.random.random_bool(0.1);
         let begin = self.now;
+        self.note(|| format!("removal {write} of volume {volume}, blocks {:?}, {mode:?}", (first, count)));
         let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
         let lane = self.lane();
         let life = self.life();
@@ -265,6 +284,7 @@ impl Workload {
             let len = self.world.random.random_range(1..=count * 8 - from);
             (first * BLOCK_SIZE_U64 + from * SECTOR, len * SECTOR)
         };
+        self.note(|| format!("read {} of volume {volume} from {first}, {count} blocks", self.next_cookie + 1));
         let target = IoBuffer::allocate(usize::try_from(len).expect("small"));
         target.with_bytes_mut(|bytes| bytes.fill(0xa5));
         let touched = offset / BLOCK_SIZE_U64..(offset + len).div_ceil(BLOCK_SIZE_U64);
@@ -307,13 +327,18 @@ impl Workload {
                 Pending::Write { volume, blocks, write, is_fua, begin } => {
                     self.write_done(volume, &blocks, write, is_fua && begin < self.now, result);
                 }
-                Pending::Flush { begin } => match result {
+                Pending::Flush { begin } => match self.noted_flush(begin, result) {
                     Ok(()) => self.models.iter_mut().for_each(|model| model.flushed(begin)),
                     Err(_) => self.failed(),
                 },
                 Pending::Read { volume, offset, target, allowed } => self.read_done(volume, offset, &target, allowed, result),
             }
         }
+    }
+
+    fn noted_flush(&self, begin: u64, result: Result<(), IoError>) -> Result<(), IoError> {
+        self.note(|| format!("flush of {begin} ended: {result:?}"));
+        result
     }
 
     fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
@@ -326,8 +351,10 @@ impl Workload {
             Err(_) => self.failed(),
         }
         let now = self.now;
+        self.note(|| format!("write {write} of volume {volume} ended: {result:?}, durable {is_fua}"));
         for block in blocks {
             self.models[volume].end(*block, write, result.is_ok(), is_fua, now);
+            self.exclusive.remove(&(volume, *block));
         }
     }
 
@@ -367,41 +394,51 @@ impl Workload {
         }
     }
 
+    fn note(&self, what: impl FnOnce() -> String) {
+        if std::env::var_os("ROK_TRACE").is_some() {
+            println!("{:6} {}", self.now, what());
+        }
+    }
+
     fn crash(&mut self, end: End) {
+        self.note(|| format!("crash {end:?}"));
         let life = self.life.take();
         let has_failed = self.has_failed || life.as_ref().is_some_and(|life| life.pool.check_writable().is_err());
         let end = if has_failed { End::PowerLoss } else { end };
-        if end == End::Kill {
-            self.models.iter_mut().for_each(Model::killed);
-        }
         self.pending.clear();
+        self.exclusive.clear();
         self.world.device.clear_faults();
         self.world.store.fail_commit_after(None);
         self.world.crash(life, end);
-        self.settle_after_open();
+        self.settle_after_open(end == End::Kill);
     }
 
     fn reopen_cleanly(&mut self) {
+        self.note(|| "close".to_owned());
         self.drain();
         let life = self.life.take().expect("a life was begun");
         let has_failed = self.has_failed || life.pool.check_writable().is_err();
         let mut done = Vec::new();
-        let closed = self.world.close(life, &mut done);
+        let is_closed = self.world.close(life, &mut done);
         self.world.device.clear_faults();
         self.world.store.fail_commit_after(None);
         assert!(done.is_empty(), "a drained engine answers nothing more");
-        if has_failed || closed.is_err() {
+        if has_failed || !is_closed {
             self.world.crash(None, End::PowerLoss);
         } else {
             self.models.iter_mut().for_each(Model::killed);
             self.world.crash(None, if self.now % 2 == 0 { End::Kill } else { End::PowerLoss });
         }
-        self.settle_after_open();
+        self.settle_after_open(false);
     }
 
     /// Opens the pool, reads every block that was ever written, and takes what is there as the truth.
-    fn settle_after_open(&mut self) {
-        let (life, _) = self.world.reopen();
+    fn settle_after_open(&mut self, is_kill: bool) {
+        let (life, has_lost_power) = self.world.reopen();
+        self.note(|| format!("opened: {:?}, lost power {has_lost_power}", life.pool.recovery()));
+        if is_kill && !has_lost_power {
+            self.models.iter_mut().for_each(Model::killed);
+        }
         self.begin_life(life);
         for volume in 0..VOLUME_COUNT {
             for block in self.models[volume].touched() {
@@ -496,7 +533,7 @@ impl Workload {
     fn rot(&mut self) {
         let life = self.life.take().expect("a life was begun");
         let mut done = Vec::new();
-        self.world.close(life, &mut done).expect("nothing is injected any more");
+        assert!(self.world.close(life, &mut done), "nothing is injected any more");
         self.world.crash(None, End::Kill);
         let mut places = Vec::new();
         self.world.device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));

@@ -238,7 +238,7 @@ impl World {
         }
         let Some(checkpoint) = &mut life.checkpoint else { return };
         match checkpoint.step() {
-            Ok(Progress::Working) => {}
+            Ok(Progress::Working | Progress::Waiting) => {}
             Ok(Progress::Done) => {
                 self.counts.checkpoints += 1;
                 life.checkpoint = None;
@@ -267,17 +267,17 @@ impl World {
         panic!("requests hang: nothing completes them");
     }
 
-    /// Closes the pool cleanly: everything answered, everything stored.
-    pub fn close(&mut self, mut life: Life, done: &mut Vec<(Completion, Result<(), IoError>)>) -> Result<(), Error> {
+    /// Closes the pool cleanly: everything answered, everything stored. `false` if it had failed.
+    pub fn close(&mut self, mut life: Life, done: &mut Vec<(Completion, Result<(), IoError>)>) -> bool {
         self.drain(&mut life, done);
         while life.checkpoint.is_some() {
             self.checkpoint_step(&mut life, false);
         }
-        if life.pool.check_writable().is_ok() {
-            Checkpoint::begin(Arc::clone(&life.pool)).run()?;
-            self.counts.checkpoints += 1;
+        if life.pool.check_writable().is_err() || Checkpoint::begin(Arc::clone(&life.pool)).run().is_err() {
+            return false;
         }
-        Ok(())
+        self.counts.checkpoints += 1;
+        true
     }
 
     /// Ends a life in the middle of whatever it does.
