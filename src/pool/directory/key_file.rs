@@ -4,10 +4,11 @@
 
 #![expect(unsafe_code, reason = "the standard library does not tell the process's user")]
 
+use super::KEY_FILE_HINT;
 use crate::crypto::system_random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::to_u64;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -49,26 +50,22 @@ pub fn generate_key_file(path: &Path) -> Result<()> {
 pub(super) fn read(path: &Path) -> Result<Zeroizing<[u8; KEY_FILE_BYTES]>> {
     let unreadable = |source: io::Error| {
         Error::new(ErrorKind::Key, format!("Reading the key file {} failed: {source}", path.display()))
-            .with_hint("Give the key file that the pool was created with")
+            .with_hint(KEY_FILE_HINT)
             .with_source(source)
     };
     // Without the flag, opening a pipe would wait for its other end.
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(unreadable)?;
     check(path, &file.metadata().map_err(unreadable)?)?;
     let mut key = Zeroizing::new([0; KEY_FILE_BYTES]);
-    read_all(&mut file, &mut key).map_err(unreadable)?;
-    Ok(key)
-}
-
-fn read_all(file: &mut File, key: &mut [u8; KEY_FILE_BYTES]) -> io::Result<()> {
     // Straight from the descriptor: no other buffer holds the key.
-    file.read_exact(key)
+    file.read_exact(key.as_mut_slice()).map_err(unreadable)?;
+    Ok(key)
 }
 
 fn check(path: &Path, metadata: &Metadata) -> Result<()> {
     let refuse = |reason: &str| Error::new(ErrorKind::Key, format!("The key file {} {reason}", path.display()));
     if !metadata.is_file() {
-        return Err(refuse("is no regular file").with_hint("Make one with `rok-blk key generate`"));
+        return Err(refuse("is no regular file").with_hint("A key file has 32 random bytes"));
     }
     // SAFETY: the call has no arguments, touches no memory and cannot fail.
     let user = unsafe { libc::geteuid() };
@@ -82,7 +79,7 @@ fn check(path: &Path, metadata: &Metadata) -> Result<()> {
     }
     if metadata.len() != to_u64(KEY_FILE_BYTES) {
         let reason = format!("has {} bytes, and a key has {KEY_FILE_BYTES}", metadata.len());
-        return Err(refuse(&reason).with_hint("Give the key file that the pool was created with"));
+        return Err(refuse(&reason).with_hint(KEY_FILE_HINT));
     }
     Ok(())
 }
