@@ -23,6 +23,7 @@ mod gcm;
 mod key_ring;
 mod mac;
 mod master;
+mod random;
 mod seal;
 pub mod slot;
 mod suite;
@@ -33,6 +34,7 @@ pub use domain::{DomainKey, WRAPPED_KEY_BYTES, domain_place};
 pub use key_ring::{CipherCache, KeyRing};
 pub use mac::{Purpose, StaticMac};
 pub use master::MasterKey;
+pub use random::system_random;
 pub use seal::{SEAL_OVERHEAD_BYTES, SealError, SealKind, SessionKeys, sealed_session};
 pub use suite::Suite;
 

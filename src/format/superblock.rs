@@ -112,11 +112,15 @@ impl Superblock {
     /// The superblock in the bytes of one copy, whose MAC is not verified yet: see [`verify`].
     ///
     /// # Errors
-    /// [`FormatError`] naming what is wrong; a newer version is told before anything else is looked at.
+    /// [`FormatError`] naming what is wrong. Magic, version and checksum have their places in every version, so that
+    /// a damaged copy is not taken for one of a newer version.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut reader = Reader::new(bytes.get(..SUPERBLOCK_BYTES).ok_or(FormatError::TooShort)?);
         if reader.array::<8>()? != MAGIC {
             return Err(FormatError::Magic);
+        }
+        if *blake3::hash(&bytes[..CHECKSUM_OFFSET]).as_bytes() != bytes[CHECKSUM_OFFSET..SUPERBLOCK_BYTES] {
+            return Err(FormatError::Checksum);
         }
         let version = reader.u32()?;
         if version > FORMAT_VERSION {
@@ -124,9 +128,6 @@ impl Superblock {
         }
         if version == 0 {
             return Err(FormatError::Field("format version"));
-        }
-        if *blake3::hash(&bytes[..CHECKSUM_OFFSET]).as_bytes() != bytes[CHECKSUM_OFFSET..SUPERBLOCK_BYTES] {
-            return Err(FormatError::Checksum);
         }
         let suite = Suite::from_code(reader.u8()?).ok_or(FormatError::Field("suite"))?;
         reader.reserved(3)?;

@@ -6,6 +6,8 @@
 mod catalog;
 mod checkpoint;
 mod devices;
+#[cfg(feature = "rocksdb")]
+pub mod directory;
 mod log;
 mod open;
 mod recovery;

@@ -1,0 +1,250 @@
+//! A pool on the file system: making one, opening one, and saying what it is.
+//!
+//! ```text
+//! POOL/            0700
+//!   superblock     two copies; written last, so that a directory without it is no pool
+//!   meta/          the metadata store
+//!   meta-reserve   zeros; room to give to meta/ when the file system is full
+//!   data-0         a file written once with zeros, or a symbolic link to a block device
+//! ```
+//! `meta-reserve` has 64 MiB, or a sixteenth of a pool below 1 GiB. Nothing gives it up by itself yet: an administrator
+//! can delete it when `meta/` is out of space, and the pool opens without it.
+//!
+//! Invariant: the devices are locked before anything else of the pool is opened or changed, and as long as it is open.
+
+mod creation;
+mod key_file;
+mod listed_device;
+mod superblock_file;
+#[cfg(test)]
+mod tests;
+
+pub use creation::create;
+pub use key_file::generate_key_file;
+
+use crate::crypto::slot::{self, KeySlot, SlotKind};
+use crate::crypto::{MasterKey, Purpose, Suite, system_random};
+use crate::disk::{Device, FileDevice};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::LANES_MAX;
+use crate::format::superblock::{DeviceRecord, KeySlotRecord, Superblock};
+use crate::meta::{RocksOptions, RocksStore};
+use crate::pool::{Limits, Parts, Pool};
+use crate::units::BLOCK_SIZE_U64;
+use listed_device::ListedDevice;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use superblock_file::SuperblockFile;
+use uuid::Uuid;
+
+const META_NAME: &str = "meta";
+/// The file by which a directory of RocksDB is known.
+const META_MARK_NAME: &str = "CURRENT";
+
+/// Where a pool keeps its blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceSource {
+    /// A new file in the pool's directory, preallocated and written with zeros.
+    File {
+        /// Its size: a multiple of 4 KiB, at least 16 MiB.
+        size_bytes: u64,
+    },
+    /// An existing block device, whose first MiB is zeros.
+    Block {
+        /// Where it is; a symbolic link of `/dev/disk/by-id` is kept as it is.
+        path: PathBuf,
+    },
+}
+
+/// What [`create`] makes.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// The first device.
+    pub device: DeviceSource,
+    /// How blocks are protected.
+    pub suite: Suite,
+    /// An existing key file; needed with [`Suite::XtsGmac`], refused with [`Suite::Plain`].
+    pub key_file: Option<PathBuf>,
+}
+
+/// How [`open`] opens.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The key file; needed if the pool is encrypted, refused if it is not.
+    pub key_file: Option<PathBuf>,
+    /// Lanes that will run, 1 to 64.
+    pub lane_count: u16,
+    /// Decoded leaves that are kept in memory.
+    pub map_cache_leaves: usize,
+}
+
+/// An open pool and the files that its lanes do I/O on.
+pub struct OpenPool {
+    /// The pool.
+    pub pool: Arc<Pool>,
+    /// Its devices by index, locked as long as one of the two lives.
+    pub devices: Vec<Arc<FileDevice>>,
+}
+
+/// What a pool is, as far as no key is needed to know it. Only [`open`] verifies that it is true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolDescription {
+    /// The pool's id.
+    pub id: Uuid,
+    /// Version of its format.
+    pub format_version: u32,
+    /// How blocks are protected.
+    pub suite: Suite,
+    /// Name and size in bytes of each device.
+    pub devices: Vec<(String, u64)>,
+    /// Position and kind of each key slot in use.
+    pub key_slots: Vec<(u8, &'static str)>,
+}
+
+/// Opens the pool in `directory`: locks its devices, unlocks its key, recovers.
+///
+/// # Errors
+/// `NotFound` if there is none, `Busy` if another process has it, `Key` for a missing or wrong key, `Unsupported` for a
+/// newer version, `Integrity` naming what is damaged, foreign, missing or older, `Usage` for the number of lanes.
+pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
+    if !(1..=LANES_MAX).contains(&usize::from(options.lane_count)) {
+        let message = format!("{} lanes are not possible", options.lane_count);
+        return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {LANES_MAX}")));
+    }
+    let mut file = SuperblockFile::read(directory)?;
+    let master = unlock(directory, &file.superblock, options.key_file.as_deref())?;
+    let mac = master.static_mac(Purpose::Superblock);
+    file.verify(&mac)?;
+    let devices = open_devices(directory, &file.superblock)?;
+    let meta = directory.join(META_NAME);
+    // Opening would make an empty one where it is missing.
+    if !meta.join(META_MARK_NAME).exists() {
+        let message = format!("{} is missing or empty", meta.display());
+        return Err(
+            Error::new(ErrorKind::Integrity, message).with_hint("Restore meta/ and the devices from the same backup")
+        );
+    }
+    let store = open_store(&meta)?;
+    let listed = devices.iter().zip(&file.superblock.devices).map(|(device, record)| {
+        let size_bytes = record.block_count * BLOCK_SIZE_U64;
+        let listed: Arc<dyn Device> = Arc::new(ListedDevice::new(Arc::clone(device), size_bytes));
+        (listed, record.id)
+    });
+    let parts = Parts {
+        id: file.superblock.pool,
+        suite: file.superblock.suite,
+        master: Arc::new(master),
+        devices: listed.collect(),
+        store: Arc::new(store),
+        lane_count: options.lane_count,
+        limits: Limits { cached_leaves_max: options.map_cache_leaves, ..Limits::default() },
+    };
+    file.repair(&mac);
+    let pool = super::open(parts, &mut system_random)?;
+    Ok(OpenPool { pool, devices })
+}
+
+/// Says what the pool in `directory` is. Needs no key, takes no lock, changes nothing.
+///
+/// # Errors
+/// `NotFound` if there is none, `Unsupported` for a newer version, `Integrity` if its superblock is damaged.
+pub fn describe(directory: &Path) -> Result<PoolDescription> {
+    let SuperblockFile { superblock, format_version, .. } = SuperblockFile::read(directory)?;
+    let devices = superblock.devices.into_iter().map(|device| (device.name, device.block_count * BLOCK_SIZE_U64));
+    Ok(PoolDescription {
+        id: superblock.pool,
+        format_version,
+        suite: superblock.suite,
+        devices: devices.collect(),
+        key_slots: superblock.slots.iter().map(|slot| (slot.index, slot_word(slot.kind))).collect(),
+    })
+}
+
+fn open_store(path: &Path) -> Result<RocksStore> {
+    RocksStore::open(path, RocksOptions::default()).map_err(|error| store_error("Opening", path, error))
+}
+
+fn store_error(action: &str, path: &Path, error: crate::meta::MetaError) -> Error {
+    let kind = if error.is_out_of_space { ErrorKind::NoSpace } else { ErrorKind::Integrity };
+    Error::new(kind, format!("{action} {} failed: {error}", path.display())).with_source(error)
+}
+
+fn open_devices(directory: &Path, superblock: &Superblock) -> Result<Vec<Arc<FileDevice>>> {
+    let open = |record: &DeviceRecord| {
+        let device = FileDevice::open(&directory.join(&record.name)).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                let message = format!("Device {} is missing in {}", record.name, directory.display());
+                Error::new(ErrorKind::Integrity, message)
+                    .with_hint("Put it back under that name, or plug the disk in that the link names")
+                    .with_source(error)
+            }
+            _ => error,
+        })?;
+        let (has, needs) = (device.size_bytes(), record.block_count * BLOCK_SIZE_U64);
+        if has < needs {
+            let message = format!("Device {} has shrunk: it has {has} bytes and the pool needs {needs}", record.name);
+            return Err(Error::new(ErrorKind::Integrity, message)
+                .with_hint("Restore the device to its full size; nothing was changed"));
+        }
+        if has > needs {
+            tracing::warn!(device = record.name, has, needs, "the device is larger than the pool uses");
+        }
+        Ok(Arc::new(device))
+    };
+    superblock.devices.iter().map(open).collect()
+}
+
+const KEY_FILE_HINT: &str = "Give the key file that the pool was created with";
+
+/// The master key, from the first slot that opens.
+fn unlock(directory: &Path, superblock: &Superblock, key_file: Option<&Path>) -> Result<MasterKey> {
+    let at = directory.display();
+    let wrong = |message: String| Error::new(ErrorKind::Key, message).with_hint(KEY_FILE_HINT);
+    match (superblock.suite, key_file) {
+        (Suite::XtsGmac, None) => Err(wrong(format!("The pool at {at} is encrypted, and no key file was given"))),
+        (Suite::XtsGmac, Some(path)) => {
+            let key = key_file::read(path)?;
+            slots(superblock)
+                .find_map(|(index, slot)| slot::unwrap_with_key_file(&slot, &key, &superblock.pool, index).ok())
+                .ok_or_else(|| wrong(format!("The key file {} does not open the pool at {at}", path.display())))
+        }
+        // Else a pool that somebody put in the place of an encrypted one would take what is to be secret.
+        (Suite::Plain, Some(path)) => {
+            let message = format!("The pool at {at} is not encrypted, so {} is not its key", path.display());
+            Err(Error::new(ErrorKind::Key, message).with_hint("Leave the key file out if that is what you expect"))
+        }
+        (Suite::Plain, None) => slots(superblock)
+            .find_map(|(index, slot)| slot::unwrap_clear(&slot, Suite::Plain, &superblock.pool, index).ok())
+            .ok_or_else(|| {
+                Error::new(ErrorKind::Integrity, format!("The superblock of the pool at {at} has no key that opens"))
+                    .with_hint("Restore it from a backup")
+            }),
+    }
+}
+
+/// The slots whose kind this version knows.
+fn slots(superblock: &Superblock) -> impl Iterator<Item = (u8, KeySlot)> {
+    superblock.slots.iter().filter_map(|record| {
+        let kind = SlotKind::from_code(record.kind)?;
+        let KeySlotRecord { index, salt, wrapped, parameters, .. } = record.clone();
+        Some((index, KeySlot { kind, label: String::new(), salt, parameters, wrapped }))
+    })
+}
+
+const fn slot_word(kind: u8) -> &'static str {
+    match kind {
+        1 => "key-file",
+        2 => "clear",
+        3 => "passphrase",
+        4 => "systemd-credential",
+        _ => "unknown",
+    }
+}
+
+/// Makes the entry of `path` in its directory durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}

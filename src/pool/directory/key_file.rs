@@ -1,0 +1,85 @@
+//! Key files: 32 random bytes that open a pool's key slot.
+//!
+//! A key file that others can read is refused, as `ssh` does with its own: the pool would only look encrypted.
+
+#![expect(unsafe_code, reason = "the standard library does not tell the process's user")]
+
+use super::KEY_FILE_HINT;
+use crate::crypto::system_random;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::to_u64;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use zeroize::Zeroizing;
+
+/// Size of a key file.
+const KEY_FILE_BYTES: usize = 32;
+/// Permissions of group and others.
+const FOREIGN_PERMISSIONS: u32 = 0o077;
+
+/// Makes a new key file that only its owner can read. File and directory entry are durable at the end.
+///
+/// # Errors
+/// `Exists` if anything has the path already, else the system's; the file is then gone.
+pub fn generate_key_file(path: &Path) -> Result<()> {
+    let mut key = Zeroizing::new([0; KEY_FILE_BYTES]);
+    system_random(key.as_mut_slice());
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let mut file = options.open(path).map_err(|source| {
+        let is_taken = source.kind() == io::ErrorKind::AlreadyExists;
+        let error = Error::from_io("Creating the key file", path, source);
+        if is_taken { error.with_hint("A key file is never overwritten: choose another path") } else { error }
+    })?;
+    let written = file.write_all(key.as_slice()).and_then(|()| file.sync_all());
+    written.and_then(|()| super::sync_directory_of(path)).map_err(|source| {
+        let error = Error::from_io("Writing the key file", path, source);
+        match fs::remove_file(path) {
+            Ok(()) => error,
+            Err(_) => error.with_hint("The incomplete file could not be removed: remove it"),
+        }
+    })
+}
+
+/// The bytes of a key file.
+///
+/// # Errors
+/// `Key` if it is missing, unreadable, no file of 32 bytes, of another user, or open to group or others.
+pub(super) fn read(path: &Path) -> Result<Zeroizing<[u8; KEY_FILE_BYTES]>> {
+    let unreadable = |source: io::Error| {
+        Error::new(ErrorKind::Key, format!("Reading the key file {} failed: {source}", path.display()))
+            .with_hint(KEY_FILE_HINT)
+            .with_source(source)
+    };
+    // Without the flag, opening a pipe would wait for its other end.
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(unreadable)?;
+    check(path, &file.metadata().map_err(unreadable)?)?;
+    let mut key = Zeroizing::new([0; KEY_FILE_BYTES]);
+    // Straight from the descriptor: no other buffer holds the key.
+    file.read_exact(key.as_mut_slice()).map_err(unreadable)?;
+    Ok(key)
+}
+
+fn check(path: &Path, metadata: &Metadata) -> Result<()> {
+    let refuse = |reason: &str| Error::new(ErrorKind::Key, format!("The key file {} {reason}", path.display()));
+    if !metadata.is_file() {
+        return Err(refuse("is no regular file").with_hint("A key file has 32 random bytes"));
+    }
+    // SAFETY: the call has no arguments, touches no memory and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    if metadata.uid() != user && metadata.uid() != 0 {
+        let reason = format!("belongs to user {}, and this process is user {user}", metadata.uid());
+        return Err(refuse(&reason).with_hint(format!("Run: chown {user} {}", path.display())));
+    }
+    if metadata.mode() & FOREIGN_PERMISSIONS != 0 {
+        let reason = format!("can be used by others (mode {:03o})", metadata.mode() & 0o777);
+        return Err(refuse(&reason).with_hint(format!("Run: chmod 600 {}", path.display())));
+    }
+    if metadata.len() != to_u64(KEY_FILE_BYTES) {
+        let reason = format!("has {} bytes, and a key has {KEY_FILE_BYTES}", metadata.len());
+        return Err(refuse(&reason).with_hint(KEY_FILE_HINT));
+    }
+    Ok(())
+}

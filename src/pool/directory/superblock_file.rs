@@ -1,0 +1,154 @@
+//! The file `superblock`: two copies, of which the newest valid one counts.
+
+use crate::crypto::StaticMac;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::FormatError;
+use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
+use crate::units::to_usize;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Name of the file.
+pub(super) const FILE_NAME: &str = "superblock";
+/// Name of the file while it is written for the first time.
+pub(super) const NEW_FILE_NAME: &str = "superblock.new";
+/// Size of the file: each copy has 64 KiB, so that no sector or flash page holds both.
+const FILE_BYTES: u64 = 131_072;
+/// Where the version is in a copy, behind the magic.
+const VERSION_BYTES: std::ops::Range<usize> = 8..12;
+
+/// What the file says. The MAC is not verified yet.
+pub(super) struct SuperblockFile {
+    /// The newest valid copy.
+    pub superblock: Superblock,
+    /// Its format version.
+    pub format_version: u32,
+    bytes: Vec<u8>,
+    /// What is wrong with the other copy.
+    damage: Option<FormatError>,
+    path: PathBuf,
+}
+
+impl SuperblockFile {
+    /// Reads both copies.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no file, `Unsupported` for a newer version, `Integrity` if no copy is valid or they
+    /// are of two pools, else the system's.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(FILE_NAME);
+        let file = File::open(&path).map_err(|source| missing(directory, &path, source))?;
+        let mut newest: Option<(Superblock, Vec<u8>)> = None;
+        let mut damage = None;
+        for offset in SUPERBLOCK_OFFSETS {
+            let bytes = read_copy(&file, offset).map_err(|source| Error::from_io("Reading", &path, source))?;
+            match Superblock::decode(&bytes) {
+                Ok(found) => {
+                    if newest.as_ref().is_some_and(|(newest, _)| newest.pool != found.pool) {
+                        let message = format!("The two copies in {} are of different pools", path.display());
+                        return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it from a backup"));
+                    }
+                    if newest.as_ref().is_none_or(|(newest, _)| newest.generation < found.generation) {
+                        newest = Some((found, bytes));
+                    }
+                }
+                Err(FormatError::NewerVersion(version)) => return Err(newer(directory, version)),
+                Err(error) => damage = Some(error),
+            }
+        }
+        let Some((superblock, bytes)) = newest else {
+            let reason = damage.map_or_else(String::new, |damage| format!(": {damage}"));
+            let message = format!("Both copies in {} are damaged{reason}", path.display());
+            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"));
+        };
+        let mut version = [0; 4];
+        version.copy_from_slice(&bytes[VERSION_BYTES]);
+        Ok(Self { superblock, format_version: u32::from_le_bytes(version), bytes, damage, path })
+    }
+
+    /// Checks that who knows the master key wrote the copy that counts.
+    ///
+    /// # Errors
+    /// `Integrity` if not.
+    pub fn verify(&self, mac: &StaticMac) -> Result<()> {
+        if verify(&self.bytes, mac) {
+            return Ok(());
+        }
+        let message = format!("{} was changed by somebody without the pool's key", self.path.display());
+        Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"))
+    }
+
+    /// Writes the copy that is damaged anew, if one is. The pool can be used also where this fails, so that a failure
+    /// is only told in the log. Call it after [`Self::verify`], with the pool's devices locked.
+    pub fn repair(&mut self, mac: &StaticMac) {
+        let Some(damage) = self.damage.take() else { return };
+        // The other copy is the next generation's place.
+        self.superblock.generation += 1;
+        let (offset, bytes) = self.superblock.encode(mac);
+        let path = self.path.display();
+        match write_copy(&self.path, offset, &bytes) {
+            Ok(()) => tracing::warn!(%path, %damage, "one copy of the superblock was damaged and was written anew"),
+            Err(error) => {
+                tracing::warn!(%path, %damage, %error, "one copy of the superblock is damaged and cannot be written");
+            }
+        }
+    }
+}
+
+/// Writes the first two copies and gives the file its name at last: it is there whole or not at all.
+///
+/// # Errors
+/// The system's. The caller removes what is left.
+pub(super) fn create(directory: &Path, first: &Superblock, mac: &StaticMac) -> Result<()> {
+    let (path, target) = (directory.join(NEW_FILE_NAME), directory.join(FILE_NAME));
+    let second = Superblock { generation: first.generation + 1, ..first.clone() };
+    let write = || -> io::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        // Written, not only set: a later write to it needs no space.
+        file.write_all_at(&vec![0; to_usize(FILE_BYTES)], 0)?;
+        for copy in [first, &second] {
+            let (offset, bytes) = copy.encode(mac);
+            file.write_all_at(&bytes, offset)?;
+        }
+        file.sync_all()?;
+        fs::rename(&path, &target)?;
+        super::sync_directory_of(&target)
+    };
+    write().map_err(|source| Error::from_io("Writing", &target, source))
+}
+
+/// A copy, or what is there of it.
+fn read_copy(file: &File, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; SUPERBLOCK_BYTES];
+    match file.read_exact_at(&mut bytes, offset) {
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn write_copy(path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(bytes, offset)?;
+    file.sync_all()
+}
+
+fn missing(directory: &Path, path: &Path, source: io::Error) -> Error {
+    if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+        return Error::from_io("Opening", path, source);
+    }
+    Error::new(ErrorKind::NotFound, format!("There is no pool at {}: it has no superblock", directory.display()))
+        .with_hint("Make one with `rok-blk pool create`")
+        .with_source(source)
+}
+
+fn newer(directory: &Path, version: u32) -> Error {
+    let known = crate::format::FORMAT_VERSION;
+    let message = format!(
+        "The pool at {} has format version {version}, and this rok-blk knows versions up to {known}",
+        directory.display()
+    );
+    Error::new(ErrorKind::Unsupported, message).with_hint("Open it with the newer rok-blk; nothing was changed")
+}
