@@ -483,6 +483,8 @@ impl Workload {
         self.remove_a_volume();
         self.check_liveness();
         self.rot();
+        self.world.trace.update(&self.world.device.digest());
+        self.world.trace.update(&self.world.store.digest());
         let counters = self.world.device_counters();
         self.world.counts.injected_errors = counters.injected_errors;
         self.world.counts.torn_writes = counters.torn_writes;

@@ -301,8 +301,10 @@ impl World {
             End::Kill => self.counts.kills += 1,
             End::PowerLoss => self.counts.power_losses += 1,
         }
-        self.trace.update(&self.device.digest());
-        self.trace.update(&self.store.digest());
+        let SimCounters { reads, writes, torn_writes, dropped_writes, .. } = self.device.counters();
+        for count in [reads, writes, torn_writes, dropped_writes] {
+            self.trace.update(&count.to_le_bytes());
+        }
         drop(life);
     }
 
