@@ -1,0 +1,42 @@
+# The commands of the project. Each target has one meaning; `make help` prints the text behind `##`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# A fresh Rust is not on the path of a shell that was opened before.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# Size of the pool that the first `make run` creates; empty: the program decides.
+POOL_SIZE ?=
+
+.PHONY: help run test bench compare kernel uninstall-data
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+
+run: ## Install what is missing, build, and serve an encrypted volume over NBD until Ctrl-C (POOL_SIZE=8GiB)
+	@deploy/install-deps.sh build try
+	@cargo build --bin rok-blk
+	@exec cargo run --quiet --bin rok-blk -- quickstart $(if $(POOL_SIZE),--pool-size '$(POOL_SIZE)')
+
+test: ## Install what is missing, build, and run every test that needs no kernel of its own
+	@deploy/install-deps.sh build test
+	@.ci/count-tests cargo test --workspace --no-fail-fast -- --show-output
+
+bench: ## Measure the engine beside a raw io_uring loop on the same file
+	@deploy/install-deps.sh build
+	@cargo build --bin rok-blk
+	@exec cargo run --quiet --bin rok-blk -- bench
+
+compare: ## Run the fio profiles against ours and qemu-nbd, side by side (ROUNDS=3 RUNTIME=3 VOLUME_MIB=512)
+	@deploy/install-deps.sh build test
+	@cargo build --bin rok-blk
+	@exec benches/compare/compare.py
+
+kernel: ## Test against a real kernel with ublk and nbd drivers, in an emulated machine
+	@deploy/install-deps.sh build test
+	@exec tests/kernel/run.sh
+
+uninstall-data: ## Delete the pool that `make run` created, after asking
+	@exec deploy/uninstall-data.sh

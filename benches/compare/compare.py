@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""Runs fio-profiles/ over NBD against ours and qemu-nbd, interleaved in one run, and prints one table.
+
+Every server has its own files in one directory of one file system, opened with O_DIRECT, and listens on a unix
+socket. Each round runs every profile against every server before the next round begins, in an order that rotates,
+so that a slow minute of the machine hits all of them. While one is measured the others are stopped (SIGSTOP), so
+that nobody's background work is paid by somebody else. A ratio compares with qemu-nbd raw in the same round; the
+figures are medians over the rounds, and the second raw server shows what difference is only noise.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES_DIRECTORY = ROOT / "fio-profiles"
+MIB = 1024 * 1024
+
+# Name of the profile, and what of it is compared: operations a second for small requests, bytes for large ones.
+TIMED_PROFILES = {
+    "random-read-qd1": "IOPS",
+    "random-read-qd32": "IOPS",
+    "random-write-qd1": "IOPS",
+    "random-write-qd32": "IOPS",
+    "mixed-16k": "IOPS",
+    "sequential-read": "MiB/s",
+    "sequential-write": "MiB/s",
+}
+
+# A log-structured store needs free space to write into. The table says so beside the figures.
+POOL_SIZE_FACTOR = 4
+START_TIMEOUT_SECONDS = 120
+STOP_TIMEOUT_SECONDS = 30
+# Beyond the profile's own run time: connecting, and writing the whole volume for prefill and verify.
+FIO_SLACK_SECONDS = 180
+VOLUME_NAME = "vol1"
+BASELINE = "raw"
+
+
+class Failure(Exception):
+    """Something outside this program failed; the message is for the user."""
+
+
+class Server:
+    """An NBD server that was started here, with one export."""
+
+    def __init__(self, name, title, socket_path, log_path):
+        self.name = name
+        self.title = title
+        self.socket_path = socket_path
+        self.log_path = log_path
+        self.process = None
+
+    @property
+    def uri(self):
+        return f"nbd+unix:///{VOLUME_NAME}?socket={self.socket_path}"
+
+    def launch(self, command, question=None, environment=None):
+        """Starts the server; returns when the command `question` succeeds, and fails if the server ends before."""
+        question = question or ["nbdinfo", "--size", self.uri]
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while subprocess.run(question, capture_output=True, env=environment,
+                             timeout=START_TIMEOUT_SECONDS).returncode != 0:
+            if self.process.poll() is not None:
+                raise Failure(f"{self.title} ended with {self.process.returncode}: {self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise Failure(f"{self.title} did not answer within {START_TIMEOUT_SECONDS} s: {self.log_tail()}")
+            time.sleep(0.05)
+
+    def log_tail(self):
+        return self.log_path.read_text(errors="replace").strip()[-1000:] or "(no output)"
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.resume()
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def run(command, environment=None):
+    """Runs a command that must succeed within the start timeout."""
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
+        timeout=START_TIMEOUT_SECONDS,
+    )
+    if done.returncode != 0:
+        raise Failure(f"{' '.join(map(str, command))}\nended with {done.returncode}: {done.stderr.strip()[-1000:]}")
+    return done.stdout
+
+
+def start_ours(server, options, data):
+    """An encrypted pool in a directory, and one thin volume."""
+    pool, key, api = data / "pool", data / "key", Path(f"{server.socket_path}.api")
+    pool_mib = options.volume_mib * POOL_SIZE_FACTOR
+    run([options.ours, "pool", "create", pool, "--size", f"{pool_mib}MiB", "--key-file", key, "--generate-key"])
+    environment = dict(os.environ, ROK_SOCKET=str(api))
+    server.launch(
+        [options.ours, "serve", "--pool", pool, "--key-file", key, "--nbd-unix", server.socket_path, "--socket", api],
+        question=[options.ours, "status"], environment=environment,
+    )
+    run([options.ours, "create", VOLUME_NAME, "--size", f"{options.volume_mib}MiB"], environment)
+
+
+def start_raw(server, options, data):
+    image = data / "image.raw"
+    run(["qemu-img", "create", "-q", "-f", "raw", image, f"{options.volume_mib}M"])
+    server.launch(qemu_nbd(server, options) + ["--format=raw", image])
+
+
+def start_qcow2(server, options, data):
+    image = data / "image.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", image, f"{options.volume_mib}M"])
+    server.launch(qemu_nbd(server, options) + ["--format=qcow2", image])
+
+
+def start_qcow2_luks(server, options, data):
+    image, secret = data / "image.qcow2", data / "secret"
+    secret.write_text("a passphrase of the comparison only")
+    secret_object = f"secret,id=key,file={secret}"
+    # The derivation of the key is slow on purpose and no part of what is measured: 10 ms of it are enough.
+    luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "--object", secret_object, "-o", luks, image,
+         f"{options.volume_mib}M"])
+    source = f"driver=qcow2,encrypt.format=luks,encrypt.key-secret=key,file.driver=file,file.filename={image}"
+    server.launch(qemu_nbd(server, options) + ["--object", secret_object, "--image-opts", source])
+
+
+def qemu_nbd(server, options):
+    return ["qemu-nbd", "--persistent", "--shared=8", f"--socket={server.socket_path}",
+            f"--export-name={VOLUME_NAME}", "--cache=none", f"--aio={options.aio}", "--discard=unmap"]
+
+
+# In the order of the table's columns. The baseline comes first.
+SERVERS = {
+    "raw": ("qemu-nbd raw", start_raw),
+    "raw-again": ("qemu-nbd raw, again", start_raw),
+    "ours": ("rok-blk, encrypted", start_ours),
+    "qcow2": ("qemu-nbd qcow2", start_qcow2),
+    "qcow2-luks": ("qemu-nbd qcow2+LUKS", start_qcow2_luks),
+}
+
+
+def parse_arguments():
+    def positive(text):
+        value = int(text)
+        if value < 1:
+            raise argparse.ArgumentTypeError(f"{value} is not positive")
+        return value
+
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    parser = argparse.ArgumentParser(description="Compares rok-blk with qemu-nbd over NBD, with fio.")
+    parser.add_argument("--rounds", type=positive, default=os.environ.get("ROUNDS") or "3", help="[ROUNDS=3]")
+    parser.add_argument("--runtime", type=positive, default=os.environ.get("RUNTIME") or "3",
+                        help="seconds of each run [RUNTIME=3]")
+    parser.add_argument("--volume-mib", type=positive, default=os.environ.get("VOLUME_MIB") or "512",
+                        help="size of each volume [VOLUME_MIB=512]")
+    parser.add_argument("--directory", type=Path, default=target,
+                        help="a temporary directory is made in it, on the file system to measure [the target directory]")
+    parser.add_argument("--servers", default=",".join(SERVERS), help="which of: " + ", ".join(SERVERS))
+    parser.add_argument("--profiles", default=",".join(TIMED_PROFILES), help="which of: " + ", ".join(TIMED_PROFILES))
+    parser.add_argument("--ours", type=Path, default=target / "debug" / "rok-blk", help="the rok-blk binary")
+    parser.add_argument("--json", action="store_true", help="print every figure of every round instead of the table")
+    options = parser.parse_args()
+    options.servers = chosen(parser, "server", options.servers, SERVERS)
+    options.profiles = chosen(parser, "profile", options.profiles, TIMED_PROFILES)
+    if BASELINE not in options.servers:
+        parser.error(f"the servers must include {BASELINE}, which the ratios refer to")
+    if "ours" in options.servers and not os.access(options.ours, os.X_OK):
+        parser.error(f"there is no program {options.ours}: run `make compare`, or name it with --ours")
+    return options
+
+
+def chosen(parser, what, text, known):
+    """The named members of `known`, in its order."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no {what} '{name}'; there are: {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def supported_aio():
+    """io_uring where the kernel and qemu have it, as ours uses it; Linux AIO else (in many containers)."""
+    with tempfile.NamedTemporaryFile() as image:
+        image.truncate(MIB)
+        # qemu-io opens the image and leaves at once; it fails if it cannot set up io_uring.
+        probe = ["qemu-io", "-f", "raw", "-n", "-i", "io_uring", "-c", "quit", image.name]
+        return "io_uring" if subprocess.run(probe, capture_output=True, timeout=30).returncode == 0 else "native"
+
+
+def check_free_space(options):
+    copies = len(options.servers) + (POOL_SIZE_FACTOR if "ours" in options.servers else 0)
+    needed = options.volume_mib * MIB * copies
+    free = shutil.disk_usage(options.directory).free
+    if free < needed:
+        raise Failure(f"{options.directory} has {free // MIB} MiB free and this needs {needed // MIB}: "
+                      "choose a smaller --volume-mib or another --directory")
+
+
+def run_fio(server, profile, options, seed, scratch):
+    """Runs a profile against the server; returns fio's own result of its one job."""
+    output = scratch / "fio.json"
+    environment = dict(os.environ, ROK_URI=server.uri, RUNTIME=str(options.runtime))
+    command = ["fio", "--output-format=json", f"--output={output}", f"--randseed={seed}",
+               PROFILES_DIRECTORY / f"{profile}.fio"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
+                          cwd=scratch, timeout=options.runtime + FIO_SLACK_SECONDS)
+    if done.returncode != 0:
+        raise Failure(f"fio {profile} against {server.title} ended with {done.returncode}: "
+                      f"{done.stderr.strip()[-1000:]}\n{server.log_tail()}")
+    # Above the document fio may print remarks of its engine.
+    text = output.read_text()
+    job = json.loads(text[text.index("{"):])["jobs"][0]
+    if job["error"] != 0:
+        raise Failure(f"fio {profile} against {server.title} reports error {job['error']}")
+    return job
+
+
+def measure(server, profile, options, seed, scratch):
+    job = run_fio(server, profile, options, seed, scratch)
+    directions = [job[name] for name in ("read", "write") if job[name]["total_ios"] > 0]
+    if not directions:
+        raise Failure(f"fio {profile} against {server.title} did no I/O")
+    iops = sum(direction["iops"] for direction in directions)
+    bytes_per_second = sum(direction["bw_bytes"] for direction in directions)
+    return {
+        "value": iops if TIMED_PROFILES[profile] == "IOPS" else bytes_per_second / MIB,
+        "latency_us_p99": max(direction["clat_ns"]["percentile"]["99.000000"] for direction in directions) / 1000,
+    }
+
+
+def measure_all(servers, options, scratch):
+    """Figures by profile, server and round."""
+    figures = {profile: {server.name: [] for server in servers} for profile in options.profiles}
+    for server in servers:
+        server.resume()
+        for profile in ("verify", "prefill"):
+            progress(f"{profile}: {server.title}")
+            run_fio(server, profile, options, 1, scratch)
+        server.pause()
+    for round_index in range(options.rounds):
+        for profile_index, profile in enumerate(options.profiles):
+            first = (round_index + profile_index) % len(servers)
+            progress(f"round {round_index + 1} of {options.rounds}: {profile}")
+            for server in servers[first:] + servers[:first]:
+                server.resume()
+                figures[profile][server.name].append(measure(server, profile, options, round_index + 1, scratch))
+                server.pause()
+    return figures
+
+
+def progress(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def summarize(figures, options):
+    """Medians of figure and ratio, and the spread (largest less smallest, over the median)."""
+    summary = {}
+    for profile, by_server in figures.items():
+        baseline = [figure["value"] for figure in by_server[BASELINE]]
+        summary[profile] = {"unit": TIMED_PROFILES[profile], "servers": {}}
+        for name, rounds in by_server.items():
+            values = [figure["value"] for figure in rounds]
+            median = statistics.median(values)
+            summary[profile]["servers"][name] = {
+                "median": median,
+                "ratio": statistics.median(value / base for value, base in zip(values, baseline)),
+                "spread": (max(values) - min(values)) / median,
+                "latency_us_p99": statistics.median(figure["latency_us_p99"] for figure in rounds),
+                "rounds": rounds,
+            }
+    return summary
+
+
+def setting(options):
+    file_system = run(["findmnt", "--noheadings", "--output=FSTYPE", "--target", options.directory]).strip()
+    return {
+        "rounds": options.rounds,
+        "runtime_seconds": options.runtime,
+        "volume_mib": options.volume_mib,
+        "pool_mib": options.volume_mib * POOL_SIZE_FACTOR,
+        "processors": os.cpu_count(),
+        "kernel": os.uname().release,
+        "file_system": file_system,
+        "qemu": run(["qemu-nbd", "--version"]).split("\n")[0],
+        "qemu_aio": options.aio,
+        "fio": run(["fio", "--version"]).strip(),
+    }
+
+
+def print_table(summary, where, options):
+    columns = " | ".join(SERVERS[name][0] for name in options.servers)
+    print(f"| profile | unit | {columns} |")
+    print("|---|---|" + "---:|" * len(options.servers))
+    for profile, row in summary.items():
+        cells = []
+        for cell in row["servers"].values():
+            cells.append(f"{cell['median']:,.0f} ({cell['ratio']:.2f}×, spread {cell['spread']:.0%})")
+        print(f"| {profile} | {row['unit']} | {' | '.join(cells)} |")
+    print()
+    print(f"Median of {where['rounds']} rounds of {where['runtime_seconds']} s; ratio to qemu-nbd raw of the same round; "
+          "spread is largest less smallest over the median. verify was clean on every server.")
+    pool = f"; the pool has {where['pool_mib']} MiB" if "ours" in options.servers else ""
+    print(f"Volumes of {where['volume_mib']} MiB{pool}; {where['processors']} processors, kernel {where['kernel']}, "
+          f"{where['file_system']}; {where['qemu']}, cache=none, aio={where['qemu_aio']}; {where['fio']}.")
+
+
+def compare(options):
+    options.directory.mkdir(parents=True, exist_ok=True)
+    check_free_space(options)
+    options.aio = supported_aio()
+    servers = []
+    # The sockets have a directory of their own, since the path of a unix socket has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="rok-compare-", dir=options.directory) as data_name, \
+            tempfile.TemporaryDirectory(prefix="rok-") as socket_name:
+        data, sockets = Path(data_name), Path(socket_name)
+        try:
+            for name in options.servers:
+                title, start = SERVERS[name]
+                server = Server(name, title, sockets / name, data / f"{name}.log")
+                servers.append(server)
+                (data / name).mkdir()
+                progress(f"starting: {title}")
+                start(server, options, data / name)
+                server.pause()
+            figures = measure_all(servers, options, data)
+        finally:
+            for server in servers:
+                server.stop()
+    summary, where = summarize(figures, options), setting(options)
+    if options.json:
+        print(json.dumps({"setting": where, "profiles": summary}, indent=2))
+    else:
+        print_table(summary, where, options)
+
+
+def main():
+    # Ended from outside, it still stops its servers and removes its files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = parse_arguments()
+    try:
+        compare(options)
+    except (Failure, OSError, subprocess.TimeoutExpired) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
