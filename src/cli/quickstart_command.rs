@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::arguments::{Global, Quickstart};
-use super::failure::{Outcome, tell};
+use super::failure::{Failed, Outcome};
 use super::output::Output;
 use super::pool_command::generate_key;
 use super::serve_command::{absolute, finish, lane_count, prepare_process, prepare_socket, print_uris};
@@ -54,9 +54,9 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         socket,
     };
     let daemon = Daemon::start(&options)?;
-    create_volume_if_none(&daemon, output)?;
-    introduce(&daemon, global, output)?;
-    finish(daemon, output)
+    let introduced =
+        create_volume_if_none(&daemon, output).map_err(Failed::from).and_then(|()| introduce(&daemon, global, output));
+    finish(daemon, introduced, "Ready. Ctrl-C stops it; the next start goes on with the same pool.", output)
 }
 
 /// The directory with the pool and its key.
@@ -215,7 +215,6 @@ fn introduce(daemon: &Daemon, global: &Global, output: &Output) -> Outcome<()> {
     output.message(&format!("  qemu-img info '{uri}'"));
     output.message(&format!("  nbdcopy disk.img '{uri}'        # copies a disk image into the volume"));
     output.message(&format!("  '{}'{socket} status", program.display()));
-    tell("Ready. Ctrl-C stops it; the next start goes on with the same pool.");
     Ok(())
 }
 

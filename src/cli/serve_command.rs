@@ -38,9 +38,8 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
     let daemon = Daemon::start(&options)?;
     output.message(&format!("Serving the pool in {}.", options.pool.display()));
     output.message(&format!("Control socket: {}", options.socket.display()));
-    print_uris(&daemon, output)?;
-    tell("Ready.");
-    finish(daemon, output)
+    let introduced = print_uris(&daemon, output);
+    finish(daemon, introduced, "Ready.", output)
 }
 
 /// What a daemon's process does before it holds a key or starts a thread.
@@ -100,14 +99,19 @@ pub(super) fn print_uris(daemon: &Daemon, output: &Output) -> Outcome<()> {
                 ListenAddress::Tcp(address) => output.message(&format!("NBD listens on {address}")),
             }
         }
-        output.message("There is no volume yet: rok-blk create vol1 --size 10G");
+        output.message("There is no volume yet; create one with rok-blk create vol1 --size 10G");
     }
     let uris: String = exports.items.iter().flat_map(|export| &export.uris).map(|uri| format!("{uri}\n")).collect();
     Ok(output.lines(&uris)?)
 }
 
-/// Serves until a signal, then closes.
-pub(super) fn finish(mut daemon: Daemon, output: &Output) -> Outcome<ExitCode> {
+/// Tells `ready`, serves until a signal, then closes. Closes at once if the daemon was not introduced.
+pub(super) fn finish(mut daemon: Daemon, introduced: Outcome<()>, ready: &str, output: &Output) -> Outcome<ExitCode> {
+    if let Err(failed) = introduced {
+        daemon.stop()?;
+        return Err(failed);
+    }
+    tell(ready);
     let signal = daemon.wait_for_signal();
     output.message(&format!(
         "{signal}: finishing connections and writing a checkpoint. A second signal stops at once; no acknowledged \

@@ -7,7 +7,7 @@ use hyper::Method;
 
 use super::arguments::{Create, Remove, Rename, Resize, VolumeName};
 use super::client::Client;
-use super::failure::{EXIT_PARTIAL, Failed, Outcome, tell};
+use super::failure::{EXIT_PARTIAL, Failed, Outcome};
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::request::{CreateVolume, RenameVolume, ResizeVolume};
@@ -82,7 +82,7 @@ pub(super) fn resize(arguments: &Resize, is_confirmed: bool, client: &Client, ou
     let name = &arguments.volume.name;
     let is_dry_run = arguments.dry_run.is_dry_run;
     if arguments.shrink && !is_dry_run && !is_confirmed {
-        confirm(&format!("Data of {name} behind {} will be lost.", output.size(arguments.size)), name)?;
+        confirm(&format!("data of {name} behind {} would be lost", output.size(arguments.size)), name)?;
     }
     let request = ResizeVolume { size_bytes: arguments.size, shrink: arguments.shrink };
     let path = format!("{}/resize?dry_run={is_dry_run}", volume_path(name));
@@ -147,10 +147,9 @@ fn confirm(sentence: &str, name: &str) -> Outcome<()> {
         Failed::about(error, name)
     };
     if !io::stdin().is_terminal() {
-        return Err(refused(&format!("Nothing was changed. {sentence}")));
+        return Err(refused(&format!("Nothing was changed: {sentence}")));
     }
-    tell(sentence);
-    let _is_told = io::stderr().write_all(b"Go on? [y/N] ").is_ok();
+    let _is_told = write!(io::stderr(), "This cannot be undone: {sentence}. Go on? [y/N] ").is_ok();
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused("Nothing was changed")) }

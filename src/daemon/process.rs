@@ -89,6 +89,7 @@ impl Daemon {
         let socket = ControlSocket::claim(&options.socket)?;
         let runtime = start_runtime()?;
         let signals = runtime.block_on(async { Signals::new() })?;
+        let api_listener = listen_for_api(&runtime, &socket)?;
         let pool = directory::open(
             &options.pool,
             &OpenOptions {
@@ -110,7 +111,7 @@ impl Daemon {
         };
         let control = Arc::new(Control::new(server, options.pool.clone(), description, listeners));
         let (stop_api, stopped) = oneshot::channel();
-        let api = serve_api(&runtime, &socket, Arc::clone(&control), stopped)?;
+        let api = serve_api(&runtime, api_listener, Arc::clone(&control), stopped);
         let nbd_unix = options.nbd_unix.clone();
         Ok(Self { runtime, signals, control, api, stop_api, nbd_unix, _socket: socket })
     }
@@ -148,6 +149,8 @@ impl Daemon {
             }
         });
         let Some(result) = closed else {
+            // Does not wait for the closing that still runs.
+            self.runtime.shutdown_background();
             return Ok(Ending::Interrupted);
         };
         if let Some(path) = &self.nbd_unix
@@ -203,22 +206,26 @@ fn start_runtime() -> Result<Runtime> {
         .map_err(|error| Error::new(ErrorKind::Other, "The control threads did not start").with_source(error))
 }
 
-fn serve_api(
-    runtime: &Runtime,
-    socket: &ControlSocket,
-    control: Arc<Control>,
-    stopped: oneshot::Receiver<()>,
-) -> Result<JoinHandle<std::io::Result<()>>> {
+fn listen_for_api(runtime: &Runtime, socket: &ControlSocket) -> Result<PeerListener> {
     let listener = socket.listener()?;
     let _inside = runtime.enter();
     let listener = tokio::net::UnixListener::from_std(listener)
         .map_err(|error| Error::new(ErrorKind::Other, "The control socket cannot be polled").with_source(error))?;
-    let listener = PeerListener::new(listener, host::effective_uid());
+    Ok(PeerListener::new(listener, host::effective_uid()))
+}
+
+fn serve_api(
+    runtime: &Runtime,
+    listener: PeerListener,
+    control: Arc<Control>,
+    stopped: oneshot::Receiver<()>,
+) -> JoinHandle<std::io::Result<()>> {
     let service = axum::serve(listener, router::router(control)).with_graceful_shutdown(async {
         // Stops as well if the sender is dropped.
         let _was_sent = stopped.await.is_ok();
     });
-    Ok(runtime.spawn(service.into_future()))
+    let _inside = runtime.enter();
+    runtime.spawn(service.into_future())
 }
 
 fn listen_everywhere(server: &Server, options: &DaemonOptions) -> Result<Vec<ListenAddress>> {
