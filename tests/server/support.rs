@@ -304,6 +304,7 @@ pub fn open_export(address: SocketAddr, export: &str) -> (TcpStream, u64) {
 }
 
 /// Says why a test cannot run here; with `ROK_REQUIRE_ALL=1` that is a failure.
+#[expect(clippy::print_stdout, reason = "the count of skipped tests reads it")]
 #[track_caller]
 pub fn skip(reason: &str) {
     assert!(std::env::var_os("ROK_REQUIRE_ALL").is_none_or(|value| value != "1"), "must not be skipped: {reason}");
