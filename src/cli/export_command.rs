@@ -1,4 +1,4 @@
-//! `export unexport exports`.
+//! The commands on exports: `export unexport exports`.
 
 use hyper::Method;
 

@@ -1,4 +1,4 @@
-//! `pool create` and `pool show`.
+//! The commands `pool create` and `pool show`.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! `quickstart`: what `make run` runs. From nothing to an encrypted volume over NBD, and on with it the next time.
+//! The command `quickstart`, which `make run` runs: from nothing to an encrypted volume, and on with it the next time.
 
 use std::fs::{self, DirBuilder, File};
 use std::net::{Ipv4Addr, SocketAddr};

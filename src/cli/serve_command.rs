@@ -1,4 +1,4 @@
-//! `serve`: the daemon in the foreground.
+//! The command `serve`: the daemon in the foreground.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

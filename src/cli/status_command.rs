@@ -1,4 +1,4 @@
-//! `status df`.
+//! The commands `status` and `df`.
 
 use super::client::Client;
 use super::failure::Outcome;
@@ -14,7 +14,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         Some(failure) => format!("takes no writes: {failure}"),
         None => "ok".to_owned(),
     };
-    let recovery = format!("{} records in {} ms", pool.recovered_records, pool.recovery_ms);
+    let recovery = format!("{} records, {} blocks lost", pool.recovered_records, pool.lost_blocks);
     let fields = vec![
         ("pool", pool.path.clone()),
         ("uuid", pool.uuid.to_string()),
@@ -26,6 +26,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("listeners", answer.listeners.join(" ")),
         ("session", pool.session.to_string()),
         ("checkpoint", format!("{} and {} changes since", pool.checkpoint, pool.changes)),
+        ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
         ("damaged blocks", pool.damaged_blocks.to_string()),
         ("daemon", format!("{} (process {}) since {}", answer.version, answer.pid, answer.started_at)),

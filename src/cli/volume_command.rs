@@ -1,4 +1,4 @@
-//! `create ls show rename resize rm`.
+//! The commands on volumes: `create ls show rename resize rm`.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;

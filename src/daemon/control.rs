@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rok_nbd::uri::{Address, Uri};
@@ -28,22 +28,26 @@ const USED_PERCENT_WARNING: u64 = 85;
 /// An open pool, its lanes and its listeners.
 pub struct Control {
     server: Arc<Server>,
-    path: PathBuf,
-    description: PoolDescription,
+    place: PoolPlace,
     listeners: Vec<ListenAddress>,
     started_at: u64,
     changes: Mutex<()>,
 }
 
+/// Where the open pool came from.
+pub(super) struct PoolPlace {
+    /// Its directory.
+    pub(super) path: PathBuf,
+    /// What it is made of.
+    pub(super) description: PoolDescription,
+    /// How long it took to open it.
+    pub(super) open_time: Duration,
+}
+
 impl Control {
-    /// Over a server that runs on the pool in `path` and listens on `listeners`.
-    pub(super) fn new(
-        server: Arc<Server>,
-        path: PathBuf,
-        description: PoolDescription,
-        listeners: Vec<ListenAddress>,
-    ) -> Self {
-        Self { server, path, description, listeners, started_at: seconds_since_1970(), changes: Mutex::new(()) }
+    /// Over a server that runs on the pool of `place` and listens on `listeners`.
+    pub(super) fn new(server: Arc<Server>, place: PoolPlace, listeners: Vec<ListenAddress>) -> Self {
+        Self { server, place, listeners, started_at: seconds_since_1970(), changes: Mutex::new(()) }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -210,7 +214,7 @@ impl Control {
     /// What the pool is made of.
     #[must_use]
     pub fn pool(&self) -> PoolAnswer {
-        PoolAnswer::new(&self.path, self.description.clone())
+        PoolAnswer::new(&self.place.path, self.place.description.clone())
     }
 
     /// Where the pool's space is.
@@ -243,13 +247,14 @@ impl Control {
         let space = self.space();
         let state = PoolState {
             uuid: pool.id,
-            path: self.path.display().to_string(),
+            path: self.place.path.display().to_string(),
             is_encrypted: pool.is_encrypted,
             session: pool.session,
             checkpoint: pool.checkpoint,
             changes: pool.changes,
             recovered_records: pool.recovered_records,
-            recovery_ms: pool.recovery_ms,
+            lost_blocks: pool.lost_blocks,
+            open_ms: u64::try_from(self.place.open_time.as_millis()).unwrap_or(u64::MAX),
             damaged_blocks: pool.damaged_blocks,
             failure: pool.failure,
         };

@@ -1,4 +1,4 @@
-//! `/v1/exports`.
+//! The routes of exports, under `/v1/exports`.
 
 use std::sync::Arc;
 

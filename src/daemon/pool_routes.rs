@@ -1,4 +1,4 @@
-//! `/v1/pool`, `/v1/space` and `/v1/status`.
+//! The routes of the pool: `/v1/pool`, `/v1/space` and `/v1/status`.
 
 use std::sync::Arc;
 

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::control::Control;
+use super::control::{Control, PoolPlace};
 use super::control_socket::{ControlSocket, remove_stale};
 use super::peer_listener::PeerListener;
 use super::{host, router};
@@ -90,6 +90,7 @@ impl Daemon {
         let runtime = start_runtime()?;
         let signals = runtime.block_on(async { Signals::new() })?;
         let api_listener = listen_for_api(&runtime, &socket)?;
+        let begin = Instant::now();
         let pool = directory::open(
             &options.pool,
             &OpenOptions {
@@ -98,6 +99,7 @@ impl Daemon {
                 map_cache_leaves: MAP_CACHE_LEAVES,
             },
         )?;
+        let place = PoolPlace { path: options.pool.clone(), description, open_time: begin.elapsed() };
         let server = Server::start(pool, &ServerOptions { lane_count: options.lane_count })?;
         let listeners = match listen_everywhere(&server, options) {
             Ok(listeners) => listeners,
@@ -109,7 +111,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let control = Arc::new(Control::new(server, options.pool.clone(), description, listeners));
+        let control = Arc::new(Control::new(server, place, listeners));
         let (stop_api, stopped) = oneshot::channel();
         let api = serve_api(&runtime, api_listener, Arc::clone(&control), stopped);
         let nbd_unix = options.nbd_unix.clone();

@@ -308,8 +308,10 @@ pub struct PoolState {
     pub changes: u64,
     /// Records of the log that this session's recovery applied.
     pub recovered_records: u64,
-    /// How long that recovery took.
-    pub recovery_ms: u64,
+    /// Blocks of the last batches before the crash that it lost or tore. None of them was acknowledged as flushed.
+    pub lost_blocks: u64,
+    /// How long it took to open the pool, recovery included.
+    pub open_ms: u64,
     /// Blocks that failed verification in this session.
     pub damaged_blocks: u64,
     /// Why the pool takes no writes any more; null while it does.

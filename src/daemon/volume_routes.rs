@@ -1,4 +1,4 @@
-//! `/v1/volumes`.
+//! The routes of volumes, under `/v1/volumes`.
 
 use std::sync::Arc;
 

@@ -2,6 +2,8 @@
 
 mod api;
 mod cli;
+mod failures;
+mod process;
 mod quickstart;
 mod schema;
 mod support;

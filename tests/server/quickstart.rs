@@ -1,4 +1,4 @@
-//! `quickstart`, which `make run` runs: from nothing to an encrypted volume over NBD, and on with it the next time.
+//! The command `quickstart`: from nothing to an encrypted volume over NBD, and on with it the next time.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::support::{Home, Serving, open_export, skip};
+use crate::support::{Home, POOL_SIZE, Serving, finish, open_export, skip};
 
 /// Each of these tests takes the first free port from 10809 on: one at a time.
 static PORTS: Mutex<()> = Mutex::new(());
@@ -16,7 +16,7 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 }
 
 fn start(home: &Home) -> Serving {
-    Serving::start(home.command(["quickstart", "--pool-size", "256M"]))
+    Serving::start(home.command(["quickstart", "--pool-size", POOL_SIZE]))
 }
 
 /// The TCP address among the printed URIs.
@@ -97,17 +97,17 @@ fn it_works_without_a_runtime_directory() {
     // Then the socket is where every daemon of this user is.
     let mut probe = home.command(["status"]);
     probe.env_remove("XDG_RUNTIME_DIR");
-    if crate::support::finish(probe).code != Some(11) {
+    if finish(probe).code != Some(11) {
         return skip("a daemon of this user already serves at the default socket");
     }
-    let mut command = home.command(["quickstart", "--pool-size", "256M"]);
+    let mut command = home.command(["quickstart", "--pool-size", POOL_SIZE]);
     command.env_remove("XDG_RUNTIME_DIR");
 
     let serving = Serving::start(command);
 
     let mut list = home.command(["ls", "-q"]);
     list.env_remove("XDG_RUNTIME_DIR");
-    assert_eq!(crate::support::finish(list).success(), "vol1\n");
+    assert_eq!(finish(list).success(), "vol1\n");
     serving.stop();
 }
 
@@ -120,7 +120,7 @@ fn a_second_one_beside_the_first_is_busy() {
     let message = home.run(["quickstart"]).failure(7);
     assert!(message.contains("another process"), "{message}");
     let elsewhere = home.text("elsewhere");
-    let message = home.run(["quickstart", "--data-dir", &elsewhere, "--pool-size", "256M"]);
+    let message = home.run(["quickstart", "--data-dir", &elsewhere, "--pool-size", POOL_SIZE]);
     assert_eq!(message.code, Some(7), "the same control socket: {message:?}");
 }
 

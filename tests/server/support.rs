@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a busy machine; reaching it fails the test.
 pub const WAIT_MAX: Duration = Duration::from_secs(120);
 /// Small enough to be filled with zeros in no time, large enough for every lane's reserve.
-pub const POOL_SIZE: &str = "256M";
+pub const POOL_SIZE: &str = "64M";
 
 /// What a command came to.
 #[derive(Debug)]
