@@ -2,7 +2,9 @@
 //!
 //! `ARCHITECTURE.md` tells the layers and the path of a write and a read through these files.
 
+pub mod cli;
 pub mod crypto;
+pub mod daemon;
 pub mod disk;
 pub mod error;
 pub mod format;

@@ -1,0 +1,289 @@
+//! The arguments of every command.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::size::parse_size;
+use crate::daemon::volume_rule;
+
+/// Thin, encrypted, copy-on-write disks from one pool, served over NBD.
+#[derive(Debug, Parser)]
+#[command(name = "rok-blk", version, max_term_width = 100, propagate_version = false)]
+#[command(after_help = "Sizes: 10G and 10GiB are powers of 1024, 10GB of 1000; a bare number is bytes.\n\
+    Exit codes: 0 done, 1 failed, 2 usage, 3 some targets failed, 4 not found, 5 exists, 6 not permitted, 7 busy, \
+    8 no space, 9 damaged or foreign data, 10 key missing or wrong, 11 no daemon, 12 timed out, 13 not supported \
+    here, 130 interrupted. Any other code but 0 means failure too.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Global {
+    /// How to print: a table, JSON, one JSON object a line, or tab-separated fields without a header
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub(super) output: Format,
+    /// Short for --output json
+    #[arg(long, global = true, conflicts_with = "output")]
+    pub(super) json: bool,
+    /// Print names only, one a line, and no messages that are not errors
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// Leave out the header of tables
+    #[arg(long, global = true)]
+    pub(super) no_header: bool,
+    /// Print sizes as exact bytes
+    #[arg(long, global = true)]
+    pub(super) bytes: bool,
+    /// The daemon's control socket
+    #[arg(long, global = true, value_name = "PATH", env = "ROK_SOCKET")]
+    pub(super) socket: Option<PathBuf>,
+    /// Answer yes to questions
+    #[arg(short, long, global = true)]
+    pub(super) yes: bool,
+    /// Log more: once for what is done, twice for details
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Table,
+    Json,
+    Jsonl,
+    Plain,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Serve a pool in the foreground until SIGINT or SIGTERM
+    Serve(Serve),
+    /// Serve a first encrypted volume, creating pool and key if there are none
+    Quickstart(Quickstart),
+    /// Create and show pools
+    Pool {
+        #[command(subcommand)]
+        command: PoolCommand,
+    },
+    /// Create a volume; it takes space when it is written
+    Create(Create),
+    /// List volumes
+    #[command(name = "ls")]
+    List,
+    /// Show a volume
+    Show {
+        #[command(flatten)]
+        name: VolumeName,
+    },
+    /// Give a volume a new name
+    Rename(Rename),
+    /// Give a volume a new size
+    Resize(Resize),
+    /// Remove volumes
+    #[command(name = "rm")]
+    Remove(Remove),
+    /// Offer a volume to NBD clients again (new volumes are offered)
+    Export(Target),
+    /// Hide a volume from NBD clients
+    Unexport(Target),
+    /// List what NBD clients are offered, and where
+    Exports,
+    /// Show how daemon and pool do
+    Status,
+    /// Show where the pool's space is
+    #[command(name = "df")]
+    Space,
+    /// Print the completion script of a shell
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: Shell,
+    },
+}
+
+/// A volume's name.
+#[derive(Clone, Debug, Args)]
+pub(super) struct VolumeName {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub(super) name: String,
+}
+
+/// The option of every command that changes something.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct DryRun {
+    /// Say what would change, and change nothing
+    #[arg(short = 'n', long = "dry-run")]
+    pub(super) is_dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The pool's directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) pool: PathBuf,
+    /// What unlocks the pool
+    #[arg(long, value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+    /// Serve NBD over TCP here too, like 127.0.0.1:10809; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    pub(super) nbd_listen: Vec<SocketAddr>,
+    /// The NBD socket, if not beside the control socket
+    #[arg(long, value_name = "PATH")]
+    pub(super) nbd_unix: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) lanes: Lanes,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Lanes {
+    /// Threads that do the pool's I/O; by default one for each processor, at most 8
+    #[arg(long = "lanes", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) lane_count: Option<u16>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Quickstart {
+    /// Where pool and key are; by default rok-blk in the user's data directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Size of a new pool; by default 8G, or a tenth of the free space if that is less
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(super) pool_size: Option<u64>,
+    #[command(flatten)]
+    pub(super) lanes: Lanes,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PoolCommand {
+    /// Create a pool in a directory; no daemon is needed
+    Create(CreatePool),
+    /// Show what a pool is made of: the daemon's, or the one in DIR (no key is needed)
+    Show {
+        /// The pool's directory
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("device_source").required(true).args(["size", "device"]))]
+#[command(group = clap::ArgGroup::new("protection").required(true).args(["key_file", "no_encryption"]))]
+pub(super) struct CreatePool {
+    /// The directory; it is created
+    #[arg(value_name = "DIR")]
+    pub(super) directory: PathBuf,
+    /// Store data in a file of this size in DIR
+    #[arg(long, value_parser = parse_size)]
+    pub(super) size: Option<u64>,
+    /// Store data on this block device; what it holds is lost
+    #[arg(long, value_name = "PATH")]
+    pub(super) device: Option<PathBuf>,
+    /// What will unlock the pool
+    #[arg(long, value_name = "FILE")]
+    pub(super) key_file: Option<PathBuf>,
+    /// Write a new random key to the key file first
+    #[arg(long, requires = "key_file")]
+    pub(super) generate_key: bool,
+    /// Store data readable for everybody who has the device; checksums stay
+    #[arg(long)]
+    pub(super) no_encryption: bool,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    #[command(flatten)]
+    pub(super) volume: VolumeName,
+    /// How large it looks
+    #[arg(long, value_parser = parse_volume_size)]
+    pub(super) size: u64,
+    /// Bytes of its sectors, 512 or 4096
+    #[arg(long, value_name = "BYTES", default_value_t = volume_rule::SECTOR_SIZE_DEFAULT,
+        value_parser = parse_sector_size)]
+    pub(super) sector_size: u32,
+    /// Succeed if there is a volume of this name already
+    #[arg(long)]
+    pub(super) if_missing: bool,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rename {
+    /// The volume
+    #[arg(value_name = "OLD", value_parser = parse_name)]
+    pub(super) from: String,
+    /// Its new name
+    #[arg(value_name = "NEW", value_parser = parse_name)]
+    pub(super) to: String,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Resize {
+    #[command(flatten)]
+    pub(super) volume: VolumeName,
+    /// Its new size
+    #[arg(value_parser = parse_volume_size)]
+    pub(super) size: u64,
+    /// The new size may be smaller; what lies behind it is lost
+    #[arg(long)]
+    pub(super) shrink: bool,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// The volumes
+    #[arg(value_name = "NAME", required = true, value_parser = parse_name)]
+    pub(super) names: Vec<String>,
+    /// Remove them for good (there is no trash yet)
+    #[arg(long)]
+    pub(super) now: bool,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Target {
+    #[command(flatten)]
+    pub(super) volume: VolumeName,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+fn parse_name(text: &str) -> Result<String, crate::error::Error> {
+    volume_rule::check_name(text).map(|()| text.to_owned())
+}
+
+fn parse_volume_size(text: &str) -> Result<u64, crate::error::Error> {
+    let size_bytes = parse_size(text)?;
+    volume_rule::check_size(size_bytes).map(|()| size_bytes)
+}
+
+fn parse_sector_size(text: &str) -> Result<u32, crate::error::Error> {
+    // Zero stands for what is no number; it is refused with the same sentence.
+    let sector_size = text.parse().unwrap_or(0);
+    volume_rule::check_sector_size(sector_size).map(|()| sector_size)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definitions_contradict_nothing() {
+        super::Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,82 @@
+//! The command line: arguments in, requests to the daemon's API, tables or JSON out.
+//!
+//! stdout is data, stderr is everything else. It holds no logic that the API lacks, except for what needs no daemon:
+//! creating a pool, and starting the daemon itself.
+
+mod arguments;
+mod client;
+mod export_command;
+mod failure;
+mod output;
+mod pool_command;
+mod quickstart_command;
+mod serve_command;
+mod size;
+mod status_command;
+mod table;
+mod volume_command;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use arguments::{Arguments, Command, PoolCommand};
+use client::Client;
+use failure::Outcome;
+use output::Output;
+
+/// Reads the arguments, does what they say and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    abort_on_panic();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::report_arguments(&error),
+    };
+    let output = Output::new(&arguments.global);
+    match run(arguments, &output) {
+        Ok(code) => code,
+        Err(failed) => failed.report(&output),
+    }
+}
+
+fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
+    let global = arguments.global;
+    let client = || Client::new(global.socket.as_deref());
+    match arguments.command {
+        Command::Serve(arguments) => return serve_command::run(&arguments, &global, output),
+        Command::Quickstart(arguments) => return quickstart_command::run(&arguments, &global, output),
+        Command::Remove(arguments) => return volume_command::remove(&arguments, &client()?, output),
+        Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
+        Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {
+            pool_command::show_offline(&directory, output)?;
+        }
+        Command::Pool { command: PoolCommand::Show { directory: None } } => pool_command::show(&client()?, output)?,
+        Command::Create(arguments) => volume_command::create(&arguments, &client()?, output)?,
+        Command::List => volume_command::list(&client()?, output)?,
+        Command::Show { name } => volume_command::show(&name, &client()?, output)?,
+        Command::Rename(arguments) => volume_command::rename(&arguments, &client()?, output)?,
+        Command::Resize(arguments) => volume_command::resize(&arguments, global.yes, &client()?, output)?,
+        Command::Export(arguments) => export_command::export(&arguments, &client()?, output)?,
+        Command::Unexport(arguments) => export_command::unexport(&arguments, &client()?, output)?,
+        Command::Exports => export_command::list(&client()?, output)?,
+        Command::Status => status_command::status(&client()?, output)?,
+        Command::Space => status_command::space(&client()?, output)?,
+        Command::Completion { shell } => output.completion(shell, &mut Arguments::command())?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A panic ends the process: a broken invariant in one thread must not leave the others serving.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        // Nothing is left to tell if even this fails.
+        let _is_told = std::io::stderr()
+            .write_all(b"rok-blk stops here. Acknowledged writes are in the log; start it again to go on.\n")
+            .is_ok();
+        std::process::abort();
+    }));
+}

@@ -1,0 +1,110 @@
+//! The commands `pool create` and `pool show`.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::arguments::CreatePool;
+use super::client::Client;
+use super::failure::{Failed, Outcome};
+use super::output::Output;
+use super::table::Table;
+use crate::crypto::Suite;
+use crate::daemon::host;
+use crate::daemon::resource::PoolAnswer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::directory::{self, CreateOptions, DeviceSource};
+
+/// `pool create DIR`.
+pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
+    let shown = arguments.directory.display().to_string();
+    check_key_file(arguments).map_err(|error| Failed::about(error, &shown))?;
+    if directory::describe(&arguments.directory).is_ok() {
+        let error = Error::new(ErrorKind::Exists, format!("There is a pool in {shown} already"))
+            .with_hint("Choose another directory");
+        return Err(Failed::about(error, &shown));
+    }
+    let device = match (&arguments.device, arguments.size) {
+        (Some(path), _) => DeviceSource::Block { path: path.clone() },
+        (None, Some(size_bytes)) => DeviceSource::File { size_bytes },
+        (None, None) => unreachable!("the arguments require one of them"),
+    };
+    if arguments.dry_run.is_dry_run {
+        output.message(&format!("Would create a pool in {shown}."));
+        let plan = json!({"api": "rok-blk/v1", "kind": "Pool", "path": shown, "is_dry_run": true});
+        return Ok(output.reference(&plan, &shown)?);
+    }
+    host::create_private_files();
+    if let Some(key_file) = arguments.key_file.as_deref().filter(|_| arguments.generate_key) {
+        generate_key(key_file, output)?;
+    }
+    let suite = if arguments.no_encryption { Suite::Plain } else { Suite::XtsGmac };
+    let options = CreateOptions { device, suite, key_file: arguments.key_file.clone() };
+    let description =
+        directory::create(&arguments.directory, &options).map_err(|error| Failed::about(error, &shown))?;
+    Ok(output.reference(&PoolAnswer::new(&arguments.directory, description), &shown)?)
+}
+
+/// `pool show`: the daemon's.
+pub(super) fn show(client: &Client, output: &Output) -> Outcome<()> {
+    print(&client.get("/v1/pool", None)?, output)
+}
+
+/// `pool show DIR`.
+pub(super) fn show_offline(directory: &Path, output: &Output) -> Outcome<()> {
+    let description = directory::describe(directory)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                Error::new(ErrorKind::NotFound, format!("There is no pool in {}", directory.display()))
+                    .with_hint("Create one with rok-blk pool create")
+            }
+            _ => error,
+        })
+        .map_err(|error| Failed::about(error, &directory.display().to_string()))?;
+    print(&PoolAnswer::new(directory, description), output)
+}
+
+/// Writes a new key and tells what that means.
+pub(super) fn generate_key(key_file: &Path, output: &Output) -> Result<()> {
+    directory::generate_key_file(key_file)?;
+    output.message(&format!(
+        "The new key is in {}. Copy it to a safe place elsewhere: without it the data is gone.",
+        key_file.display()
+    ));
+    Ok(())
+}
+
+fn print(pool: &PoolAnswer, output: &Output) -> Outcome<()> {
+    let mut fields = vec![
+        ("path", pool.path.clone()),
+        ("uuid", pool.uuid.to_string()),
+        ("format version", pool.format_version.to_string()),
+        ("encryption", pool.encryption.clone()),
+    ];
+    for device in &pool.devices {
+        fields.push(("device", format!("{} of {}", device.name, output.size(device.size_bytes))));
+    }
+    for slot in &pool.key_slots {
+        fields.push(("key slot", format!("{}: {}", slot.slot, slot.method)));
+    }
+    Ok(output.one(pool, &Table::of_fields(&pool.uuid.to_string(), fields))?)
+}
+
+/// The key file must be there, or must not be there if it is to be written.
+fn check_key_file(arguments: &CreatePool) -> Result<()> {
+    let Some(path) = &arguments.key_file else {
+        return Ok(());
+    };
+    match (std::fs::symlink_metadata(path), arguments.generate_key) {
+        (Ok(_), true) => {
+            Err(Error::new(ErrorKind::Exists, format!("The key file {} is there already", path.display()))
+                .with_hint("Leave out --generate-key to use it, or choose another path"))
+        }
+        (Err(error), false) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::new(ErrorKind::Key, format!("The key file {} is not there", path.display()))
+                .with_hint("Add --generate-key to have one written"))
+        }
+        (Ok(_), false) | (Err(_), true) => Ok(()),
+        (Err(error), false) => Err(Error::from_io("Looking at", path, error)),
+    }
+}

@@ -1,0 +1,151 @@
+//! The command `serve`: the daemon in the foreground.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use tracing_subscriber::EnvFilter;
+
+use super::arguments::{Global, Lanes, Serve};
+use super::client::socket_path;
+use super::failure::{EXIT_INTERRUPTED, Outcome, tell};
+use super::output::Output;
+use crate::daemon::control_socket::{make_private_directory, nbd_path_beside};
+use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lane::ListenAddress;
+
+/// Lanes if nobody says how many: more than this share too little.
+const LANE_COUNT_MAX: usize = 8;
+
+/// `serve --pool DIR`.
+pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcome<ExitCode> {
+    prepare_process(global.verbose)?;
+    let socket = prepare_socket(global)?;
+    let nbd_unix = arguments.nbd_unix.clone().unwrap_or_else(|| nbd_path_beside(&socket));
+    let options = DaemonOptions {
+        pool: absolute(&arguments.pool)?,
+        key_file: arguments.key_file.clone(),
+        nbd_unix: Some(absolute(&nbd_unix)?),
+        nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
+        lane_count: lane_count(arguments.lanes),
+        socket,
+    };
+    for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {
+        warn_open(address);
+    }
+    let daemon = Daemon::start(&options)?;
+    output.message(&format!("Serving the pool in {}.", options.pool.display()));
+    output.message(&format!("Control socket: {}", options.socket.display()));
+    let introduced = print_uris(&daemon, output);
+    finish(daemon, introduced, "Ready.", output)
+}
+
+/// What a daemon's process does before it holds a key or starts a thread.
+///
+/// # Errors
+/// If the kernel refuses to keep secrets out of core files.
+pub(super) fn prepare_process(verbose: u8) -> Result<()> {
+    host::forbid_core_dumps().map_err(|error| {
+        let message = "This process cannot keep its keys out of core files";
+        Error::new(ErrorKind::Other, message)
+            .with_hint(format!("{}=1 serves all the same", host::ALLOW_CORE_VARIABLE))
+            .with_source(error)
+    })?;
+    host::create_private_files();
+    start_log(verbose);
+    if let Err(error) = host::raise_open_file_limit() {
+        tracing::warn!(%error, "the limit of open files was not raised");
+    }
+    Ok(())
+}
+
+/// The control socket's path; the directory of a default one is made.
+///
+/// # Errors
+/// `Permission` if somebody else could have made it.
+pub(super) fn prepare_socket(global: &Global) -> Result<PathBuf> {
+    let socket = socket_path(global.socket.as_deref());
+    if global.socket.is_none()
+        && let Some(directory) = socket.parent()
+    {
+        make_private_directory(directory, host::effective_uid())?;
+    }
+    absolute(&socket)
+}
+
+/// As asked for, else by the number of processors.
+pub(super) fn lane_count(lanes: Lanes) -> u16 {
+    let processors = available_parallelism().map_or(1, |count| count.get().min(LANE_COUNT_MAX));
+    lanes.lane_count.unwrap_or_else(|| u16::try_from(processors).expect("at most eight"))
+}
+
+/// The same path whatever the working directory is: it goes into URIs.
+///
+/// # Errors
+/// If there is no working directory, or the path is empty.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::from_io("Resolving", path, error))
+}
+
+/// Prints where each volume is, one URI a line; without volumes, tells where they will be.
+pub(super) fn print_uris(daemon: &Daemon, output: &Output) -> Outcome<()> {
+    let exports = daemon.control().exports();
+    if exports.items.is_empty() {
+        for listener in daemon.control().listeners() {
+            match listener {
+                ListenAddress::Unix(path) => output.message(&format!("NBD listens on {}", path.display())),
+                ListenAddress::Tcp(address) => output.message(&format!("NBD listens on {address}")),
+            }
+        }
+        output.message("There is no volume yet; create one with rok-blk create vol1 --size 10G");
+    }
+    let uris: String = exports.items.iter().flat_map(|export| &export.uris).map(|uri| format!("{uri}\n")).collect();
+    Ok(output.lines(&uris)?)
+}
+
+/// Tells `ready`, serves until a signal, then closes. Closes at once if the daemon was not introduced.
+pub(super) fn finish(mut daemon: Daemon, introduced: Outcome<()>, ready: &str, output: &Output) -> Outcome<ExitCode> {
+    if let Err(failed) = introduced {
+        daemon.stop()?;
+        return Err(failed);
+    }
+    tell(ready);
+    let signal = daemon.wait_for_signal();
+    output.message(&format!(
+        "{signal}: finishing connections and writing a checkpoint. A second signal stops at once; no acknowledged \
+         write is lost then either."
+    ));
+    match daemon.stop()? {
+        Ending::Clean => {
+            output.message("The pool is closed.");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ending::Interrupted => {
+            tell("Stopped at once, without a checkpoint. The next start reads the log again.");
+            host::exit_now(EXIT_INTERRUPTED)
+        }
+    }
+}
+
+fn start_log(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("ROK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+fn warn_open(address: &SocketAddr) {
+    tell(&format!(
+        "Warning: {address} may be reachable from other machines. Whoever reaches it can read and write every volume, \
+         unencrypted on the wire."
+    ));
+}

@@ -1,0 +1,62 @@
+//! The commands `status` and `df`.
+
+use super::client::Client;
+use super::failure::Outcome;
+use super::output::Output;
+use super::table::Table;
+use crate::daemon::resource::{Space, Status};
+
+/// `status`.
+pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
+    let answer: Status = client.get("/v1/status", None)?;
+    let Status { pool, space, .. } = &answer;
+    let state = match &pool.failure {
+        Some(failure) => format!("takes no writes: {failure}"),
+        None => "ok".to_owned(),
+    };
+    let recovery = format!("{} records, {} blocks lost", pool.recovered_records, pool.lost_blocks);
+    let fields = vec![
+        ("pool", pool.path.clone()),
+        ("uuid", pool.uuid.to_string()),
+        ("state", state),
+        ("encrypted", if pool.is_encrypted { "yes" } else { "no" }.to_owned()),
+        ("used", format!("{} of {}", output.size(space.used_bytes), output.size(space.capacity_bytes))),
+        ("volumes", format!("{} with {} in all", answer.volumes, output.size(space.nominal_bytes))),
+        ("connections", answer.connections.to_string()),
+        ("listeners", answer.listeners.join(" ")),
+        ("session", pool.session.to_string()),
+        ("checkpoint", format!("{} and {} changes since", pool.checkpoint, pool.changes)),
+        ("opened in", format!("{} ms", pool.open_ms)),
+        ("recovered", recovery),
+        ("damaged blocks", pool.damaged_blocks.to_string()),
+        ("daemon", format!("{} (process {}) since {}", answer.version, answer.pid, answer.started_at)),
+    ];
+    for warning in &answer.warnings {
+        output.message(&format!("Warning: {warning}"));
+    }
+    Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)
+}
+
+/// `df`.
+pub(super) fn space(client: &Client, output: &Output) -> Outcome<()> {
+    let answer: Space = client.get("/v1/space", None)?;
+    let header =
+        ["CAPACITY", "USED", "FREE", "QUARANTINED", "RESERVE", "METADATA", "NOMINAL", "ALLOCATED", "OVERCOMMIT"];
+    let mut table = Table::new(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let mut cells: Vec<String> = [
+        answer.capacity_bytes,
+        answer.used_bytes,
+        answer.free_bytes,
+        answer.quarantined_bytes,
+        answer.reserve_bytes,
+        answer.metadata_bytes,
+        answer.nominal_bytes,
+        answer.allocated_bytes,
+    ]
+    .into_iter()
+    .map(|bytes| output.size(bytes))
+    .collect();
+    cells.push(format!("{:.2}", answer.overcommit));
+    table.row("pool", cells);
+    Ok(output.one(&answer, &table)?)
+}

@@ -1,0 +1,160 @@
+//! The commands on volumes: `create ls show rename resize rm`.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use hyper::Method;
+
+use super::arguments::{Create, Remove, Rename, Resize, VolumeName};
+use super::client::Client;
+use super::failure::{EXIT_PARTIAL, Failed, Outcome};
+use super::output::Output;
+use super::table::Table;
+use crate::daemon::request::{CreateVolume, RenameVolume, ResizeVolume};
+use crate::daemon::resource::{ApiVersion, Change, ChangeList, Kind, Volume, VolumeAnswer, VolumeList};
+use crate::error::{Error, ErrorKind};
+
+/// `create NAME --size SIZE`.
+pub(super) fn create(arguments: &Create, client: &Client, output: &Output) -> Outcome<()> {
+    let name = &arguments.volume.name;
+    let request = CreateVolume {
+        name: name.clone(),
+        size_bytes: arguments.size,
+        sector_size: arguments.sector_size,
+        if_missing: arguments.if_missing,
+    };
+    let path = format!("/v1/volumes?dry_run={}", arguments.dry_run.is_dry_run);
+    let change: Change = client.post(&path, &request, name)?;
+    if let Some(present) = &change.before {
+        let size = output.size(present.size_bytes);
+        output.message(&format!("There is a volume {name} of {size} already; nothing was changed."));
+    }
+    finish(&change, &format!("create {name} of {}", output.size(arguments.size)), output)
+}
+
+/// `ls`.
+pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
+    let answer: VolumeList = client.get("/v1/volumes", None)?;
+    let mut table =
+        Table::new(&["NAME", "SIZE", "ALLOCATED", "SECTOR", "CONNECTIONS", "EXPORTED", "CREATED"], &[1, 2, 3, 4]);
+    for volume in &answer.items {
+        let cells = vec![
+            volume.name.clone(),
+            output.size(volume.size_bytes),
+            output.size(volume.allocated_bytes),
+            volume.sector_size.to_string(),
+            volume.connections.to_string(),
+            yes_or_no(volume.is_exported),
+            volume.created_at.clone(),
+        ];
+        table.row(&volume.reference, cells);
+    }
+    Ok(output.list(&answer, &answer.items, &table)?)
+}
+
+/// `show NAME`.
+pub(super) fn show(name: &VolumeName, client: &Client, output: &Output) -> Outcome<()> {
+    let answer: VolumeAnswer = client.get(&volume_path(&name.name), Some(&name.name))?;
+    let Volume { reference, uuid, name, size_bytes, sector_size, allocated_bytes, .. } = &answer.volume;
+    let fields = vec![
+        ("name", name.clone()),
+        ("uuid", uuid.to_string()),
+        ("size", output.size(*size_bytes)),
+        ("allocated", output.size(*allocated_bytes)),
+        ("sector size", sector_size.to_string()),
+        ("connections", answer.volume.connections.to_string()),
+        ("exported", yes_or_no(answer.volume.is_exported)),
+        ("created", answer.volume.created_at.clone()),
+    ];
+    Ok(output.one(&answer, &Table::of_fields(reference, fields))?)
+}
+
+/// `rename OLD NEW`.
+pub(super) fn rename(arguments: &Rename, client: &Client, output: &Output) -> Outcome<()> {
+    let request = RenameVolume { name: arguments.to.clone() };
+    let path = format!("{}/rename?dry_run={}", volume_path(&arguments.from), arguments.dry_run.is_dry_run);
+    let change: Change = client.post(&path, &request, &arguments.from)?;
+    finish(&change, &format!("rename {} to {}", arguments.from, arguments.to), output)
+}
+
+/// `resize NAME SIZE`.
+pub(super) fn resize(arguments: &Resize, is_confirmed: bool, client: &Client, output: &Output) -> Outcome<()> {
+    let name = &arguments.volume.name;
+    let is_dry_run = arguments.dry_run.is_dry_run;
+    if arguments.shrink && !is_dry_run && !is_confirmed {
+        confirm(&format!("data of {name} behind {} would be lost", output.size(arguments.size)), name)?;
+    }
+    let request = ResizeVolume { size_bytes: arguments.size, shrink: arguments.shrink };
+    let path = format!("{}/resize?dry_run={is_dry_run}", volume_path(name));
+    let change: Change = client.post(&path, &request, name)?;
+    let before = change.before.as_ref().map_or(0, |volume| volume.size_bytes);
+    let plan = format!("resize {name} from {} to {}", output.size(before), output.size(arguments.size));
+    finish(&change, &plan, output)
+}
+
+/// `rm NAME…`: all are tried; some failures among successes have an exit code of their own.
+pub(super) fn remove(arguments: &Remove, client: &Client, output: &Output) -> Outcome<ExitCode> {
+    if !arguments.now {
+        let error = Error::new(ErrorKind::Usage, "Nothing was removed: the trash does not exist yet")
+            .with_hint("Add --now to remove volumes with their data for good");
+        return Err(error.into());
+    }
+    let is_dry_run = arguments.dry_run.is_dry_run;
+    let mut items: Vec<Change> = Vec::new();
+    let mut failures: Vec<Failed> = Vec::new();
+    for name in &arguments.names {
+        let path = format!("{}?now=true&dry_run={is_dry_run}", volume_path(name));
+        match client.change(Method::DELETE, &path, name) {
+            Ok(change) => items.push(change),
+            Err(failed) => failures.push(failed),
+        }
+    }
+    let mut table = Table::new(&[], &[]);
+    for change in &items {
+        table.row(&change.reference, vec![change.reference.clone()]);
+        if is_dry_run {
+            output.message(&format!("Would remove {}.", change.reference));
+        }
+    }
+    let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();
+    let answer = ChangeList { api: ApiVersion::V1, kind: Kind::ChangeList, items };
+    output.list(&answer, &answer.items, &table)?;
+    Ok(match codes.as_slice() {
+        [] => ExitCode::SUCCESS,
+        [first, rest @ ..] if answer.items.is_empty() && rest.iter().all(|code| code == first) => *first,
+        _ if answer.items.is_empty() => ExitCode::from(ErrorKind::Other.exit_code()),
+        _ => ExitCode::from(EXIT_PARTIAL),
+    })
+}
+
+/// Prints what was changed; for a dry run, tells what would be.
+pub(super) fn finish(change: &Change, plan: &str, output: &Output) -> Outcome<()> {
+    if change.is_dry_run && change.has_changed {
+        output.message(&format!("Would {plan}."));
+    }
+    Ok(output.reference(change, &change.reference)?)
+}
+
+/// The path of a volume. Names hold no character that a path must escape.
+fn volume_path(name: &str) -> String {
+    format!("/v1/volumes/{name}")
+}
+
+/// Asks on the terminal; without one, only `--yes` will do.
+fn confirm(sentence: &str, name: &str) -> Outcome<()> {
+    let refused = |message: &str| {
+        let error = Error::new(ErrorKind::Usage, message.to_owned()).with_hint("Add --yes to do it without a question");
+        Failed::about(error, name)
+    };
+    if !io::stdin().is_terminal() {
+        return Err(refused(&format!("Nothing was changed: {sentence}")));
+    }
+    let _is_told = write!(io::stderr(), "This cannot be undone: {sentence}. Go on? [y/N] ").is_ok();
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused("Nothing was changed")) }
+}
+
+fn yes_or_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}

@@ -1,0 +1,111 @@
+//! Between HTTP and the control: bodies in, answers and failures out, blocking work off the runtime's threads.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use super::control::Control;
+use super::resource::Failure;
+use crate::error::{Error, ErrorKind, Result};
+
+/// An answer as JSON, or a failure with its status.
+pub(super) type Answer<T> = std::result::Result<Json<T>, Refusal>;
+
+/// A failure on its way to the client.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    error: Error,
+    reference: Option<String>,
+}
+
+impl Refusal {
+    /// With a status of HTTP's own, where the error's kind says too little.
+    pub(super) fn new(status: StatusCode, error: Error) -> Self {
+        Self { status, error, reference: None }
+    }
+
+    fn from_rejection(status: StatusCode, text: String) -> Self {
+        Self::new(status, Error::new(ErrorKind::Usage, text))
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::new(status_of(error.kind()), error)
+    }
+}
+
+impl From<JsonRejection> for Refusal {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::from_rejection(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Refusal {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::from_rejection(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Refusal {
+    fn from(rejection: PathRejection) -> Self {
+        Self::from_rejection(rejection.status(), rejection.body_text())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() {
+            tracing::warn!(code = self.error.kind().code(), error = %self.error, "a request failed");
+        }
+        (self.status, Json(Failure::new(&self.error, self.reference))).into_response()
+    }
+}
+
+/// A JSON body whose rejection is a [`Refusal`].
+#[derive(FromRequest)]
+#[from_request(via(Json), rejection(Refusal))]
+pub(super) struct Body<T>(pub(super) T);
+
+/// The query's options; a rejection is a [`Refusal`].
+#[derive(FromRequestParts)]
+#[from_request(via(Query), rejection(Refusal))]
+pub(super) struct Options<T>(pub(super) T);
+
+/// The name in the path; a rejection is a [`Refusal`].
+#[derive(serde::Deserialize, FromRequestParts)]
+#[from_request(via(Path), rejection(Refusal))]
+pub(super) struct Name(pub(super) String);
+
+/// Runs `work` where it may block. It runs to its end also if the client goes away.
+pub(super) async fn run<T, W>(control: Arc<Control>, reference: Option<String>, work: W) -> Answer<T>
+where
+    T: Send + 'static,
+    W: FnOnce(&Control) -> Result<T> + Send + 'static,
+{
+    let result = tokio::task::spawn_blocking(move || work(&control)).await;
+    let result = result.unwrap_or_else(|error| {
+        Err(Error::new(ErrorKind::Other, "The daemon stopped before the request was done").with_source(error))
+    });
+    result.map(Json).map_err(|error| Refusal { reference, ..Refusal::from(error) })
+}
+
+/// The status for a kind of failure; the body's `code` says the same more precisely.
+const fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::Usage => StatusCode::BAD_REQUEST,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::Exists | ErrorKind::Busy => StatusCode::CONFLICT,
+        ErrorKind::Permission | ErrorKind::Key => StatusCode::FORBIDDEN,
+        ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::Integrity | ErrorKind::Other => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

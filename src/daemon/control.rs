@@ -1,0 +1,348 @@
+//! What the control API can do with a pool that is open, without HTTP. Every method may block: on locks, on the
+//! metadata store, and a shrink on the discard of what it cuts off.
+//!
+//! Changes go one after the other, so that the state before, the checks and the state afterwards belong together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rok_nbd::uri::{Address, Uri};
+use uuid::Uuid;
+
+use super::request::{CreateVolume, ResizeVolume};
+use super::resource::{
+    Action, ApiVersion, Change, Export, ExportList, Kind, PoolAnswer, PoolState, Space, Status, Volume, VolumeAnswer,
+    VolumeList, time_text,
+};
+use super::volume_rule;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lane::{ExportInfo, ListenAddress, Server};
+use crate::pool::directory::PoolDescription;
+use crate::volume::VolumeInfo;
+
+/// From this share of the pool on, `status` warns.
+const USED_PERCENT_WARNING: u64 = 85;
+
+/// An open pool, its lanes and its listeners.
+pub struct Control {
+    server: Arc<Server>,
+    place: PoolPlace,
+    listeners: Vec<ListenAddress>,
+    started_at: u64,
+    changes: Mutex<()>,
+}
+
+/// Where the open pool came from.
+pub(super) struct PoolPlace {
+    /// Its directory.
+    pub(super) path: PathBuf,
+    /// What it is made of.
+    pub(super) description: PoolDescription,
+    /// How long it took to open it.
+    pub(super) open_time: Duration,
+}
+
+impl Control {
+    /// Over a server that runs on the pool of `place` and listens on `listeners`.
+    pub(super) fn new(server: Arc<Server>, place: PoolPlace, listeners: Vec<ListenAddress>) -> Self {
+        Self { server, place, listeners, started_at: seconds_since_1970(), changes: Mutex::new(()) }
+    }
+
+    pub(super) fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Where NBD clients connect.
+    #[must_use]
+    pub fn listeners(&self) -> &[ListenAddress] {
+        &self.listeners
+    }
+
+    /// All volumes.
+    #[must_use]
+    pub fn volumes(&self) -> VolumeList {
+        let exports = self.server.exports();
+        let mut items: Vec<Volume> =
+            self.server.volumes().list().into_iter().map(|info| with_export(info, &exports)).collect();
+        items.sort_by(|left, right| left.name.cmp(&right.name));
+        VolumeList { api: ApiVersion::V1, kind: Kind::VolumeList, items }
+    }
+
+    /// One volume.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn volume(&self, name: &str) -> Result<VolumeAnswer> {
+        Ok(VolumeAnswer { api: ApiVersion::V1, kind: Kind::Volume, volume: self.find(name)? })
+    }
+
+    /// Creates a volume.
+    ///
+    /// # Errors
+    /// `Usage` for a bad name or size, `Exists` if there is one and the request does not allow for it, and what the
+    /// engine reports.
+    pub fn create(&self, request: &CreateVolume, is_dry_run: bool) -> Result<Change> {
+        volume_rule::check_name(&request.name)?;
+        volume_rule::check_size(request.size_bytes)?;
+        volume_rule::check_sector_size(request.sector_size)?;
+        let _one_at_a_time = self.changes.lock();
+        match self.find(&request.name) {
+            Ok(present) if request.if_missing => {
+                return Ok(Change::new(Action::Create, is_dry_run, Some(present.clone()), Some(present)));
+            }
+            Ok(_) => return Err(exists(&request.name)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let created_at = seconds_since_1970();
+        let after = if is_dry_run {
+            let planned = VolumeInfo {
+                id: Uuid::nil(),
+                name: request.name.clone(),
+                size_bytes: request.size_bytes,
+                sector_size: request.sector_size,
+                created_at,
+                allocated_bytes: 0,
+                connections: 0,
+            };
+            Volume::new(planned, true)
+        } else {
+            let volumes = self.server.volumes();
+            let info = volumes.create(&request.name, request.size_bytes, request.sector_size, created_at)?;
+            with_export(info, &self.server.exports())
+        };
+        Ok(Change::new(Action::Create, is_dry_run, None, Some(after)))
+    }
+
+    /// Gives the volume `from` the name `to`.
+    ///
+    /// # Errors
+    /// `Usage` for a bad name, `NotFound`, `Exists`, and what the engine reports.
+    pub fn rename(&self, from: &str, to: &str, is_dry_run: bool) -> Result<Change> {
+        volume_rule::check_name(to)?;
+        let _one_at_a_time = self.changes.lock();
+        let before = self.find(from)?;
+        if from != to && self.find(to).is_ok() {
+            return Err(exists(to));
+        }
+        let after = if is_dry_run || from == to {
+            Volume { reference: to.to_owned(), name: to.to_owned(), ..before.clone() }
+        } else {
+            with_export(self.server.volumes().rename(from, to)?, &self.server.exports())
+        };
+        Ok(Change::new(Action::Rename, is_dry_run, Some(before), Some(after)))
+    }
+
+    /// Gives a volume a new size.
+    ///
+    /// # Errors
+    /// `Usage` for a bad size or for a smaller one that the request does not allow, `NotFound`, and what the engine
+    /// reports.
+    pub fn resize(&self, name: &str, request: &ResizeVolume, is_dry_run: bool) -> Result<Change> {
+        volume_rule::check_size(request.size_bytes)?;
+        let _one_at_a_time = self.changes.lock();
+        let before = self.find(name)?;
+        if request.size_bytes < before.size_bytes && !request.shrink {
+            let message = format!(
+                "{name} has {} bytes, and {} would cut off its end with the data there",
+                before.size_bytes, request.size_bytes
+            );
+            return Err(Error::new(ErrorKind::Usage, message).with_hint("Add --shrink if that is what you want"));
+        }
+        let after = if is_dry_run || request.size_bytes == before.size_bytes {
+            Volume { size_bytes: request.size_bytes, ..before.clone() }
+        } else {
+            with_export(self.server.resize(name, request.size_bytes)?, &self.server.exports())
+        };
+        Ok(Change::new(Action::Resize, is_dry_run, Some(before), Some(after)))
+    }
+
+    /// Removes a volume for good.
+    ///
+    /// # Errors
+    /// `Usage` without `is_now`, `NotFound`, `Busy` while connections have it open, and what the engine reports.
+    pub fn remove(&self, name: &str, is_now: bool, is_dry_run: bool) -> Result<Change> {
+        if !is_now {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("{name} was not removed: there is no trash yet to put it in"),
+            )
+            .with_hint("Add --now to remove it with its data for good"));
+        }
+        let _one_at_a_time = self.changes.lock();
+        let before = self.find(name)?;
+        if is_dry_run {
+            refuse_if_open(&before, "removed")?;
+        } else {
+            self.server.volumes().remove(name)?;
+        }
+        Ok(Change::new(Action::Remove, is_dry_run, Some(before), None))
+    }
+
+    /// Offers a volume on the listeners, or hides it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` if it is to be hidden while connections have it open, and what the engine reports.
+    pub fn set_exported(&self, name: &str, is_exported: bool, is_dry_run: bool) -> Result<Change> {
+        let _one_at_a_time = self.changes.lock();
+        let before = self.find(name)?;
+        if !is_dry_run {
+            self.server.set_exported(name, is_exported)?;
+        } else if !is_exported {
+            refuse_if_open(&before, "hidden")?;
+        }
+        let action = if is_exported { Action::Export } else { Action::Unexport };
+        let after = Volume { is_exported, ..before.clone() };
+        Ok(Change::new(action, is_dry_run, Some(before), Some(after)))
+    }
+
+    /// What the listeners offer.
+    #[must_use]
+    pub fn exports(&self) -> ExportList {
+        let describe = |export: ExportInfo| Export {
+            uris: self.listeners.iter().map(|listener| export_uri(listener, &export.name)).collect(),
+            reference: export.name,
+            connections: export.connections,
+        };
+        let mut items: Vec<Export> = self.server.exports().into_iter().map(describe).collect();
+        items.sort_by(|left, right| left.reference.cmp(&right.reference));
+        ExportList { api: ApiVersion::V1, kind: Kind::ExportList, items }
+    }
+
+    /// What the pool is made of.
+    #[must_use]
+    pub fn pool(&self) -> PoolAnswer {
+        PoolAnswer::new(&self.place.path, self.place.description.clone())
+    }
+
+    /// Where the pool's space is.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        let pool = self.server.pool().status();
+        let volumes = self.server.volumes().list();
+        let nominal_bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.size_bytes));
+        let allocated_bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.allocated_bytes));
+        Space {
+            api: ApiVersion::V1,
+            kind: Kind::Space,
+            capacity_bytes: pool.capacity_bytes,
+            used_bytes: pool.used_bytes,
+            free_bytes: pool.free_bytes,
+            quarantined_bytes: pool.quarantined_bytes,
+            reserve_bytes: pool.reserve_bytes,
+            metadata_bytes: pool.metadata_bytes,
+            nominal_bytes,
+            allocated_bytes,
+            overcommit: ratio(nominal_bytes, pool.capacity_bytes),
+        }
+    }
+
+    /// How daemon and pool do.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let pool = self.server.pool().status();
+        let volumes = self.server.volumes().list();
+        let space = self.space();
+        let state = PoolState {
+            uuid: pool.id,
+            path: self.place.path.display().to_string(),
+            is_encrypted: pool.is_encrypted,
+            session: pool.session,
+            checkpoint: pool.checkpoint,
+            changes: pool.changes,
+            recovered_records: pool.recovered_records,
+            lost_blocks: pool.lost_blocks,
+            open_ms: u64::try_from(self.place.open_time.as_millis()).unwrap_or(u64::MAX),
+            damaged_blocks: pool.damaged_blocks,
+            failure: pool.failure,
+        };
+        Status {
+            api: ApiVersion::V1,
+            kind: Kind::Status,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_at: time_text(self.started_at),
+            warnings: warnings(&state, &space),
+            pool: state,
+            space,
+            volumes: crate::units::to_u64(volumes.len()),
+            connections: volumes.iter().map(|volume| u64::from(volume.connections)).sum(),
+            listeners: self.listeners.iter().map(|listener| export_uri(listener, "")).collect(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<Volume> {
+        Ok(with_export(self.server.volumes().find(name)?, &self.server.exports()))
+    }
+}
+
+/// The NBD URI of `export` on `listener`; without a name, of the listener.
+#[must_use]
+pub fn export_uri(listener: &ListenAddress, export: &str) -> String {
+    let address = match listener {
+        ListenAddress::Unix(path) => Address::Unix { path: path.clone() },
+        ListenAddress::Tcp(address) => Address::Tcp { host: address.ip().to_string(), port: Some(address.port()) },
+    };
+    Uri { address, export_name: export.to_owned() }.to_string()
+}
+
+fn with_export(info: VolumeInfo, exports: &[ExportInfo]) -> Volume {
+    let is_exported = exports.iter().any(|export| export.name == info.name);
+    Volume::new(info, is_exported)
+}
+
+fn exists(name: &str) -> Error {
+    Error::new(ErrorKind::Exists, format!("There is a volume {name} already")).with_hint("Choose another name")
+}
+
+fn refuse_if_open(volume: &Volume, what: &str) -> Result<()> {
+    if volume.connections == 0 {
+        return Ok(());
+    }
+    let message = format!("{} cannot be {what}: {} connections have it open", volume.name, volume.connections);
+    Err(Error::new(ErrorKind::Busy, message).with_hint("Disconnect its clients first"))
+}
+
+fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(failure) = &pool.failure {
+        warnings
+            .push(format!("The pool takes no writes any more: {failure}. Restart the daemon when that is repaired."));
+    }
+    if pool.damaged_blocks > 0 {
+        warnings.push(format!("{} blocks failed verification; reads of them give errors.", pool.damaged_blocks));
+    }
+    let used_percent = u128::from(space.used_bytes) * 100 / u128::from(space.capacity_bytes.max(1));
+    if used_percent >= u128::from(USED_PERCENT_WARNING) {
+        warnings.push(format!("The pool is {used_percent} % full; writes fail when it has no space left."));
+    }
+    warnings
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a ratio for people; 53 bits are plenty")]
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+fn seconds_since_1970() -> u64 {
+    // A clock before 1970 is a broken clock; zero is as good as any other time.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_the_listener_and_the_export() {
+        let tcp = ListenAddress::Tcp("127.0.0.1:10809".parse().expect("an address"));
+        let tcp6 = ListenAddress::Tcp("[::1]:4000".parse().expect("an address"));
+        let unix = ListenAddress::Unix(PathBuf::from("/run/rok-blk/nbd.sock"));
+
+        assert_eq!(export_uri(&tcp, "vol1"), "nbd://127.0.0.1:10809/vol1");
+        assert_eq!(export_uri(&tcp6, "vol1"), "nbd://[::1]:4000/vol1");
+        assert_eq!(export_uri(&unix, "vol1"), "nbd+unix:///vol1?socket=/run/rok-blk/nbd.sock");
+    }
+}

@@ -1,0 +1,94 @@
+//! What the daemon asks of the operating system about its own process.
+//!
+//! Unsafe here: system calls that take integers and plain structs, which std does not wrap.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+/// Set to `1`, it leaves core dumps on: for debugging, and for the test that looks for secrets in a core file.
+pub const ALLOW_CORE_VARIABLE: &str = "ROK_ALLOW_CORE";
+
+/// The effective user id of this process.
+#[must_use]
+pub fn effective_uid() -> u32 {
+    // SAFETY: takes nothing, returns an integer and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Keeps secrets of this process out of core files and from other processes of the same user (`ptrace`,
+/// `/proc/PID/mem`), unless [`ALLOW_CORE_VARIABLE`] says otherwise.
+///
+/// # Errors
+/// If the kernel refuses; the process must not go on to hold keys then.
+pub fn forbid_core_dumps() -> io::Result<()> {
+    if std::env::var_os(ALLOW_CORE_VARIABLE).is_some_and(|value| value == "1") {
+        return Ok(());
+    }
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live, initialised rlimit, which the call only reads.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const limit) })?;
+    // SAFETY: PR_SET_DUMPABLE takes integers only; the unused arguments are zero as the manual asks.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0_u64, 0_u64, 0_u64, 0_u64) })
+}
+
+/// Files and sockets that this process creates are for its user only.
+///
+/// Process-wide: call it before any thread creates files.
+pub fn create_private_files() {
+    // SAFETY: takes an integer, swaps the process's mask and cannot fail.
+    unsafe { libc::umask(0o077) };
+}
+
+/// Raises the number of files that may be open to what the administrator allows: each connection and each file of
+/// the metadata store is one.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn raise_open_file_limit() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit that the call fills.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the pointer is to a live, initialised rlimit, which the call only reads.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+}
+
+/// Locks `file` for this open description; false if another one holds the lock. The lock ends with the file.
+///
+/// # Errors
+/// If the file system does not support locks.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed.
+    match check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Bytes that an unprivileged process may still write to the file system of `directory`.
+///
+/// # Errors
+/// If the directory is not there.
+pub fn free_space_bytes(directory: &std::path::Path) -> io::Result<u64> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
+    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: `path` is a C string that lives through the call; `answer` is large enough for what the call writes.
+    check(unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) })?;
+    // SAFETY: all bytes were zeroed, every bit pattern is a valid statvfs, and the call succeeded.
+    let answer = unsafe { answer.assume_init() };
+    Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
+}
+
+/// Ends the process at once, without destructors: threads of the engine may still run, which destructors of static
+/// objects (the metadata store has some) do not expect.
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

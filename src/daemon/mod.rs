@@ -1,0 +1,24 @@
+//! The control plane: the process around the engine and its HTTP/JSON API on a unix socket.
+//!
+//! [`Daemon`] owns the process's life: it claims the control socket, opens the pool, starts the lanes, listens for NBD
+//! and answers the API until a signal. [`Control`] is what the API can do, without HTTP. It runs on tokio, never
+//! touches a pool device and is never awaited by a lane; every call into the engine goes to tokio's blocking threads.
+
+pub mod control;
+pub mod control_socket;
+pub mod host;
+pub mod request;
+pub mod resource;
+pub mod volume_rule;
+
+mod answer;
+mod export_routes;
+mod peer_listener;
+mod pool_routes;
+mod process;
+mod router;
+mod volume_routes;
+
+pub use control::Control;
+pub use process::{Daemon, DaemonOptions, Ending, TcpListen};
+pub use router::openapi_document;

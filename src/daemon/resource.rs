@@ -1,0 +1,425 @@
+//! What the API answers: the same structs make the daemon's JSON, its OpenAPI document and the command line's input.
+//!
+//! Bytes are integers, times RFC 3339 in UTC. Clients ignore fields they do not know, so fields may be added.
+
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::crypto::Suite;
+use crate::error::{Error, ErrorKind};
+use crate::pool::directory::PoolDescription;
+use crate::volume::VolumeInfo;
+
+/// Which version of the API speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum ApiVersion {
+    /// The only one so far.
+    #[default]
+    #[serde(rename = "rok-blk/v1")]
+    V1,
+}
+
+/// What an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[expect(missing_docs, reason = "each names the struct of this file that carries it")]
+pub enum Kind {
+    Volume,
+    VolumeList,
+    Change,
+    ChangeList,
+    ExportList,
+    Pool,
+    Space,
+    Status,
+}
+
+/// A writable virtual disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    /// What commands call it: its name.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Its id, which a new name does not change.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// How many bytes users see.
+    #[serde(rename = "size")]
+    pub size_bytes: u64,
+    /// Bytes of the sectors that users see: 512 or 4096.
+    pub sector_size: u32,
+    /// Bytes that it takes of the pool.
+    #[serde(rename = "allocated")]
+    pub allocated_bytes: u64,
+    /// How many connections have it open.
+    pub connections: u32,
+    /// Whether the listeners offer it.
+    pub is_exported: bool,
+    /// When it was created.
+    pub created_at: String,
+}
+
+impl Volume {
+    /// From what the engine knows.
+    #[must_use]
+    pub fn new(info: VolumeInfo, is_exported: bool) -> Self {
+        Self {
+            reference: info.name.clone(),
+            uuid: info.id,
+            name: info.name,
+            size_bytes: info.size_bytes,
+            sector_size: info.sector_size,
+            allocated_bytes: info.allocated_bytes,
+            connections: info.connections,
+            is_exported,
+            created_at: time_text(info.created_at),
+        }
+    }
+}
+
+/// One volume.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeAnswer {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `Volume`.
+    pub kind: Kind,
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: Volume,
+}
+
+/// Volumes, ordered by name.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct VolumeList {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `VolumeList`.
+    pub kind: Kind,
+    /// The volumes.
+    pub items: Vec<Volume>,
+}
+
+/// What a request changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "each is the command of that name")]
+pub enum Action {
+    Create,
+    Rename,
+    Resize,
+    Remove,
+    Export,
+    Unexport,
+}
+
+/// What a request changed or, as a dry run, would change.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Change {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `Change`.
+    pub kind: Kind,
+    /// What was asked for.
+    pub action: Action,
+    /// What commands call the thing afterwards; for a removal, before.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Nothing was changed: this is the plan.
+    pub is_dry_run: bool,
+    /// Whether `before` and `after` differ.
+    pub has_changed: bool,
+    /// The volume before; null if it was not there.
+    pub before: Option<Volume>,
+    /// The volume afterwards; null if it is gone. In the plan of a creation its id is zero.
+    pub after: Option<Volume>,
+}
+
+impl Change {
+    /// From the states around it.
+    ///
+    /// # Panics
+    /// If both states are absent: there is no such change.
+    #[must_use]
+    pub fn new(action: Action, is_dry_run: bool, before: Option<Volume>, after: Option<Volume>) -> Self {
+        let named = after.as_ref().or(before.as_ref()).expect("a change has a state before or after it");
+        Self {
+            api: ApiVersion::V1,
+            kind: Kind::Change,
+            action,
+            reference: named.reference.clone(),
+            is_dry_run,
+            has_changed: before != after,
+            before,
+            after,
+        }
+    }
+}
+
+/// What one command changed.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangeList {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `ChangeList`.
+    pub kind: Kind,
+    /// The changes, in the order of the command's arguments.
+    pub items: Vec<Change>,
+}
+
+/// A volume that the listeners offer.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Export {
+    /// The volume.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// Where NBD clients find it, one for each listener.
+    pub uris: Vec<String>,
+    /// How many connections have it open.
+    pub connections: u32,
+}
+
+/// Exports, ordered by name.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ExportList {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `ExportList`.
+    pub kind: Kind,
+    /// The exports.
+    pub items: Vec<Export>,
+}
+
+/// A file or block device of a pool.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolDevice {
+    /// Its name in the pool's directory.
+    pub name: String,
+    /// Its size.
+    #[serde(rename = "size")]
+    pub size_bytes: u64,
+}
+
+/// One of the ways to unlock a pool.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeySlot {
+    /// Its number.
+    pub slot: u8,
+    /// What unlocks it.
+    pub method: String,
+}
+
+/// What a pool is made of. It is readable without a key.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolAnswer {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `Pool`.
+    pub kind: Kind,
+    /// The pool's directory.
+    pub path: String,
+    /// The pool's id.
+    pub uuid: Uuid,
+    /// Version of the format on disk.
+    pub format_version: u32,
+    /// How blocks are protected: `aes-256-xts+gmac`, or `none` (checksums only).
+    pub encryption: String,
+    /// The devices.
+    pub devices: Vec<PoolDevice>,
+    /// The key slots in use.
+    pub key_slots: Vec<KeySlot>,
+}
+
+impl PoolAnswer {
+    /// From what the engine says about the pool in `path`.
+    #[must_use]
+    pub fn new(path: &Path, description: PoolDescription) -> Self {
+        let device = |(name, size_bytes)| PoolDevice { name, size_bytes };
+        let key_slot = |(slot, method): (u8, &str)| KeySlot { slot, method: method.to_owned() };
+        Self {
+            api: ApiVersion::V1,
+            kind: Kind::Pool,
+            path: path.display().to_string(),
+            uuid: description.id,
+            format_version: description.format_version,
+            encryption: match description.suite {
+                Suite::Plain => "none".to_owned(),
+                Suite::XtsGmac => "aes-256-xts+gmac".to_owned(),
+            },
+            devices: description.devices.into_iter().map(device).collect(),
+            key_slots: description.key_slots.into_iter().map(key_slot).collect(),
+        }
+    }
+}
+
+/// Where the pool's space is.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Space {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `Space`.
+    pub kind: Kind,
+    /// All of the pool.
+    #[serde(rename = "capacity")]
+    pub capacity_bytes: u64,
+    /// In use.
+    #[serde(rename = "used")]
+    pub used_bytes: u64,
+    /// Free for writes.
+    #[serde(rename = "free")]
+    pub free_bytes: u64,
+    /// Free after the next checkpoint.
+    #[serde(rename = "quarantined")]
+    pub quarantined_bytes: u64,
+    /// Kept back for deletions, flushes and records.
+    #[serde(rename = "reserve")]
+    pub reserve_bytes: u64,
+    /// The metadata store beside the devices.
+    #[serde(rename = "metadata")]
+    pub metadata_bytes: u64,
+    /// Sizes of all volumes together.
+    #[serde(rename = "nominal")]
+    pub nominal_bytes: u64,
+    /// Bytes that volumes take.
+    #[serde(rename = "allocated")]
+    pub allocated_bytes: u64,
+    /// Nominal by capacity; above 1 the volumes cannot all be filled.
+    pub overcommit: f64,
+}
+
+/// How the open pool does.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PoolState {
+    /// The pool's id.
+    pub uuid: Uuid,
+    /// Its directory.
+    pub path: String,
+    /// Whether blocks are encrypted.
+    pub is_encrypted: bool,
+    /// Number of this session.
+    pub session: u64,
+    /// Number of the last checkpoint.
+    pub checkpoint: u64,
+    /// Changes that no checkpoint holds yet.
+    pub changes: u64,
+    /// Records of the log that this session's recovery applied.
+    pub recovered_records: u64,
+    /// Blocks of the last batches before the crash that it lost or tore. None of them was acknowledged as flushed.
+    pub lost_blocks: u64,
+    /// How long it took to open the pool, recovery included.
+    pub open_ms: u64,
+    /// Blocks that failed verification in this session.
+    pub damaged_blocks: u64,
+    /// Why the pool takes no writes any more; null while it does.
+    pub failure: Option<String>,
+}
+
+/// How the daemon does.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Which API speaks.
+    pub api: ApiVersion,
+    /// `Status`.
+    pub kind: Kind,
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// When it started.
+    pub started_at: String,
+    /// The pool.
+    pub pool: PoolState,
+    /// Its space.
+    pub space: Space,
+    /// How many volumes there are.
+    pub volumes: u64,
+    /// How many connections have a volume open.
+    pub connections: u64,
+    /// Where NBD clients connect.
+    pub listeners: Vec<String>,
+    /// What needs somebody's attention, in sentences.
+    pub warnings: Vec<String>,
+}
+
+/// A failure.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Failure {
+    /// The failure.
+    pub error: FailureDetail,
+}
+
+/// What failed and what to do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct FailureDetail {
+    /// The kind of the failure, a stable word.
+    pub code: String,
+    /// The exit code of the command line for it.
+    pub exit: u8,
+    /// What failed, as a sentence.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// What it was about.
+    #[serde(rename = "ref")]
+    pub reference: Option<String>,
+}
+
+impl Failure {
+    /// From an error about `reference`.
+    #[must_use]
+    pub fn new(error: &Error, reference: Option<String>) -> Self {
+        let detail = FailureDetail {
+            code: error.kind().code().to_owned(),
+            exit: error.kind().exit_code(),
+            message: error.message().to_owned(),
+            hint: error.hint().map(str::to_owned),
+            reference,
+        };
+        Self { error: detail }
+    }
+
+    /// The error again, on the client's side.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        let error = Error::new(ErrorKind::from_code(&self.error.code), self.error.message);
+        match self.error.hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+}
+
+/// `seconds` after 1970 as RFC 3339.
+#[must_use]
+pub fn time_text(seconds: u64) -> String {
+    // The year 9999 is the last that RFC 3339 can write.
+    const SECONDS_MAX: u64 = 253_402_300_799;
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds.min(SECONDS_MAX))).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339_in_utc_up_to_the_last_year() {
+        assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time_text(1_793_527_200), "2026-11-01T10:00:00Z");
+        assert_eq!(time_text(u64::MAX), "9999-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_failure_comes_back_as_the_error_it_was() {
+        let error = Error::new(ErrorKind::Busy, "vol1 is open").with_hint("Close it");
+
+        let back = Failure::new(&error, Some("vol1".to_owned())).into_error();
+
+        assert_eq!(back.kind(), ErrorKind::Busy);
+        assert_eq!(back.message(), "vol1 is open");
+        assert_eq!(back.hint(), Some("Close it"));
+    }
+}

@@ -1,0 +1,82 @@
+//! The routes of volumes, under `/v1/volumes`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::answer::{Answer, Body, Name, Options, run};
+use super::control::Control;
+use super::request::{ChangeOptions, CreateVolume, RemoveOptions, RenameVolume, ResizeVolume};
+use super::resource::{Change, Failure, VolumeAnswer, VolumeList};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(show, remove))
+        .routes(routes!(rename))
+        .routes(routes!(resize))
+}
+
+/// Lists all volumes.
+#[utoipa::path(get, path = "/v1/volumes", responses(
+    (status = 200, body = VolumeList), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn list(State(control): State<Arc<Control>>) -> Answer<VolumeList> {
+    run(control, None, |control| Ok(control.volumes())).await
+}
+
+/// Creates a volume.
+#[utoipa::path(post, path = "/v1/volumes", params(ChangeOptions), request_body = CreateVolume, responses(
+    (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn create(
+    State(control): State<Arc<Control>>,
+    Options(options): Options<ChangeOptions>,
+    Body(request): Body<CreateVolume>,
+) -> Answer<Change> {
+    run(control, Some(request.name.clone()), move |control| control.create(&request, options.dry_run)).await
+}
+
+/// Shows a volume.
+#[utoipa::path(get, path = "/v1/volumes/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = VolumeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn show(State(control): State<Arc<Control>>, Name(name): Name) -> Answer<VolumeAnswer> {
+    run(control, Some(name.clone()), move |control| control.volume(&name)).await
+}
+
+/// Removes a volume with its data.
+#[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path), RemoveOptions), responses(
+    (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn remove(
+    State(control): State<Arc<Control>>,
+    Name(name): Name,
+    Options(options): Options<RemoveOptions>,
+) -> Answer<Change> {
+    run(control, Some(name.clone()), move |control| control.remove(&name, options.now, options.dry_run)).await
+}
+
+/// Gives a volume a new name.
+#[utoipa::path(post, path = "/v1/volumes/{name}/rename", params(("name" = String, Path), ChangeOptions),
+    request_body = RenameVolume, responses(
+    (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn rename(
+    State(control): State<Arc<Control>>,
+    Name(name): Name,
+    Options(options): Options<ChangeOptions>,
+    Body(request): Body<RenameVolume>,
+) -> Answer<Change> {
+    run(control, Some(name.clone()), move |control| control.rename(&name, &request.name, options.dry_run)).await
+}
+
+/// Gives a volume a new size.
+#[utoipa::path(post, path = "/v1/volumes/{name}/resize", params(("name" = String, Path), ChangeOptions),
+    request_body = ResizeVolume, responses(
+    (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn resize(
+    State(control): State<Arc<Control>>,
+    Name(name): Name,
+    Options(options): Options<ChangeOptions>,
+    Body(request): Body<ResizeVolume>,
+) -> Answer<Change> {
+    run(control, Some(name.clone()), move |control| control.resize(&name, &request, options.dry_run)).await
+}

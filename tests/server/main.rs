@@ -1,0 +1,9 @@
+//! The program as its users meet it: the real binary, unprivileged, in directories of its own.
+
+mod api;
+mod cli;
+mod failures;
+mod process;
+mod quickstart;
+mod schema;
+mod support;
