@@ -6,6 +6,7 @@ pub mod crypto;
 pub mod disk;
 pub mod error;
 pub mod format;
+pub mod lane;
 pub mod map;
 pub mod meta;
 pub mod planted;

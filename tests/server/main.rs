@@ -1,0 +1,3 @@
+//! Tests of the server: lanes in this process, and real clients.
+
+mod lane_nbd;
