@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod disk;
 pub mod error;
 pub mod format;
+pub mod lane;
 pub mod map;
 pub mod meta;
 pub mod planted;

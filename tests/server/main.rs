@@ -3,6 +3,7 @@
 mod api;
 mod cli;
 mod failures;
+mod lane_nbd;
 mod process;
 mod quickstart;
 mod schema;

@@ -1,0 +1,66 @@
+//! Free buffers of a lane by size, so that a warm lane allocates none.
+
+use super::limits::FREE_BUFFER_BYTES_MAX;
+use crate::disk::IoBuffer;
+use crate::units::BLOCK_SIZE;
+
+/// Free lists: the list at `n` has buffers of `BLOCK_SIZE << n` bytes.
+#[derive(Default)]
+pub(super) struct Buffers {
+    free: Vec<Vec<IoBuffer>>,
+    free_bytes: usize,
+}
+
+impl Buffers {
+    /// A buffer of at least `len_bytes`, with any content.
+    pub(super) fn take(&mut self, len_bytes: usize) -> IoBuffer {
+        let size_bytes = len_bytes.max(BLOCK_SIZE).next_power_of_two();
+        if let Some(buffer) = self.free.get_mut(class(size_bytes)).and_then(Vec::pop) {
+            self.free_bytes -= buffer.len();
+            return buffer;
+        }
+        IoBuffer::allocate(size_bytes)
+    }
+
+    /// Takes a whole buffer back. It is kept if nothing else holds it and there is room.
+    pub(super) fn give(&mut self, buffer: IoBuffer) {
+        if !buffer.is_unique() || self.free_bytes + buffer.len() > FREE_BUFFER_BYTES_MAX {
+            return;
+        }
+        let class = class(buffer.len());
+        if self.free.len() <= class {
+            self.free.resize_with(class + 1, Vec::new);
+        }
+        self.free_bytes += buffer.len();
+        self.free[class].push(buffer);
+    }
+}
+
+fn class(size_bytes: usize) -> usize {
+    let shift = size_bytes.trailing_zeros() - BLOCK_SIZE.trailing_zeros();
+    usize::try_from(shift).expect("below 64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_given_back_is_taken_again() {
+        let mut buffers = Buffers::default();
+        let first = buffers.take(5000);
+        assert_eq!(first.len(), 8192);
+        first.with_bytes_mut(|bytes| bytes[0] = 7);
+        buffers.give(first);
+        assert_eq!(buffers.take(4097).with_bytes(|bytes| bytes[0]), 7);
+        assert_eq!(buffers.free_bytes, 0);
+    }
+
+    #[test]
+    fn a_buffer_that_somebody_holds_is_not_kept() {
+        let mut buffers = Buffers::default();
+        let held = buffers.take(4096);
+        buffers.give(held.clone());
+        assert_eq!(buffers.free_bytes, 0);
+    }
+}

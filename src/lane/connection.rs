@@ -1,0 +1,282 @@
+//! One NBD connection: what arrived, what is under way, what goes out.
+//!
+//! Invariants: at most one receive and one send are in the kernel; the memory of both belongs to the connection until
+//! their completions; a connection is dropped only when none is in the kernel and the engine has answered
+//! everything ([`Connection::is_over`]). Owned by its lane.
+
+use super::buffers::Buffers;
+use super::handshake::Session;
+use super::limits::{HANDSHAKE_TIME_MAX, STREAM_BYTES};
+use super::sender::{Head, Reply, Sender, Sent};
+use super::server::Permit;
+use crate::disk::{IoBuffer, LentToDevice};
+use io_uring::{opcode, squeue, types};
+use rok_nbd::Request;
+use rok_nbd::server::Handshake;
+use slab::Slab;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Instant;
+
+/// What has arrived and was not taken yet.
+pub(super) struct Stream {
+    pub buffer: IoBuffer,
+    pub start: usize,
+    pub end: usize,
+}
+
+impl Stream {
+    pub(super) const fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    pub(super) fn take(&mut self, len: usize) {
+        assert!(len <= self.len());
+        self.start += len;
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Makes room behind what is there.
+    fn compact(&mut self) {
+        let (start, end) = (self.start, self.end);
+        self.buffer.with_bytes_mut(|bytes| bytes.copy_within(start..end, 0));
+        (self.start, self.end) = (0, end - start);
+    }
+}
+
+/// A write whose payload is being received.
+pub(super) struct Incoming {
+    pub request: Request,
+    pub buffer: IoBuffer,
+    pub filled: usize,
+}
+
+impl Incoming {
+    pub(super) fn len(&self) -> usize {
+        payload_len(&self.request)
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.filled == self.len()
+    }
+}
+
+/// Length of a request's data in bytes.
+pub(super) fn payload_len(request: &Request) -> usize {
+    usize::try_from(request.length).expect("a pointer has at least 32 bits")
+}
+
+/// A request that the engine works on.
+pub(super) struct Pending {
+    pub request: Request,
+    pub buffer: Option<IoBuffer>,
+}
+
+/// Where a connection stands.
+pub(super) enum Phase {
+    /// Choosing an export. The state machine is away while a blocking thread has it.
+    Handshake { handshake: Option<Box<Handshake>>, deadline: Instant, step: HandshakeStep },
+    /// Serving requests.
+    Transmission(Session),
+    /// Neither any more: the connection ends.
+    Over,
+}
+
+/// What a handshake does once its output is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum HandshakeStep {
+    Receive,
+    Advance,
+}
+
+/// Where a receive goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    Stream,
+    Payload,
+}
+
+/// A connection.
+pub(super) struct Connection {
+    socket: OwnedFd,
+    pub phase: Phase,
+    pub stream: Stream,
+    pub incoming: Option<Incoming>,
+    /// Bytes of a refused payload that are still to come.
+    pub drop_left: usize,
+    pub pending: Slab<Pending>,
+    pub sender: Sender,
+    /// Requests that are not answered: with the engine, or their reply on its way.
+    pub open_requests: usize,
+    /// What these hold in buffers.
+    pub held_bytes: usize,
+    /// The next request waits for others to be answered.
+    pub is_blocked: bool,
+    /// No more requests are taken; ends when all are answered.
+    pub is_draining: bool,
+    /// The socket is shut down; only waits for what is under way.
+    pub is_broken: bool,
+    /// A blocking thread works for it.
+    pub has_job: bool,
+    /// It is in the lane's list of connections to look at.
+    pub is_dirty: bool,
+    receiving: Option<(Target, LentToDevice)>,
+    _permit: Permit,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd, permit: Permit, now: Instant) -> Self {
+        let handshake = Some(Box::new(Handshake::new()));
+        Self {
+            socket,
+            phase: Phase::Handshake { handshake, deadline: now + HANDSHAKE_TIME_MAX, step: HandshakeStep::Advance },
+            stream: Stream { buffer: IoBuffer::allocate(STREAM_BYTES), start: 0, end: 0 },
+            incoming: None,
+            drop_left: 0,
+            pending: Slab::new(),
+            sender: Sender::default(),
+            open_requests: 0,
+            held_bytes: 0,
+            is_blocked: false,
+            is_draining: false,
+            is_broken: false,
+            has_job: false,
+            is_dirty: false,
+            receiving: None,
+            _permit: permit,
+        }
+    }
+
+    /// The next receive, if there is to be one.
+    pub(super) fn begin_receive(&mut self) -> Option<squeue::Entry> {
+        if !self.wants_receive() {
+            return None;
+        }
+        let (target, loan) = if let Some(incoming) = &self.incoming {
+            (Target::Payload, incoming.buffer.slice(incoming.filled..incoming.len()).lend_to_device())
+        } else {
+            if self.stream.end == STREAM_BYTES {
+                self.stream.compact();
+            }
+            (Target::Stream, self.stream.buffer.slice(self.stream.end..STREAM_BYTES).lend_to_device())
+        };
+        let flags = if target == Target::Payload { libc::MSG_WAITALL } else { 0 };
+        let len = u32::try_from(loan.len()).expect("buffers are far below 4 GiB");
+        let entry = opcode::Recv::new(types::Fd(self.raw_fd()), loan.as_mut_ptr(), len).flags(flags).build();
+        self.receiving = Some((target, loan));
+        Some(entry)
+    }
+
+    fn wants_receive(&self) -> bool {
+        let is_for_phase = match &self.phase {
+            Phase::Handshake { step, .. } => {
+                *step == HandshakeStep::Receive && !self.has_job && self.sender.is_idle()
+            }
+            Phase::Transmission(_) => !self.is_blocked,
+            Phase::Over => false,
+        };
+        is_for_phase && !self.is_broken && !self.is_draining && self.receiving.is_none()
+    }
+
+    /// Takes the result of a receive.
+    pub(super) fn received(&mut self, result: i32) {
+        let (target, loan) = self.receiving.take().expect("a completed receive was under way");
+        drop(loan);
+        match usize::try_from(result) {
+            // The peer ends; what it asked for before is still answered.
+            Ok(0) => self.is_draining = true,
+            Ok(len) => match (target, &mut self.incoming) {
+                (Target::Payload, Some(incoming)) => incoming.filled += len,
+                _ => self.stream.end += len,
+            },
+            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => {}
+            Err(_) => self.break_off(),
+        }
+        if let Phase::Handshake { step, .. } = &mut self.phase {
+            *step = HandshakeStep::Advance;
+        }
+    }
+
+    /// The next send, if there is something to send.
+    pub(super) fn begin_send(&mut self) -> Option<squeue::Entry> {
+        let fd = self.raw_fd();
+        if self.is_broken { None } else { self.sender.begin(fd) }
+    }
+
+    /// Takes the result of a send; maybe there is a rest to send.
+    pub(super) fn sent(&mut self, result: i32, buffers: &mut Buffers) -> Option<squeue::Entry> {
+        let fd = self.raw_fd();
+        let sent_bytes = match usize::try_from(result) {
+            Ok(sent_bytes) => sent_bytes,
+            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => 0,
+            Err(_) => {
+                self.sender.abandon();
+                self.break_off();
+                return None;
+            }
+        };
+        match self.sender.advance(sent_bytes, fd) {
+            Err(rest) if !self.is_broken => Some(rest),
+            Err(_) => {
+                self.sender.abandon();
+                None
+            }
+            Ok(Sent { requests, held_bytes }) => {
+                self.open_requests -= requests;
+                self.held_bytes -= held_bytes;
+                self.sender.recycle(buffers);
+                None
+            }
+        }
+    }
+
+    /// Queues a reply, unless nobody is there to read it.
+    pub(super) fn reply(&mut self, reply: Reply) {
+        if !self.is_broken {
+            self.sender.push(reply);
+        }
+    }
+
+    /// Queues bytes that are no reply to a request.
+    pub(super) fn reply_bytes(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.reply(Reply { head: Head::Bytes(bytes), payload: None, held_bytes: 0, is_request: false });
+        }
+    }
+
+    /// Shuts the socket down, so that what the kernel has of it completes.
+    pub(super) fn break_off(&mut self) {
+        if self.is_broken {
+            return;
+        }
+        self.is_broken = true;
+        // An error says that the peer did so already.
+        if shut_down_socket(&self.socket).is_err() {
+            tracing::debug!("a connection was gone already");
+        }
+    }
+
+    /// Whether all that was asked for is answered, and nothing more will be.
+    pub(super) fn is_drained(&self) -> bool {
+        // A write whose payload never came is not answered.
+        let answerable = self.open_requests - usize::from(self.incoming.is_some());
+        self.is_draining && answerable == 0 && !self.has_job && self.sender.is_idle()
+    }
+
+    /// Whether nothing of it is with the kernel, the engine or a thread, and it can be dropped.
+    pub(super) fn is_over(&self) -> bool {
+        let is_ended = self.is_broken || self.is_drained();
+        is_ended && self.receiving.is_none() && !self.sender.is_busy() && self.pending.is_empty() && !self.has_job
+    }
+
+    pub(super) fn raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Ends both directions of a socket.
+fn shut_down_socket(socket: &OwnedFd) -> std::io::Result<()> {
+    // A clone of a unix stream's type works for sockets of every family: the call looks at the descriptor only.
+    std::os::unix::net::UnixStream::from(socket.try_clone()?).shutdown(std::net::Shutdown::Both)
+}

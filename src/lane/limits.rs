@@ -1,0 +1,39 @@
+//! The bounds of a server.
+
+use std::time::Duration;
+
+/// Connections of a server, in whatever phase; more are closed at once.
+pub const CONNECTIONS_MAX: usize = 128;
+/// Requests of a connection that are not yet answered.
+pub const REQUESTS_MAX: usize = 128;
+/// Bytes of payload that the requests of a connection hold; a single request may always go ahead.
+pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// Longest READ or WRITE.
+pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
+/// How long a client may take to choose an export.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long requests under way may take to end, and replies to be read, when the server ends.
+pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(10);
+/// Age at which changes are stored, although they are few.
+pub const CHECKPOINT_PERIOD: Duration = Duration::from_secs(5);
+/// Pause before a checkpoint that lacked space in `meta/` is tried again.
+pub const CHECKPOINT_RETRY_PERIOD: Duration = Duration::from_secs(1);
+/// Messages that wait for a lane.
+pub(super) const MESSAGES_MAX: usize = 1024;
+/// Threads for what blocks.
+pub(super) const BLOCKING_THREADS: usize = 2;
+/// Control requests under way on a lane (shrinking of volumes).
+pub(super) const CONTROLS_MAX: usize = 64;
+/// Jobs that can wait: one for each request and connection.
+pub(super) const JOBS_MAX: usize = CONNECTIONS_MAX * (REQUESTS_MAX + 1) + CONTROLS_MAX * 64;
+/// What a connection receives into; holds about as much as 32 writes of 4 KiB, twice.
+pub(super) const STREAM_BYTES: usize = 256 << 10;
+/// Payloads up to this size are copied out of the stream; longer ones are received where they belong.
+pub(super) const COPIED_PAYLOAD_BYTES_MAX: usize = 32 << 10;
+/// Free buffers that a lane keeps.
+pub(super) const FREE_BUFFER_BYTES_MAX: usize = 64 << 20;
+/// Entries of a lane's ring, and of its completion queue.
+pub(super) const RING_SUBMISSION_ENTRIES: u32 = 512;
+pub(super) const RING_COMPLETION_ENTRIES: u32 = 8192;
+/// How often deadlines are looked at while there are any.
+pub(super) const TICK_PERIOD: Duration = Duration::from_millis(250);

@@ -1,0 +1,68 @@
+//! What other threads hand to a lane.
+
+use super::alarm::Alarm;
+use super::handshake::HandshakeTurn;
+use super::limits::MESSAGES_MAX;
+use super::server::Permit;
+use crate::error::{Error, ErrorKind, IoError, Result};
+use crate::volume::Volume;
+use parking_lot::Mutex;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+/// A message to a lane.
+pub(super) enum Message {
+    /// Serve a connection.
+    Connect { socket: OwnedFd, permit: Permit },
+    /// Accept connections.
+    Listen { listener: OwnedFd, is_tcp: bool },
+    /// Discard a range of a volume, durably.
+    Discard { volume: Arc<Volume>, range: (u64, u64), done: mpsc::Sender<std::result::Result<(), IoError>> },
+    /// End: accept nothing more, finish what is under way.
+    Close,
+}
+
+/// The mailbox of one lane.
+pub(super) struct Mailbox {
+    pub alarm: Arc<Alarm>,
+    messages: Mutex<Vec<Message>>,
+    /// Handshakes that come back from the blocking threads; at most one for each connection.
+    handshakes: Mutex<Vec<(u32, HandshakeTurn)>>,
+}
+
+impl Mailbox {
+    pub(super) fn new() -> std::io::Result<Self> {
+        let (messages, handshakes) = (Mutex::default(), Mutex::default());
+        Ok(Self { alarm: Arc::new(Alarm::new()?), messages, handshakes })
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if too many wait; the message is dropped.
+    pub(super) fn send(&self, message: Message) -> Result<()> {
+        let mut messages = self.messages.lock();
+        // The end must get through.
+        if messages.len() >= MESSAGES_MAX && !matches!(message, Message::Close) {
+            return Err(Error::new(ErrorKind::Busy, "The server is overloaded").with_hint("Try again later"));
+        }
+        messages.push(message);
+        drop(messages);
+        self.alarm.raise();
+        Ok(())
+    }
+
+    pub(super) fn return_handshake(&self, slot: u32, turn: HandshakeTurn) {
+        self.handshakes.lock().push((slot, turn));
+        self.alarm.raise();
+    }
+
+    pub(super) fn take(&self) -> Vec<Message> {
+        std::mem::take(&mut *self.messages.lock())
+    }
+
+    pub(super) fn take_handshakes(&self) -> Vec<(u32, HandshakeTurn)> {
+        std::mem::take(&mut *self.handshakes.lock())
+    }
+}

@@ -1,0 +1,354 @@
+//! The server: starts and ends the lanes and the threads beside them, and what others may ask of it.
+//!
+//! Every method may block. Owned by the daemon; lanes know only what they share.
+
+use super::address::ListenAddress;
+use super::blocking::{Jobs, LaneJobs};
+use super::checkpoints::Checkpoints;
+use super::exports::ExportTable;
+use super::limits::{
+    BLOCKING_THREADS, CONNECTIONS_MAX, RING_COMPLETION_ENTRIES, RING_SUBMISSION_ENTRIES, SHUTDOWN_TIME_MAX,
+};
+use super::mailbox::{Mailbox, Message};
+use super::signals::LaneSignals;
+use super::thread::{DISK, Lane, LaneParts};
+use crate::disk::{FileDevice, UringDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::Pool;
+use crate::units::LaneIndex;
+use crate::volume::{Engine, EngineParts, RangeLocks, VolumeInfo, Volumes};
+use async_executor::LocalExecutor;
+use parking_lot::Mutex;
+use rok_ublk::{RingError, ring};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+/// How a server is started.
+pub struct ServerOptions {
+    /// The pool's devices, in the pool's order.
+    pub devices: Vec<Arc<FileDevice>>,
+}
+
+/// One export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// Its name: the volume's.
+    pub name: String,
+    /// Whether clients may choose it.
+    pub is_exported: bool,
+    /// Connections and devices that have the volume open.
+    pub connections: u32,
+}
+
+/// What lanes share.
+pub(super) struct Shared {
+    pub exports: Arc<ExportTable>,
+    pub mailboxes: Vec<Arc<Mailbox>>,
+    pub jobs: Arc<Jobs>,
+    pub checkpoints: Arc<Checkpoints>,
+    connection_count: Arc<AtomicUsize>,
+    next_lane: AtomicUsize,
+}
+
+/// Leave to have one connection; counts until it is dropped.
+pub(super) struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Shared {
+    /// Leave for one more connection, if there is any.
+    pub(super) fn permit(&self) -> Option<Permit> {
+        let increment = |count| (count < CONNECTIONS_MAX).then_some(count + 1);
+        let updated = self.connection_count.fetch_update(Ordering::AcqRel, Ordering::Acquire, increment);
+        updated.is_ok().then(|| Permit(Arc::clone(&self.connection_count)))
+    }
+
+    /// The mailbox whose turn it is.
+    pub(super) fn next_mailbox(&self) -> &Mailbox {
+        let turn = self.next_lane.fetch_add(1, Ordering::Relaxed);
+        &self.mailboxes[turn % self.mailboxes.len()]
+    }
+}
+
+/// Threads of a running server.
+struct Threads {
+    lanes: Vec<JoinHandle<std::io::Result<()>>>,
+    /// Each lane says here that it is over.
+    lane_ends: mpsc::Receiver<()>,
+    blocking: Vec<JoinHandle<()>>,
+    checkpoint: JoinHandle<()>,
+}
+
+/// A running server.
+pub struct Server {
+    pool: Arc<Pool>,
+    shared: Arc<Shared>,
+    addresses: Mutex<Vec<ListenAddress>>,
+    threads: Mutex<Option<Threads>>,
+}
+
+impl Server {
+    /// Starts a lane for each lane of the pool.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where io_uring is refused, else the system's.
+    ///
+    /// # Panics
+    /// If the pool is served already.
+    pub fn start(pool: Arc<Pool>, options: ServerOptions) -> Result<Arc<Self>> {
+        let lane_count = pool.lane_count();
+        let mailboxes: std::io::Result<Vec<_>> = (0..lane_count).map(|_| Mailbox::new().map(Arc::new)).collect();
+        let mailboxes = mailboxes.map_err(|source| start_error("An eventfd", source))?;
+        let checkpoints = Arc::new(Checkpoints::default());
+        let alarms = mailboxes.iter().map(|mailbox| Arc::clone(&mailbox.alarm)).collect();
+        let shared = Arc::new(Shared {
+            exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))))),
+            mailboxes,
+            jobs: Arc::new(Jobs::default()),
+            checkpoints: Arc::clone(&checkpoints),
+            connection_count: Arc::new(AtomicUsize::new(0)),
+            next_lane: AtomicUsize::new(0),
+        });
+        check_ring()?;
+        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints }));
+        let threads = spawn_threads(&pool, &shared, &options)?;
+        let threads = Mutex::new(Some(threads));
+        Ok(Arc::new(Self { pool, shared, addresses: Mutex::default(), threads }))
+    }
+
+    /// The volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &Arc<Volumes> {
+        &self.shared.exports.volumes
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Makes a volume larger, or smaller: what lies behind the new end is discarded. Clients see the new size when
+    /// they connect anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Usage`] for a size that cannot be, [`ErrorKind::Busy`] if a volume that is
+    /// to shrink is in use.
+    pub fn resize(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
+        let volumes = self.volumes();
+        let info = volumes.find(name)?;
+        if size_bytes >= info.size_bytes {
+            return volumes.set_size(name, size_bytes);
+        }
+        check_shrunk_size(size_bytes)?;
+        let Some(_closed) = self.shared.exports.close(info.id) else {
+            return Err(Error::new(ErrorKind::Busy, format!("Volume \"{name}\" is being resized already"))
+                .with_hint("Wait for that to end"));
+        };
+        volumes.check_unused(name, 0)?;
+        let open = volumes.open(name)?;
+        let (done, result) = mpsc::channel();
+        let range = (size_bytes, open.volume().size_bytes().saturating_sub(size_bytes));
+        let volume = Arc::clone(open.volume());
+        self.shared.next_mailbox().send(Message::Discard { volume, range, done })?;
+        // The lane answers each of them, also when it ends.
+        let result = result.recv().unwrap_or(Err(crate::error::IoError::ShuttingDown));
+        result.map_err(|error| {
+            Error::new(ErrorKind::Other, format!("Discarding the end of volume \"{name}\" failed: {error}"))
+                .with_hint("Its size is unchanged; see the log of the server")
+        })?;
+        volumes.set_size(name, size_bytes)
+    }
+
+    /// Listens for connections; returns the real address.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] naming an address that is in use, else the system's.
+    pub fn listen(&self, address: &ListenAddress) -> Result<ListenAddress> {
+        let mut addresses = self.addresses.lock();
+        if self.shared.exports.is_closing() {
+            return Err(Error::new(ErrorKind::Busy, "The server is ending"));
+        }
+        let (listener, address) = address.bind()?;
+        let is_tcp = matches!(address, ListenAddress::Tcp(_));
+        self.shared.mailboxes[0].send(Message::Listen { listener, is_tcp })?;
+        addresses.push(address.clone());
+        Ok(address)
+    }
+
+    /// Says whether clients may choose the volume. Connections that there are stay.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn set_exported(&self, name: &str, is_exported: bool) -> Result<()> {
+        let info = self.volumes().find(name)?;
+        self.shared.exports.set_exported(info.id, is_exported);
+        Ok(())
+    }
+
+    /// All volumes, and who uses them.
+    #[must_use]
+    pub fn exports(&self) -> Vec<ExportInfo> {
+        let infos = self.volumes().list().into_iter();
+        infos
+            .map(|info| ExportInfo {
+                is_exported: self.shared.exports.is_exported(info.id),
+                name: info.name,
+                connections: info.connections,
+            })
+            .collect()
+    }
+
+    /// Ends the server: nothing more is accepted, requests under way are finished, everything is stored. The second
+    /// call does nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] if a request does not end; then the threads go on. The failure of the last
+    /// checkpoint; what was acknowledged is in the log nevertheless.
+    pub fn shutdown(&self) -> Result<()> {
+        let Some(threads) = self.threads.lock().take() else { return Ok(()) };
+        let addresses = {
+            let mut addresses = self.addresses.lock();
+            self.shared.exports.shut_down();
+            std::mem::take(&mut *addresses)
+        };
+        for mailbox in &self.shared.mailboxes {
+            mailbox.send(Message::Close)?;
+        }
+        addresses.iter().for_each(ListenAddress::clean_up);
+        for _ in &threads.lanes {
+            // The lanes' own patience, and as much for the device.
+            if threads.lane_ends.recv_timeout(2 * SHUTDOWN_TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {
+                return Err(Error::new(ErrorKind::TimedOut, "Requests under way do not end")
+                    .with_hint("See the log of the server and the health of the devices"));
+            }
+        }
+        let result = join_lanes(threads.lanes);
+        self.shared.checkpoints.close();
+        join(threads.checkpoint, "checkpoint")?;
+        let stored = if self.pool.check_writable().is_ok() {
+            self.shared.checkpoints.run(&self.pool, Some(SHUTDOWN_TIME_MAX))
+        } else {
+            Err(Error::new(ErrorKind::Other, "The pool has failed before, so nothing was stored at its end")
+                .with_hint("See the log of the server"))
+        };
+        self.shared.jobs.close();
+        for thread in threads.blocking {
+            join(thread, "blocking")?;
+        }
+        result.and(stored)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown() {
+            tracing::error!(%error, "the server did not end cleanly");
+        }
+    }
+}
+
+fn check_shrunk_size(size_bytes: u64) -> Result<()> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(crate::units::BLOCK_SIZE_U64) {
+        return Err(Error::new(ErrorKind::Usage, format!("A volume cannot have {size_bytes} bytes"))
+            .with_hint("Use a multiple of 4 KiB, from 4 KiB to 1 PiB"));
+    }
+    Ok(())
+}
+
+const RING: ring::Setup =
+    ring::Setup { submission_entries: RING_SUBMISSION_ENTRIES, completion_entries: RING_COMPLETION_ENTRIES };
+
+/// Sets up a ring and drops it again: so that a refusal is found before anything is started.
+fn check_ring() -> Result<()> {
+    ring::build(&RING).map(drop).map_err(|error| {
+        let kind = if matches!(error, RingError::Refused { .. }) { ErrorKind::Unsupported } else { ErrorKind::Other };
+        let hint = "Allow it with `sysctl kernel.io_uring_disabled=0`; in a container, with a seccomp profile that \
+                    permits io_uring";
+        Error::new(kind, format!("This host does not let rok-blk use io_uring: {error}"))
+            .with_hint(hint)
+            .with_source(error)
+    })
+}
+
+fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &ServerOptions) -> Result<Threads> {
+    let locks = Arc::new(RangeLocks::new(pool.lane_count()));
+    let (end, lane_ends) = mpsc::channel();
+    let mut lanes = Vec::new();
+    for index in (0..).map(LaneIndex::new).take(pool.lane_count()) {
+        let (pool, shared, locks) = (Arc::clone(pool), Arc::clone(shared), Arc::clone(&locks));
+        let (devices, end) = (options.devices.clone(), end.clone());
+        lanes.push(spawn(format!("lane-{index}"), move || {
+            let result = run_lane(&pool, &shared, &locks, index, devices);
+            if let Err(error) = &result {
+                tracing::error!(%error, %index, "a lane ended");
+                pool.fail(format!("Lane {index} ended: {error}"));
+            }
+            drop((pool, shared, locks));
+            if end.send(()).is_err() {
+                tracing::debug!(%index, "nobody waits for the end of the lane");
+            }
+            result
+        })?);
+    }
+    let mut blocking = Vec::new();
+    for index in 0..BLOCKING_THREADS {
+        let jobs = Arc::clone(&shared.jobs);
+        blocking.push(spawn(format!("blocking-{index}"), move || jobs.work())?);
+    }
+    let (pool, checkpoints) = (Arc::clone(pool), Arc::clone(&shared.checkpoints));
+    let checkpoint = spawn("checkpoint".to_owned(), move || checkpoints.work(&pool))?;
+    Ok(Threads { lanes, lane_ends, blocking, checkpoint })
+}
+
+fn run_lane(
+    pool: &Arc<Pool>,
+    shared: &Arc<Shared>,
+    locks: &Arc<RangeLocks>,
+    index: LaneIndex,
+    devices: Vec<Arc<FileDevice>>,
+) -> std::io::Result<()> {
+    ring::init(&RING).map_err(std::io::Error::other)?;
+    let executor = Rc::new(LocalExecutor::new());
+    let alarm = Arc::clone(&shared.mailboxes[index.as_usize()].alarm);
+    let engine = Engine::new(EngineParts {
+        pool: Arc::clone(pool),
+        locks: Arc::clone(locks),
+        lane: index,
+        disk: UringDisk::new(devices, DISK.value(), None),
+        blocking: Rc::new(LaneJobs { jobs: Arc::clone(&shared.jobs), alarm }),
+        executor: Rc::clone(&executor),
+    });
+    let mut lane = Lane::new(LaneParts { shared: Arc::clone(shared), index, engine, executor });
+    let result = ring::with(|ring| lane.run(ring)).map_err(std::io::Error::other)?;
+    // The ring goes first: after an error it may still have operations on the lane's memory.
+    drop(ring::take().map_err(std::io::Error::other)?);
+    result
+}
+
+fn spawn<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name).spawn(work).map_err(|source| start_error("A thread", source))
+}
+
+fn start_error(what: &str, source: std::io::Error) -> Error {
+    Error::new(ErrorKind::Other, format!("{what} could not be started: {source}")).with_source(source)
+}
+
+fn join_lanes(lanes: Vec<JoinHandle<std::io::Result<()>>>) -> Result<()> {
+    for lane in lanes {
+        join(lane, "lane")?.map_err(|source| {
+            Error::new(ErrorKind::Other, format!("A lane failed: {source}")).with_source(source)
+        })?;
+    }
+    Ok(())
+}
+
+fn join<T>(thread: JoinHandle<T>, what: &str) -> Result<T> {
+    thread.join().map_err(|_| Error::new(ErrorKind::Other, format!("The {what} thread panicked")))
+}

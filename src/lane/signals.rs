@@ -1,0 +1,27 @@
+//! How the pool gets the attention of the lanes and of the checkpoint thread.
+
+use super::alarm::Alarm;
+use super::checkpoints::Checkpoints;
+use crate::pool::Signals;
+use crate::units::LaneIndex;
+use std::sync::Arc;
+
+/// Raises alarms; never blocks.
+pub(super) struct LaneSignals {
+    pub alarms: Vec<Arc<Alarm>>,
+    pub checkpoints: Arc<Checkpoints>,
+}
+
+impl Signals for LaneSignals {
+    fn want_checkpoint(&self) {
+        self.checkpoints.want();
+    }
+
+    fn wake_lanes(&self) {
+        self.alarms.iter().for_each(|alarm| alarm.raise());
+    }
+
+    fn wake_lane(&self, lane: LaneIndex) {
+        self.alarms[lane.as_usize()].raise();
+    }
+}

@@ -1,0 +1,481 @@
+//! The thread of a lane: its loop, and who gets which completion.
+//!
+//! Invariant: what an entry of the ring points to is kept by its owner here (connection, disk, alarm) until the entry's
+//! completion, and the thread does not end before.
+
+#![expect(unsafe_code, reason = "gives entries that point to memory to the kernel, and takes sockets from it")]
+
+use super::buffers::Buffers;
+use super::connection::{Connection, HandshakeStep, Phase};
+use super::handshake::{HandshakeTurn, NextStep, advance};
+use super::limits::{CONTROLS_MAX, SHUTDOWN_TIME_MAX, TICK_PERIOD};
+use super::mailbox::{Mailbox, Message};
+use super::requests::Service;
+use super::server::{Permit, Shared};
+use crate::disk::{IoBuffer, LentToDevice, UringDisk};
+use crate::error::IoError;
+use crate::units::{LaneIndex, to_u64, to_usize};
+use crate::volume::{Completion, Engine, RemoveMode, Volume};
+use async_executor::LocalExecutor;
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rok_ublk::{Prefix, ring};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+/// Pool I/O.
+pub(super) const DISK: Prefix = Prefix::new(1);
+/// Sockets: the payload is the connection's slot, and the lowest bit tells a send.
+const SOCKET: Prefix = Prefix::new(2);
+/// Listeners: the payload is the slot.
+const ACCEPT: Prefix = Prefix::new(3);
+const ALARM: Prefix = Prefix::new(4);
+const TICK: Prefix = Prefix::new(5);
+/// Cancellations, whose own completions tell nothing.
+const CANCEL: Prefix = Prefix::new(6);
+
+/// The owner of requests that no connection made.
+const CONTROL_OWNER: u32 = u32::MAX;
+/// Rounds of tasks and answers in one turn, so that I/O gets its turn too.
+const ROUNDS_PER_TURN: usize = 32;
+
+struct Listener {
+    socket: OwnedFd,
+    is_tcp: bool,
+    is_armed: bool,
+    /// Accepts many with one entry (Linux 5.19).
+    is_multishot: bool,
+}
+
+/// What a lane is made of.
+pub(super) struct LaneParts {
+    pub shared: Arc<Shared>,
+    pub index: LaneIndex,
+    pub engine: Rc<Engine<UringDisk>>,
+    pub executor: Rc<LocalExecutor<'static>>,
+}
+
+/// A lane.
+pub(super) struct Lane {
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    engine: Rc<Engine<UringDisk>>,
+    executor: Rc<LocalExecutor<'static>>,
+    // Boxed, since a table that grows moves its entries.
+    connections: Slab<Box<Connection>>,
+    /// Connections to look at in this turn.
+    dirty: Vec<u32>,
+    listeners: Slab<Listener>,
+    controls: Slab<mpsc::Sender<Result<(), IoError>>>,
+    buffers: Buffers,
+    /// Entries that wait for room in the ring.
+    entries: VecDeque<squeue::Entry>,
+    alarm_buffer: IoBuffer,
+    alarm_loan: Option<LentToDevice>,
+    tick: Box<types::Timespec>,
+    is_tick_armed: bool,
+    /// There are deadlines.
+    is_tick_wanted: bool,
+    /// When the lane was told to end, until when it is patient.
+    closing: Option<Instant>,
+    done: Vec<(Completion, Result<(), IoError>)>,
+    /// Rounds are left for the next turn.
+    has_more: bool,
+}
+
+impl Lane {
+    pub(super) fn new(parts: LaneParts) -> Self {
+        let mailbox = Arc::clone(&parts.shared.mailboxes[parts.index.as_usize()]);
+        Self {
+            shared: parts.shared,
+            mailbox,
+            engine: parts.engine,
+            executor: parts.executor,
+            connections: Slab::new(),
+            dirty: Vec::new(),
+            listeners: Slab::new(),
+            controls: Slab::new(),
+            buffers: Buffers::default(),
+            entries: VecDeque::new(),
+            alarm_buffer: IoBuffer::allocate(8),
+            alarm_loan: None,
+            tick: Box::new(types::Timespec::from(TICK_PERIOD)),
+            is_tick_armed: false,
+            is_tick_wanted: false,
+            closing: None,
+            done: Vec::new(),
+            has_more: false,
+        }
+    }
+
+    /// Runs until the lane was closed and everything has ended.
+    ///
+    /// # Errors
+    /// The kernel refuses the ring; then nothing more can be served.
+    pub(super) fn run(&mut self, ring: &mut IoUring) -> io::Result<()> {
+        let mut completions: Vec<cqueue::Entry> = Vec::new();
+        self.arm_alarm();
+        while !self.is_over() {
+            self.submit(ring)?;
+            completions.extend(ring.completion());
+            for completion in completions.drain(..) {
+                self.dispatch(&completion);
+            }
+            self.work();
+        }
+        // Its read must end before its memory goes.
+        while self.alarm_loan.is_some() {
+            self.mailbox.alarm.raise();
+            self.submit(ring)?;
+            for completion in ring.completion() {
+                if Prefix::of(completion.user_data()) == ALARM {
+                    self.alarm_loan = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits what is queued; waits if there is nothing else to do.
+    fn submit(&mut self, ring: &mut IoUring) -> io::Result<()> {
+        let mut queue = ring.submission();
+        while let Some(entry) = self.entries.front() {
+            // SAFETY: the owner of what the entry names keeps it until the completion (see the head of the file).
+            if unsafe { queue.push(entry) }.is_err() {
+                break;
+            }
+            self.entries.pop_front();
+        }
+        let is_disk_waiting = self.engine.with_disk(|disk| {
+            disk.prepare(&mut queue);
+            disk.is_waiting()
+        });
+        drop(queue);
+        let is_idle = self.entries.is_empty() && !is_disk_waiting && !self.has_more;
+        ring::enter(ring, usize::from(is_idle), None)
+    }
+
+    fn dispatch(&mut self, completion: &cqueue::Entry) {
+        let payload = Prefix::payload(completion.user_data());
+        match Prefix::of(completion.user_data()) {
+            DISK => self.engine.with_disk(|disk| disk.complete(completion)),
+            SOCKET => self.socket_done(payload, completion.result()),
+            ACCEPT => self.accepted(to_usize(payload), completion.result(), cqueue::more(completion.flags())),
+            ALARM => {
+                self.alarm_loan = None;
+                self.mailbox.alarm.lower();
+                self.arm_alarm();
+                self.take_mail();
+            }
+            TICK => {
+                self.is_tick_armed = false;
+                self.look_at_deadlines(Instant::now());
+            }
+            _ => {}
+        }
+    }
+
+    /// Everything that can be done without the kernel.
+    fn work(&mut self) {
+        self.has_more = true;
+        for _ in 0..ROUNDS_PER_TURN {
+            self.take_requests();
+            self.engine.turn();
+            self.engine.drain_done(&mut self.done);
+            let has_done = !self.done.is_empty();
+            self.deliver();
+            // The turn may have woken tasks at its end.
+            if !has_done && !self.executor.try_tick() {
+                self.has_more = false;
+                break;
+            }
+        }
+        self.finish_turn();
+        if self.engine.pool().changes().active_count() > 0 {
+            self.shared.checkpoints.note_changes();
+        }
+    }
+
+    fn take_requests(&mut self) {
+        for index in 0..self.dirty.len() {
+            let owner = self.dirty[index];
+            let connection = &mut self.connections[slot_of(owner)];
+            let mut service = Service { engine: &self.engine, buffers: &mut self.buffers, owner };
+            connection.take_requests(&mut service);
+        }
+    }
+
+    /// Hands the engine's answers to who asked.
+    fn deliver(&mut self) {
+        let mut done = std::mem::take(&mut self.done);
+        for (completion, result) in done.drain(..) {
+            let cookie = to_usize(completion.cookie);
+            if completion.owner == CONTROL_OWNER {
+                answer_control(&self.controls.remove(cookie), result);
+                continue;
+            }
+            self.connections[slot_of(completion.owner)].answered(cookie, result, &mut self.buffers);
+            self.mark(completion.owner);
+        }
+        self.done = done;
+    }
+
+    /// Starts the receives and sends of the connections that were looked at, and drops those that are over.
+    fn finish_turn(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
+            let connection = &mut self.connections[slot_of(slot)];
+            connection.is_dirty = false;
+            if let Some(entry) = connection.begin_send() {
+                self.entries.push_back(entry.user_data(SOCKET.pack(u64::from(slot) << 1 | 1)));
+            }
+            self.advance_handshake(slot);
+            let connection = &mut self.connections[slot_of(slot)];
+            if let Some(entry) = connection.begin_receive() {
+                self.entries.push_back(entry.user_data(SOCKET.pack(u64::from(slot) << 1)));
+            }
+            if connection.is_drained() && !connection.is_over() {
+                connection.break_off();
+            }
+            if connection.is_over() {
+                let mut connection = self.connections.remove(slot_of(slot));
+                if let Some(incoming) = connection.incoming.take() {
+                    self.buffers.give(incoming.buffer);
+                }
+            }
+        }
+        self.dirty = dirty;
+        if self.is_tick_wanted && !self.is_tick_armed {
+            self.is_tick_armed = true;
+            let entry = opcode::Timeout::new(&raw const *self.tick).build();
+            self.entries.push_back(entry.user_data(TICK.pack(0)));
+        }
+    }
+
+    /// Gives a handshake's next turn to a blocking thread, if it is time for it.
+    fn advance_handshake(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot_of(slot)];
+        let is_ready = !connection.is_broken && !connection.is_draining && connection.sender.is_idle();
+        let Phase::Handshake { handshake, step: HandshakeStep::Advance, .. } = &mut connection.phase else { return };
+        if !is_ready {
+            return;
+        }
+        let Some(handshake) = handshake.take() else { return };
+        connection.has_job = true;
+        let there = connection.stream.buffer.slice(connection.stream.start..connection.stream.end);
+        let input = there.with_bytes(<[u8]>::to_vec);
+        let (mailbox, table) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared.exports));
+        self.shared.jobs.push(Box::new(move || {
+            let turn = advance(handshake, &input, &table);
+            drop(table);
+            mailbox.return_handshake(slot, turn);
+        }));
+    }
+
+    fn handshake_returned(&mut self, slot: u32, turn: HandshakeTurn) {
+        let connection = &mut self.connections[slot_of(slot)];
+        connection.has_job = false;
+        connection.stream.take(turn.consumed);
+        connection.reply_bytes(turn.output);
+        match (turn.next, &mut connection.phase) {
+            (NextStep::Receive, Phase::Handshake { handshake, step, .. }) => {
+                (*handshake, *step) = (Some(turn.handshake), HandshakeStep::Receive);
+            }
+            (NextStep::Repeat, Phase::Handshake { handshake, .. }) => *handshake = Some(turn.handshake),
+            (NextStep::Serve(session), phase) => *phase = Phase::Transmission(session),
+            (_, phase) => {
+                *phase = Phase::Over;
+                connection.is_draining = true;
+            }
+        }
+        self.mark(slot);
+    }
+
+    fn socket_done(&mut self, payload: u64, result: i32) {
+        let slot = u32::try_from(payload >> 1).expect("a lane has few connections");
+        let connection = &mut self.connections[slot_of(slot)];
+        if payload & 1 == 0 {
+            connection.received(result);
+        } else if let Some(rest) = connection.sent(result, &mut self.buffers) {
+            self.entries.push_back(rest.user_data(SOCKET.pack(payload)));
+        }
+        self.mark(slot);
+    }
+
+    fn take_mail(&mut self) {
+        for (slot, turn) in self.mailbox.take_handshakes() {
+            self.handshake_returned(slot, turn);
+        }
+        for message in self.mailbox.take() {
+            match message {
+                Message::Connect { socket, permit } => self.connect(socket, permit),
+                Message::Listen { listener, is_tcp } => self.listen(listener, is_tcp),
+                Message::Discard { volume, range, done } => self.discard(&volume, range, done),
+                Message::Close => self.close(),
+            }
+        }
+    }
+
+    fn connect(&mut self, socket: OwnedFd, permit: Permit) {
+        if self.closing.is_some() {
+            return;
+        }
+        let slot = self.connections.insert(Box::new(Connection::new(socket, permit, Instant::now())));
+        self.is_tick_wanted = true;
+        self.mark(u32::try_from(slot).expect("a lane has few connections"));
+    }
+
+    fn discard(&mut self, volume: &Arc<Volume>, range: (u64, u64), done: mpsc::Sender<Result<(), IoError>>) {
+        if self.closing.is_some() || self.controls.len() >= CONTROLS_MAX {
+            return answer_control(&done, Err(IoError::ShuttingDown));
+        }
+        let cookie = to_u64(self.controls.insert(done));
+        let completion = Completion { owner: CONTROL_OWNER, cookie };
+        self.engine.remove(volume, range, RemoveMode::Discard, true, completion);
+    }
+
+    fn close(&mut self) {
+        self.closing = Some(Instant::now() + SHUTDOWN_TIME_MAX);
+        self.is_tick_wanted = true;
+        for (slot, listener) in &self.listeners {
+            if listener.is_armed {
+                let entry = opcode::AsyncCancel::new(ACCEPT.pack(to_u64(slot))).build();
+                self.entries.push_back(entry.user_data(CANCEL.pack(0)));
+            }
+        }
+        self.listeners.retain(|_, listener| listener.is_armed);
+        let slots: Vec<u32> = self.connections.iter().filter_map(|(slot, _)| u32::try_from(slot).ok()).collect();
+        for slot in slots {
+            self.connections[slot_of(slot)].is_draining = true;
+            self.mark(slot);
+        }
+    }
+
+    fn look_at_deadlines(&mut self, now: Instant) {
+        let mut is_any_left = self.closing.is_some();
+        let is_impatient = self.closing.is_some_and(|until| until <= now);
+        let mut late = Vec::new();
+        for (slot, connection) in &mut self.connections {
+            let is_late = match &connection.phase {
+                Phase::Handshake { deadline, .. } => {
+                    is_any_left = true;
+                    *deadline <= now
+                }
+                _ => false,
+            };
+            if is_late || is_impatient {
+                connection.break_off();
+                late.extend(u32::try_from(slot));
+            }
+        }
+        late.into_iter().for_each(|slot| self.mark(slot));
+        let paused = self.listeners.iter().filter(|(_, listener)| !listener.is_armed).map(|(slot, _)| slot);
+        for slot in paused.collect::<Vec<_>>() {
+            self.arm_listener(slot);
+        }
+        self.is_tick_wanted = is_any_left;
+    }
+
+    fn listen(&mut self, socket: OwnedFd, is_tcp: bool) {
+        if self.closing.is_none() {
+            let slot = self.listeners.insert(Listener { socket, is_tcp, is_armed: false, is_multishot: true });
+            self.arm_listener(slot);
+        }
+    }
+
+    fn arm_listener(&mut self, slot: usize) {
+        let listener = &mut self.listeners[slot];
+        listener.is_armed = true;
+        let fd = types::Fd(listener.socket.as_raw_fd());
+        let entry = if listener.is_multishot {
+            opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
+        } else {
+            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build()
+        };
+        self.entries.push_back(entry.user_data(ACCEPT.pack(to_u64(slot))));
+    }
+
+    fn accepted(&mut self, slot: usize, result: i32, is_armed: bool) {
+        let listener = &mut self.listeners[slot];
+        listener.is_armed = is_armed;
+        let is_tcp = listener.is_tcp;
+        if result >= 0 {
+            // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
+            let socket = unsafe { OwnedFd::from_raw_fd(result) };
+            self.hand_out(socket, is_tcp);
+        } else if result == -libc::EINVAL && listener.is_multishot && self.closing.is_none() {
+            listener.is_multishot = false;
+        } else if !is_armed && self.closing.is_none() {
+            // Out of files or memory, or the client is gone again: the listener pauses for a tick.
+            tracing::warn!(error = %io::Error::from_raw_os_error(-result), "a connection could not be accepted");
+            self.is_tick_wanted = true;
+            return;
+        }
+        if self.closing.is_some() && !is_armed {
+            self.listeners.remove(slot);
+        } else if !is_armed {
+            self.arm_listener(slot);
+        }
+    }
+
+    /// Gives a connection to the next lane, or closes it if there are too many.
+    fn hand_out(&self, socket: OwnedFd, is_tcp: bool) {
+        let Some(permit) = self.shared.permit() else {
+            tracing::warn!("a connection was closed: there are too many");
+            return;
+        };
+        let socket = if is_tcp {
+            let stream = TcpStream::from(socket);
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "a connection was gone already");
+            }
+            OwnedFd::from(stream)
+        } else {
+            socket
+        };
+        if let Err(error) = self.shared.next_mailbox().send(Message::Connect { socket, permit }) {
+            tracing::warn!(%error, "a connection was closed");
+        }
+    }
+
+    fn arm_alarm(&mut self) {
+        let loan = self.alarm_buffer.lend_to_device();
+        let fd = types::Fd(self.mailbox.alarm.raw_fd());
+        let entry = opcode::Read::new(fd, loan.as_mut_ptr(), 8).build();
+        self.entries.push_back(entry.user_data(ALARM.pack(0)));
+        self.alarm_loan = Some(loan);
+    }
+
+    /// Has the connection looked at in this turn.
+    fn mark(&mut self, slot: u32) {
+        let connection = &mut self.connections[slot_of(slot)];
+        if !std::mem::replace(&mut connection.is_dirty, true) {
+            self.dirty.push(slot);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.closing.is_some()
+            && self.connections.is_empty()
+            && self.listeners.is_empty()
+            && self.controls.is_empty()
+            && self.entries.is_empty()
+            && self.engine.is_idle()
+            && self.engine.with_disk(|disk| disk.in_flight_count()) == 0
+    }
+}
+
+fn answer_control(done: &mpsc::Sender<Result<(), IoError>>, result: Result<(), IoError>) {
+    if done.send(result).is_err() {
+        tracing::debug!("nobody waits for the answer to a control request");
+    }
+}
+
+fn slot_of(slot: u32) -> usize {
+    to_usize(u64::from(slot))
+}

@@ -1,0 +1,603 @@
+//! NBD over lanes in this process: own client, hostile clients, real clients.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, RngCore, SeedableRng};
+use rok_blk::crypto::{MasterKey, Suite};
+use rok_blk::disk::{Device, FileDevice};
+use rok_blk::error::ErrorKind;
+use rok_blk::lane::{ListenAddress, Server, ServerOptions, limits};
+use rok_blk::meta::MemoryStore;
+use rok_blk::pool::{self, Limits, Parts};
+use rok_nbd::client::{Handshake, Outcome, Reply};
+use rok_nbd::{ChunkKind, CommandFlags, Request, RequestKind, WireError};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+const MIB: u64 = 1 << 20;
+const VOLUME_BYTES: u64 = 256 * MIB;
+/// No answer of a healthy server takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What outlives a server: files, store, key.
+pub struct World {
+    directory: tempfile::TempDir,
+    store: Arc<MemoryStore>,
+    id: Uuid,
+}
+
+impl World {
+    /// A fresh pool with volume "vol1".
+    pub fn create(device_bytes: u64) -> (Self, Running) {
+        let directory = tempfile::tempdir().expect("a directory for the pool");
+        let world = Self { directory, store: Arc::new(MemoryStore::new()), id: Uuid::new_v4() };
+        let device = FileDevice::create(&world.device_path(), device_bytes).expect("space for the pool");
+        let device = Arc::new(device);
+        let mut random = random();
+        pool::create(&world.parts(&device), &mut |bytes| random.fill_bytes(bytes)).expect("a pool");
+        let running = world.serve(&device);
+        running.server.volumes().create("vol1", VOLUME_BYTES, 4096, 0).expect("a volume");
+        (world, running)
+    }
+
+    /// Opens the pool again.
+    pub fn open(&self) -> Running {
+        let device = Arc::new(FileDevice::open(&self.device_path()).expect("the device is unlocked"));
+        self.serve(&device)
+    }
+
+    fn serve(&self, device: &Arc<FileDevice>) -> Running {
+        let mut random = random();
+        let pool = pool::open(self.parts(device), &mut |bytes| random.fill_bytes(bytes)).expect("the pool opens");
+        let server = Server::start(pool, ServerOptions { devices: vec![Arc::clone(device)] }).expect("io_uring");
+        let socket = self.directory.path().join("nbd.sock");
+        server.listen(&ListenAddress::Unix(socket.clone())).expect("the socket is free");
+        Running { server, socket }
+    }
+
+    fn device_path(&self) -> PathBuf {
+        self.directory.path().join("data-0")
+    }
+
+    fn parts(&self, device: &Arc<FileDevice>) -> Parts {
+        let device: Arc<dyn Device> = Arc::clone(device) as Arc<dyn Device>;
+        Parts {
+            id: self.id,
+            suite: Suite::XtsGmac,
+            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            devices: vec![(device, self.id)],
+            store: Arc::clone(&self.store) as Arc<dyn rok_blk::meta::MetaStore>,
+            lane_count: 2,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// A server and where it listens.
+pub struct Running {
+    pub server: Arc<Server>,
+    pub socket: PathBuf,
+}
+
+impl Running {
+    pub fn connect(&self) -> Client {
+        Client::connect(&self.socket, "vol1", true)
+    }
+
+    fn end(self) {
+        self.server.shutdown().expect("a clean end");
+        assert!(!self.socket.exists(), "the socket goes with the server");
+    }
+}
+
+fn random() -> SmallRng {
+    SmallRng::from_os_rng()
+}
+
+/// What a request came to: the bytes of a read.
+pub type Answer = Result<Vec<u8>, WireError>;
+
+/// A client that says what it means, also nonsense.
+pub struct Client {
+    pub stream: UnixStream,
+    next_cookie: u64,
+    reads: BTreeMap<u64, u32>,
+    pub size_bytes: u64,
+}
+
+impl Client {
+    pub fn connect(socket: &Path, name: &str, has_structured_replies: bool) -> Self {
+        Self::try_connect(socket, name, has_structured_replies).expect("the server answers").expect("there is an export")
+    }
+
+    /// `None` if the server refuses the export.
+    pub fn try_connect(socket: &Path, name: &str, has_structured_replies: bool) -> io::Result<Option<Self>> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let mut handshake = Handshake::new();
+        let mut output = Vec::new();
+        let mut byte = [0];
+        loop {
+            stream.write_all(&output)?;
+            output.clear();
+            stream.read_exact(&mut byte)?;
+            match handshake.advance(&byte, &mut output).outcome {
+                Outcome::NeedMore => {}
+                Outcome::Ready if has_structured_replies => handshake.request_structured_replies(&mut output),
+                Outcome::Ready | Outcome::StructuredReplies => handshake.go(name, &mut output).expect("a fit name"),
+                Outcome::Transmission(info) => {
+                    let size_bytes = info.size_bytes;
+                    return Ok(Some(Self { stream, next_cookie: 1, reads: BTreeMap::new(), size_bytes }));
+                }
+                Outcome::Refused(..) => return Ok(None),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Sends a request; returns its cookie.
+    pub fn send(&mut self, kind: RequestKind, flags: CommandFlags, (offset, length): (u64, u32), data: &[u8]) -> u64 {
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        if kind == RequestKind::Read {
+            self.reads.insert(cookie, length);
+        }
+        let request = Request { flags, kind, cookie, offset, length };
+        let mut bytes = request.encode().to_vec();
+        bytes.extend_from_slice(data);
+        self.stream.write_all(&bytes).expect("the server reads");
+        cookie
+    }
+
+    /// The next answer, whichever request it is for.
+    pub fn receive(&mut self) -> (u64, Answer) {
+        self.try_receive().expect("the server answers")
+    }
+
+    fn try_receive(&mut self) -> io::Result<(u64, Answer)> {
+        let mut head = self.take(16)?;
+        if Reply::parse(&head).expect("in step").is_none() {
+            head.extend(self.take(4)?);
+        }
+        match Reply::parse(&head).expect("in step").expect("whole").0 {
+            Reply::Simple(reply) => {
+                let length = self.reads.remove(&reply.cookie);
+                let data = match (reply.error, length) {
+                    (None, Some(length)) => self.take(length)?,
+                    _ => Vec::new(),
+                };
+                Ok((reply.cookie, reply.error.map_or(Ok(data), Err)))
+            }
+            Reply::Chunk(chunk) => {
+                assert!(chunk.is_done, "each reply is one chunk");
+                self.reads.remove(&chunk.cookie);
+                let payload = self.take(chunk.payload_size_bytes)?;
+                let answer = match chunk.kind {
+                    ChunkKind::OffsetData => Ok(payload[8..].to_vec()),
+                    ChunkKind::None => Ok(Vec::new()),
+                    _ => Err(chunk.error(&payload).expect("an error chunk").error),
+                };
+                Ok((chunk.cookie, answer))
+            }
+        }
+    }
+
+    fn take(&mut self, len: u32) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(len).expect("64 bits")];
+        self.stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub fn call(&mut self, kind: RequestKind, flags: CommandFlags, range: (u64, u32), data: &[u8]) -> Answer {
+        let cookie = self.send(kind, flags, range, data);
+        let (answered, answer) = self.receive();
+        assert_eq!(answered, cookie);
+        answer
+    }
+
+    pub fn read(&mut self, offset: u64, length: u32) -> Answer {
+        self.call(RequestKind::Read, CommandFlags::NONE, (offset, length), &[])
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Answer {
+        let length = u32::try_from(data.len()).expect("short");
+        self.call(RequestKind::Write, CommandFlags::NONE, (offset, length), data)
+    }
+
+    pub fn flush(&mut self) -> Answer {
+        self.call(RequestKind::Flush, CommandFlags::NONE, (0, 0), &[])
+    }
+
+    /// Whether the server has closed the connection.
+    fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    SmallRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+#[test]
+fn queued_requests_read_back_what_was_written_and_survive_a_restart() {
+    let (world, running) = World::create(512 * MIB);
+    let mut client = running.connect();
+    assert_eq!(client.size_bytes, VOLUME_BYTES);
+    let seed = SmallRng::from_os_rng().random();
+    println!("seed {seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut model = vec![0_u8; 16 << 20];
+    // Rounds of 32 requests each, none of which overlaps another of its round: each has its own part of the model.
+    for round in 0..60 {
+        let mut expected = BTreeMap::new();
+        for slot in 0..32 {
+            let part = slot * (512 << 10);
+            let start = part + random.random_range(0..256) * 1024;
+            let len = if round % 2 == 0 { 4096 } else { random.random_range(1..200_000) };
+            let (from, range) = (u64::try_from(start).expect("small"), start..start + len);
+            let length = u32::try_from(len).expect("small");
+            let cookie = match random.random_range(0..5) {
+                0 | 1 => {
+                    model[range.clone()].copy_from_slice(&pattern(random.random(), len));
+                    let flags = [CommandFlags::NONE, CommandFlags::FUA][random.random_range(0..2)];
+                    let cookie = client.send(RequestKind::Write, flags, (from, length), &model[range]);
+                    expected.insert(cookie, Vec::new());
+                    continue;
+                }
+                2 => {
+                    model[range].fill(0);
+                    let flags = [CommandFlags::NONE, CommandFlags::NO_HOLE][random.random_range(0..2)];
+                    client.send(RequestKind::WriteZeroes, flags, (from, length), &[])
+                }
+                _ => {
+                    let cookie = client.send(RequestKind::Read, CommandFlags::DF, (from, length), &[]);
+                    expected.insert(cookie, model[range].to_vec());
+                    continue;
+                }
+            };
+            expected.insert(cookie, Vec::new());
+        }
+        while !expected.is_empty() {
+            let (cookie, answer) = client.receive();
+            let expected = expected.remove(&cookie).expect("each request is answered once");
+            assert!(answer.expect("success") == expected, "round {round} cookie {cookie}");
+        }
+    }
+    client.flush().expect("a flush");
+    let mut second = running.connect();
+    assert!(second.read(0, 16 << 20).expect("a read") == model, "the other connection reads the same");
+    drop((client, second));
+    running.end();
+    let again = world.open();
+    let mut client = again.connect();
+    assert!(client.read(0, 16 << 20).expect("a read") == model, "the next server reads the same");
+    drop(client);
+    again.end();
+}
+
+#[test]
+fn trim_of_whole_blocks_reads_zeros_and_fast_zero_of_provisioned_space_is_refused() {
+    let (_world, running) = World::create(128 * MIB);
+    let mut client = running.connect();
+    let data = pattern(1, 64 << 10);
+    client.write(0, &data).expect("a write");
+    client.call(RequestKind::Trim, CommandFlags::FUA, (4096, 8192), &[]).expect("a trim");
+    let mut expected = data.clone();
+    expected[4096..12288].fill(0);
+    assert!(client.read(0, 64 << 10).expect("a read") == expected);
+    let flags = CommandFlags::NO_HOLE.with(CommandFlags::FAST_ZERO);
+    let refused = client.call(RequestKind::WriteZeroes, flags, (0, 4096), &[]);
+    assert_eq!(refused, Err(WireError::NotSupported));
+    client.call(RequestKind::WriteZeroes, CommandFlags::FAST_ZERO, (0, 4096), &[]).expect("fast");
+    assert!(client.read(0, 4096).expect("a read").iter().all(|byte| *byte == 0));
+    running.end();
+}
+
+#[test]
+fn bad_requests_get_the_error_of_the_protocol_and_keep_the_connection() {
+    let (_world, running) = World::create(128 * MIB);
+    for has_structured_replies in [false, true] {
+        let mut client = Client::connect(&running.socket, "vol1", has_structured_replies);
+        let none = CommandFlags::NONE;
+        let end = VOLUME_BYTES;
+        assert_eq!(client.read(end, 1), Err(WireError::Invalid));
+        assert_eq!(client.read(u64::MAX, u32::MAX), Err(WireError::Invalid));
+        assert_eq!(client.write(end - 1, &[1, 2]), Err(WireError::NoSpace));
+        assert_eq!(client.call(RequestKind::Trim, none, (end, 4096), &[]), Err(WireError::Invalid));
+        assert_eq!(client.call(RequestKind::Unknown(77), none, (0, 0), &[]), Err(WireError::Invalid));
+        assert_eq!(client.call(RequestKind::Flush, none, (1, 0), &[]), Err(WireError::Invalid));
+        let oversize = limits::REQUEST_BYTES_MAX + 1;
+        assert_eq!(client.read(0, oversize), Err(WireError::Invalid));
+        let payload = vec![1; usize::try_from(oversize).expect("64 bits")];
+        assert_eq!(client.write(0, &payload), Err(WireError::Invalid));
+        assert_eq!(client.read(0, 0), Ok(Vec::new()));
+        assert_eq!(client.write(0, &[]), Ok(Vec::new()));
+        let largest = limits::REQUEST_BYTES_MAX;
+        assert_eq!(client.read(0, largest).map(|data| data.len()), Ok(32 << 20));
+        client.write(0, &pattern(3, 32 << 20)).expect("the largest write");
+        assert!(client.read(0, largest).expect("a read") == pattern(3, 32 << 20));
+        client.call(RequestKind::Trim, none, (0, largest), &[]).expect("a trim");
+        // A payload that is too long to be skipped ends the connection.
+        client.send(RequestKind::Write, none, (0, u32::MAX), &[]);
+        assert!(client.is_closed());
+    }
+    let mut client = running.connect();
+    client.stream.write_all(&[0; 28]).expect("the server reads");
+    assert!(client.is_closed(), "a connection that is out of step ends");
+    assert!(Client::try_connect(&running.socket, "nope", true).expect("an answer").is_none());
+    running.connect().flush().expect("the server goes on");
+    running.end();
+}
+
+#[test]
+fn disconnect_answers_everything_before() {
+    let (_world, running) = World::create(128 * MIB);
+    let mut client = running.connect();
+    let none = CommandFlags::NONE;
+    for index in 0..100 {
+        client.send(RequestKind::Write, none, (index * 4096, 4096), &pattern(index, 4096));
+    }
+    client.send(RequestKind::Disconnect, none, (0, 0), &[]);
+    let mut answered: Vec<u64> = (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
+    answered.sort_unstable();
+    assert_eq!(answered, (1..=100).collect::<Vec<_>>());
+    assert!(client.is_closed());
+    running.end();
+}
+
+#[test]
+fn more_requests_than_may_be_under_way_are_all_answered() {
+    let (_world, running) = World::create(256 * MIB);
+    let mut client = running.connect();
+    let count = u64::try_from(limits::REQUESTS_MAX).expect("small") * 8;
+    let mut writer = client.stream.try_clone().expect("a second handle");
+    let sender = std::thread::spawn(move || {
+        for cookie in 1..=count {
+            let (kind, flags) = (RequestKind::Write, CommandFlags::NONE);
+            let request = Request { flags, kind, cookie, offset: cookie * 65536, length: 65536 };
+            writer.write_all(&request.encode()).expect("the server reads");
+            writer.write_all(&pattern(cookie, 65536)).expect("the server reads");
+        }
+    });
+    let mut left: std::collections::BTreeSet<u64> = (1..=count).collect();
+    while !left.is_empty() {
+        let (cookie, answer) = client.receive();
+        answer.expect("a write");
+        assert!(left.remove(&cookie));
+    }
+    sender.join().expect("the sender ends");
+    for cookie in 1..=count {
+        assert!(client.read(cookie * 65536, 65536).expect("a read") == pattern(cookie, 65536));
+    }
+    running.end();
+}
+
+#[test]
+fn clients_that_leave_at_any_byte_disturb_nobody() {
+    let (_world, running) = World::create(128 * MIB);
+    // Flags, then GO for "vol1", then a write and half of another.
+    let mut bytes = 3_u32.to_be_bytes().to_vec();
+    bytes.extend(b"IHAVEOPT");
+    bytes.extend(7_u32.to_be_bytes());
+    bytes.extend(10_u32.to_be_bytes());
+    bytes.extend(4_u32.to_be_bytes());
+    bytes.extend(b"vol1");
+    bytes.extend([0, 0]);
+    let handshake_len = bytes.len();
+    let (kind, flags) = (RequestKind::Write, CommandFlags::NONE);
+    let small = Request { flags, kind, cookie: 1, offset: 0, length: 4096 };
+    bytes.extend(small.encode());
+    bytes.extend([1; 4096]);
+    let large = Request { flags, kind, cookie: 2, offset: MIB, length: 1 << 20 };
+    bytes.extend(large.encode());
+    bytes.extend([2; 100_000]);
+    let mut cuts: Vec<usize> = (0..=handshake_len + 40).collect();
+    cuts.extend([handshake_len + 28 + 4095, handshake_len + 28 + 4096, handshake_len + 28 + 4096 + 27]);
+    cuts.extend([handshake_len + 28 + 4096 + 28, bytes.len() - 60_000, bytes.len()]);
+    for (index, cut) in cuts.into_iter().enumerate() {
+        let mut stream = UnixStream::connect(&running.socket).expect("the server accepts");
+        stream.write_all(&bytes[..cut]).expect("the server reads");
+        if index % 2 == 0 {
+            stream.shutdown(Shutdown::Write).expect("a live socket");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+            stream.read_to_end(&mut Vec::new()).expect("the server closes");
+        }
+    }
+    let mut client = running.connect();
+    assert!(client.read(MIB, 4096).expect("a read").iter().all(|byte| *byte == 0), "half a write changes nothing");
+    await_connections(&running, 1);
+    running.end();
+}
+
+/// Waits until a volume has so many connections.
+fn await_connections(running: &Running, count: u32) {
+    let begun = Instant::now();
+    while running.server.exports()[0].connections != count {
+        assert!(begun.elapsed() < PATIENCE, "connections stay");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_and_the_others_live() {
+    let (_world, running) = World::create(128 * MIB);
+    let mut client = running.connect();
+    let held: Vec<UnixStream> = (1..limits::CONNECTIONS_MAX)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&running.socket).expect("the server accepts");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+            // The greeting says that it is served.
+            stream.read_exact(&mut [0; 18]).expect("a greeting");
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        let mut stream = UnixStream::connect(&running.socket).expect("the kernel accepts");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+        assert_eq!(stream.read(&mut [0; 18]).expect("an end"), 0, "it is closed at once");
+    }
+    client.write(0, &[1; 4096]).expect("a write");
+    drop(held);
+    let begun = Instant::now();
+    while !matches!(Client::try_connect(&running.socket, "vol1", false), Ok(Some(_))) {
+        assert!(begun.elapsed() < PATIENCE, "places come back");
+    }
+    running.end();
+}
+
+#[test]
+fn a_client_that_never_chooses_is_closed_in_time() {
+    let (_world, running) = World::create(128 * MIB);
+    let begun = Instant::now();
+    let mut stream = UnixStream::connect(&running.socket).expect("the server accepts");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+    stream.read_to_end(&mut Vec::new()).expect("the server closes");
+    let (elapsed, bound) = (begun.elapsed(), limits::HANDSHAKE_TIME_MAX);
+    assert!(elapsed >= bound && elapsed < bound + Duration::from_secs(3), "{elapsed:?}");
+    running.end();
+}
+
+#[test]
+fn shutdown_ends_clients_in_every_state() {
+    let (world, running) = World::create(128 * MIB);
+    let silent = UnixStream::connect(&running.socket).expect("the server accepts");
+    let idle = running.connect();
+    let mut half = running.connect();
+    half.send(RequestKind::Write, CommandFlags::NONE, (0, 1 << 20), &[1; 1000]);
+    let mut busy = running.connect();
+    busy.write(8192, &pattern(9, 4096)).expect("a write");
+    let mut deaf = running.connect();
+    for _ in 0..64 {
+        deaf.send(RequestKind::Read, CommandFlags::NONE, (0, 1 << 20), &[]);
+    }
+    let begun = Instant::now();
+    running.end();
+    assert!(begun.elapsed() < limits::SHUTDOWN_TIME_MAX + Duration::from_secs(3));
+    drop((silent, idle, half, busy, deaf));
+    let again = world.open();
+    let mut client = again.connect();
+    assert!(client.read(8192, 4096).expect("a read") == pattern(9, 4096));
+    again.end();
+}
+
+#[test]
+fn resize_refuses_to_shrink_what_is_in_use_and_discards_the_end() {
+    let (_world, running) = World::create(128 * MIB);
+    let mut client = running.connect();
+    client.write(8 * MIB, &[5; 8192]).expect("a write");
+    let refused = running.server.resize("vol1", 8 * MIB + 4096).expect_err("it is in use");
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    running.server.resize("vol1", 2 * VOLUME_BYTES).expect("growing is always possible");
+    client.send(RequestKind::Disconnect, CommandFlags::NONE, (0, 0), &[]);
+    assert!(client.is_closed());
+    await_connections(&running, 0);
+    running.server.resize("vol1", 8 * MIB + 4096).expect("it is not in use");
+    running.server.resize("vol1", VOLUME_BYTES).expect("growing is always possible");
+    let mut client = running.connect();
+    let mut expected = vec![5; 4096];
+    expected.resize(8192, 0);
+    assert!(client.read(8 * MIB, 8192).expect("a read") == expected);
+    running.end();
+}
+
+#[test]
+fn addresses_in_use_are_named_and_stale_sockets_replaced() {
+    let (world, running) = World::create(128 * MIB);
+    let unix = ListenAddress::Unix(running.socket.clone());
+    let busy = running.server.listen(&unix).expect_err("it is in use");
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    assert!(busy.message().contains(&unix.to_string()), "{busy}");
+    let any = ListenAddress::Tcp("127.0.0.1:0".parse().expect("an address"));
+    let tcp = running.server.listen(&any).expect("a free port");
+    assert_ne!(tcp, any);
+    assert_eq!(running.server.listen(&tcp).expect_err("it is in use").kind(), ErrorKind::Busy);
+    let stale = world.directory.path().join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).expect("a socket"));
+    running.server.listen(&ListenAddress::Unix(stale.clone())).expect("a stale socket is replaced");
+    Client::connect(&stale, "", false).flush().expect("the default export");
+    let file = world.directory.path().join("file");
+    std::fs::write(&file, "precious").expect("a file");
+    running.server.listen(&ListenAddress::Unix(file.clone())).expect_err("a file is no socket");
+    assert_eq!(std::fs::read(&file).expect("it is there"), b"precious");
+    running.end();
+}
+
+#[test]
+fn hidden_volumes_are_not_served() {
+    let (_world, running) = World::create(128 * MIB);
+    running.server.volumes().create("vol2", MIB, 512, 0).expect("a volume");
+    assert!(Client::try_connect(&running.socket, "", true).expect("an answer").is_none(), "two volumes: no default");
+    running.server.set_exported("vol1", false).expect("it exists");
+    assert!(Client::try_connect(&running.socket, "vol1", true).expect("an answer").is_none());
+    assert_eq!(Client::connect(&running.socket, "", true).size_bytes, MIB);
+    running.server.set_exported("vol1", true).expect("it exists");
+    running.connect().flush().expect("it is back");
+    running.end();
+}
+
+/// Runs a program of the system; `None` with a printed reason if it is missing.
+fn run_program(program: &str, arguments: &[&str]) -> Option<Output> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            assert!(std::env::var_os("ROK_REQUIRE_ALL").is_none_or(|value| value != "1"), "{program} is missing");
+            println!("SKIP: {program} is not installed");
+            None
+        }
+        Err(error) => panic!("{program}: {error}"),
+    }
+}
+
+fn check_program(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = run_program(program, arguments)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {arguments:?}: {text} {}", String::from_utf8_lossy(&output.stderr));
+    Some(text)
+}
+
+#[test]
+fn real_clients_are_served() {
+    let (world, running) = World::create(512 * MIB);
+    let uri = format!("nbd+unix:///vol1?socket={}", running.socket.display());
+    if let Some(text) = check_program("nbdinfo", &[&uri]) {
+        assert!(text.contains("can_multi_conn: true"), "{text}");
+        assert!(text.contains("block_size_preferred: 4096"), "{text}");
+    }
+    let image = world.directory.path().join("image");
+    let copy = world.directory.path().join("copy");
+    let mut content = pattern(11, 64 << 20);
+    content[10 << 20..40 << 20].fill(0);
+    content.resize(256 << 20, 0);
+    std::fs::write(&image, &content).expect("space for an image");
+    let (image, copy) = (image.to_string_lossy().into_owned(), copy.to_string_lossy().into_owned());
+    if check_program("nbdcopy", &[&image, &uri]).is_some() {
+        check_program("nbdcopy", &[&uri, &copy]);
+        assert!(std::fs::read(&copy).expect("the copy") == content, "nbdcopy in and out");
+    }
+    if let Some(text) = check_program("qemu-img", &["info", &uri]) {
+        assert!(text.contains("256 MiB"), "{text}");
+    }
+    let script = ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
+    let checks = ["-c", "read -P 7 1M 1M", "-c", "read -P 0 2M 64k", "-c", "read -P 7 2112k 960k", &uri];
+    if let Some(text) = check_program("qemu-io", &[&script[..], &checks[..]].concat()) {
+        assert!(!text.contains("failed"), "{text}");
+    }
+    let fio_uri = format!("--uri={uri}");
+    let job = ["--name=verify", "--ioengine=nbd", &fio_uri, "--rw=randwrite", "--bsrange=4k-64k", "--size=64M"];
+    let options = ["--iodepth=32", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--fsync=256"];
+    check_program("fio", &[&job[..], &options[..]].concat());
+    running.end();
+}
