@@ -8,6 +8,8 @@ pub mod catalog;
 pub mod codec;
 pub mod device_header;
 pub mod entry;
+#[cfg(test)]
+mod golden;
 pub mod key;
 pub mod leaf;
 pub mod owner;

@@ -1,0 +1,389 @@
+//! Golden images: what every encoder gives for fixed values, keys and salts, kept in `tests/golden`.
+//!
+//! A difference means that pools on disk are not read any more. The same images are the examples of `FORMAT.md`.
+//! `ROK_UPDATE_GOLDEN=1` writes images and examples anew, after the specification was changed.
+
+use crate::crypto::slot::{unwrap_with_key_file, wrap_with_key_file};
+use crate::crypto::{BlockCipher, DomainKey, MasterKey, Purpose, SealKind, SessionKeys, Suite, domain_place};
+use crate::format::bitmap::{self, STRETCH_WORDS};
+use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, TreeRecord, TreeState, VolumeRecord};
+use crate::format::device_header::DeviceHeader;
+use crate::format::entry::Entry;
+use crate::format::leaf::{Leaf, LeafChange, frames, push_frame};
+use crate::format::owner::{self, OwnerRun};
+use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
+use crate::format::session::Session;
+use crate::format::superblock::{self, DeviceRecord, KeySlotRecord, Superblock};
+use crate::format::{FormatError, key};
+use crate::units::{
+    Address, AddressRun, BLOCK_SIZE, BlockIndex, ChainSequence, CheckpointId, DeviceIndex, DomainId, Epoch,
+    KeyGeneration, LaneIndex, LeafIndex, Sequence, SessionId, TreeId,
+};
+use std::fmt::Write;
+use std::path::PathBuf;
+use uuid::Uuid;
+
+const POOL: Uuid = Uuid::from_u128(0x1000_0000_0000_4000_8000_0000_0000_0001);
+const DEVICE: Uuid = Uuid::from_u128(0x2000_0000_0000_4000_8000_0000_0000_0002);
+const VOLUME: Uuid = Uuid::from_u128(0x3000_0000_0000_4000_8000_0000_0000_0003);
+const MASTER: [u8; 32] = [0x11; 32];
+const KEY_FILE: [u8; 32] = [0x22; 32];
+const SALT: [u8; 32] = [0x33; 32];
+/// What stands for randomness: each call fills with the next value.
+const FIRST_RANDOM: u8 = 0x40;
+const SESSION: SessionId = SessionId::new(5);
+const LANE: LaneIndex = LaneIndex::new(1);
+const CHAIN: ChainSequence = ChainSequence::new(9);
+/// Bytes of a row of an image.
+const ROW_BYTES: usize = 16;
+
+/// Every image, by the name of its file.
+fn images() -> Vec<(&'static str, Vec<u8>)> {
+    let keys = session_keys(Suite::XtsGmac);
+    let leaf_key = key::leaf(TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
+    vec![
+        ("superblock", superblock().encode(&master().static_mac(Purpose::Superblock)).1),
+        ("device-header", device_header().encode(&master().static_mac(Purpose::DeviceHeader)).1),
+        ("session", session().encode(&master().static_mac(Purpose::Session))),
+        ("volume", volume().encode()),
+        ("tree", tree().encode()),
+        ("domain", domain().encode()),
+        ("checkpoint", checkpoint().encode()),
+        ("entry", entry_fields(entry(2000, 50))),
+        ("leaf", leaf().encode()),
+        ("leaf-change", leaf_change().encode()),
+        ("leaf-value", leaf_value(&keys)),
+        ("owners", owner::encode(&owners())),
+        ("bitmap", bitmap::encode(&bits())),
+        ("sealed-value", keys.seal(SealKind::Tree, &key::tree(TreeId::new(7)), b"body")),
+        ("sealed-value-plain", plain_sealed()),
+        ("record", record_bytes(Suite::XtsGmac)),
+        ("record-plain", record_bytes(Suite::Plain)),
+        ("block", block_start()),
+        ("key-volume", key::volume(VOLUME)),
+        ("key-tree", key::tree(TreeId::new(7))),
+        ("key-domain", key::domain(DomainId::new(0))),
+        ("key-checkpoint", key::CHECKPOINT.to_vec()),
+        ("key-session", key::session(SESSION)),
+        ("key-leaf", leaf_key),
+        ("key-epoch-leaf", key::epoch_leaf(TreeId::new(7), Epoch::new(2), LeafIndex::new(3))),
+        ("key-stretch", key::stretch(DeviceIndex::new(0), 2)),
+        ("key-owner-group", key::owner_group(address(2000))),
+    ]
+}
+
+fn master() -> MasterKey {
+    MasterKey::from_bytes(MASTER)
+}
+
+fn session_keys(suite: Suite) -> SessionKeys {
+    master().session_keys(suite, SESSION, &SALT)
+}
+
+fn counting() -> impl FnMut(&mut [u8]) {
+    let mut next = FIRST_RANDOM;
+    move |bytes| {
+        bytes.fill(next);
+        next += 1;
+    }
+}
+
+fn address(block: u64) -> Address {
+    Address::new(DeviceIndex::new(0), block)
+}
+
+fn entry(block: u64, sequence: u64) -> Entry {
+    Entry::new(address(block), KeyGeneration::new(1), Sequence::new(sequence), 0xaaaa_0000 + sequence)
+}
+
+fn superblock() -> Superblock {
+    let slot = wrap_with_key_file(&master(), &KEY_FILE, &POOL, 0, &mut counting());
+    let (kind, salt, wrapped, parameters) = (slot.kind.code(), slot.salt, slot.wrapped, slot.parameters);
+    let device = DeviceRecord { id: DEVICE, block_count: 262_144, name: "data-0".to_owned() };
+    let slots = vec![KeySlotRecord { index: 0, kind, salt, wrapped, parameters }];
+    Superblock { pool: POOL, generation: 6, suite: Suite::XtsGmac, devices: vec![device], slots }
+}
+
+fn device_header() -> DeviceHeader {
+    DeviceHeader {
+        pool: POOL,
+        device: DEVICE,
+        index: DeviceIndex::new(0),
+        block_count: 262_144,
+        session: SESSION,
+        checkpoint: CheckpointId::new(12),
+        generation: 14,
+    }
+}
+
+fn session() -> Session {
+    Session { id: SESSION, first_sequence: Sequence::new(1000), salt: SALT }
+}
+
+fn volume() -> VolumeRecord {
+    VolumeRecord {
+        id: VOLUME,
+        name: "vol1".to_owned(),
+        size_bytes: 1 << 30,
+        sector_size: 512,
+        tree: TreeId::new(7),
+        created_at: 1_700_000_000,
+    }
+}
+
+fn tree() -> TreeRecord {
+    TreeRecord {
+        id: TreeId::new(7),
+        epoch: Epoch::new(2),
+        parent: Some((TreeId::new(4), Epoch::new(1))),
+        domain: DomainId::new(0),
+        state: TreeState::Deleting(LeafIndex::new(3)),
+        mapped_block_count: 300,
+    }
+}
+
+fn domain() -> DomainRecord {
+    let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
+    let wrapped = DomainKey::generate(&mut counting()).wrap(&master(), &place, &mut counting());
+    DomainRecord { id: DomainId::new(0), keys: vec![(KeyGeneration::new(1), wrapped)] }
+}
+
+fn checkpoint() -> CheckpointRecord {
+    CheckpointRecord {
+        id: CheckpointId::new(12),
+        next_tree: TreeId::new(8),
+        next_sequence: Sequence::new(1234),
+        chains: vec![ChainStart { session: SESSION, lane: LANE, chain: CHAIN, address: address(4000) }],
+    }
+}
+
+fn entry_fields(entry: Entry) -> Vec<u8> {
+    [entry.place(), entry.sequence().get(), entry.mac()].iter().flat_map(|field| field.to_le_bytes()).collect()
+}
+
+fn leaf() -> Leaf {
+    let mut leaf = Leaf::default();
+    for step in 0..3 {
+        leaf.set(16 + step, Some(entry(2000 + u64::from(step), 50 + u64::from(step))));
+    }
+    leaf.set(255, Some(entry(3000, 40)));
+    leaf
+}
+
+fn leaf_change() -> LeafChange {
+    let mut change = LeafChange::default();
+    change.removed.insert(17);
+    change.entries.set(0, Some(entry(2500, 60)));
+    change
+}
+
+fn leaf_value(keys: &SessionKeys) -> Vec<u8> {
+    let leaf_key = key::leaf(TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
+    let base = keys.seal(SealKind::Leaf, &leaf_key, &leaf().encode());
+    let associated = [&leaf_key[..], &base[..16], &[0]].concat();
+    let mut value = Vec::new();
+    push_frame(&mut value, &base);
+    push_frame(&mut value, &keys.seal(SealKind::LeafChange, &associated, &leaf_change().encode()));
+    value
+}
+
+fn owners() -> Vec<OwnerRun> {
+    let (tree, epoch) = (TreeId::new(7), Epoch::new(2));
+    vec![OwnerRun { offset: 0xd0, count: 3, tree, epoch, block: BlockIndex::new(784) }]
+}
+
+fn bits() -> bitmap::StretchBits {
+    let mut bits = [0; STRETCH_WORDS];
+    for block in [0, 9, 2000, 2001, 2002, 4095] {
+        bitmap::replace(&mut bits, block, true);
+    }
+    bits
+}
+
+fn plain_sealed() -> Vec<u8> {
+    session_keys(Suite::Plain).seal(SealKind::Tree, &key::tree(TreeId::new(7)), b"body")
+}
+
+fn record_place() -> RecordPlace {
+    RecordPlace { pool: POOL, session: SESSION, lane: LANE, chain: CHAIN, address: address(4000) }
+}
+
+fn record() -> Record {
+    let (tree, epoch, generation) = (TreeId::new(7), Epoch::new(2), KeyGeneration::new(1));
+    let run =
+        WriteRun { tree, epoch, block: BlockIndex::new(784), count: 2, generation, sequence: Sequence::new(1234) };
+    let removal = Removal { tree, epoch, block: BlockIndex::new(800), count: 8, sequence: Sequence::new(1236) };
+    Record {
+        next: address(4003),
+        marks: vec![ChainSequence::new(4), ChainSequence::new(7)],
+        runs: vec![run],
+        macs: vec![0x0102_0304_0506_0708, 0x1112_1314_1516_1718],
+        segments: vec![AddressRun { start: address(4001), count: 2 }],
+        removals: vec![removal],
+    }
+}
+
+fn record_bytes(suite: Suite) -> Vec<u8> {
+    let mut bytes = vec![0; BLOCK_SIZE];
+    record().encode(&record_place(), &session_keys(suite), &mut bytes);
+    bytes
+}
+
+/// Mac and first bytes of a block of zeros.
+fn block_start() -> Vec<u8> {
+    let generation = KeyGeneration::new(1);
+    let key = DomainKey::generate(&mut counting()).block_key(Suite::XtsGmac, generation, SESSION, &SALT);
+    let mut target = vec![0; BLOCK_SIZE];
+    let mac = BlockCipher::new(Suite::XtsGmac, &key).encrypt(Sequence::new(1234), &vec![0; BLOCK_SIZE], &mut target);
+    [&mac.to_le_bytes(), &target[..24]].concat()
+}
+
+/// Rows of an offset and 16 bytes; rows of zeros are left out, and the last line is the length.
+fn to_text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (index, row) in bytes.chunks(ROW_BYTES).enumerate() {
+        if row.iter().any(|byte| *byte != 0) {
+            let row: Vec<String> = row.iter().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(text, "{:04x}  {}", index * ROW_BYTES, row.join(" ")).expect("a string takes it");
+        }
+    }
+    writeln!(text, "{:04x}", bytes.len()).expect("a string takes it");
+    text
+}
+
+fn from_text(text: &str) -> Vec<u8> {
+    let number = |digits: &str| usize::from_str_radix(digits, 16).expect("hexadecimal digits");
+    let mut bytes = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.split_whitespace();
+        bytes.resize(number(fields.next().expect("an offset")), 0);
+        bytes.extend(fields.map(|byte| u8::try_from(number(byte)).expect("a byte")));
+    }
+    bytes
+}
+
+fn repository_path(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn golden_path(name: &str) -> PathBuf {
+    repository_path(&format!("tests/golden/{name}.hex"))
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    from_text(&std::fs::read_to_string(golden_path(name)).expect("every image has its file"))
+}
+
+/// Where the example of this name is in `FORMAT.md`, without its fences.
+fn example_range(document: &str, name: &str) -> std::ops::Range<usize> {
+    let fence = format!("```hex {name}\n");
+    assert_eq!(document.matches(&fence).count(), 1, "FORMAT.md has one example of {name}");
+    let start = document.find(&fence).expect("counted above") + fence.len();
+    let end = start + document[start..].find("```").expect("the example is closed");
+    start..end
+}
+
+fn update_when_asked() {
+    if std::env::var_os("ROK_UPDATE_GOLDEN").is_none() {
+        return;
+    }
+    let path = repository_path("src/format/FORMAT.md");
+    let mut document = std::fs::read_to_string(&path).expect("readable");
+    for (name, bytes) in images() {
+        std::fs::write(golden_path(name), to_text(&bytes)).expect("writable");
+        let range = example_range(&document, name);
+        document.replace_range(range, &to_text(&bytes));
+    }
+    std::fs::write(path, document).expect("writable");
+}
+
+#[test]
+fn encoders_give_the_golden_images_which_are_the_examples_of_the_specification() {
+    update_when_asked();
+    let document = std::fs::read_to_string(repository_path("src/format/FORMAT.md")).expect("readable");
+    for (name, bytes) in images() {
+        let stored = std::fs::read_to_string(golden_path(name)).expect("every image has its file");
+        assert_eq!(to_text(&bytes), stored, "{name} differs from its golden image");
+        assert_eq!(&document[example_range(&document, name)], stored, "{name} differs from its example in FORMAT.md");
+    }
+    assert_eq!(document.matches("```hex ").count(), images().len(), "an example has no golden image");
+}
+
+#[test]
+fn every_golden_file_has_an_encoder() {
+    let names: Vec<_> = images().into_iter().map(|(name, _)| golden_path(name)).collect();
+    for entry in std::fs::read_dir(repository_path("tests/golden")).expect("there") {
+        let path = entry.expect("readable").path();
+        assert!(names.contains(&path), "{} is no image", path.display());
+    }
+}
+
+#[test]
+fn text_of_an_image_is_its_bytes() {
+    for bytes in [&b""[..], &[0; 40], &[1; 16], &[&[0; 32][..], &[7; 5], &[0; 20]].concat()] {
+        assert_eq!(from_text(&to_text(bytes)), bytes);
+    }
+}
+
+#[test]
+fn golden_superblock_header_and_session_decode_and_verify() {
+    let mac = master().static_mac(Purpose::Superblock);
+    let bytes = golden("superblock");
+    let decoded = Superblock::decode(&bytes);
+    assert_eq!(decoded, Ok(superblock()));
+    assert!(superblock::verify(&bytes, &mac));
+    let record = &superblock().slots[0];
+    let slot = crate::crypto::slot::KeySlot {
+        kind: crate::crypto::slot::SlotKind::KeyFile,
+        label: String::new(),
+        salt: record.salt,
+        parameters: record.parameters,
+        wrapped: record.wrapped,
+    };
+    let opened = unwrap_with_key_file(&slot, &KEY_FILE, &POOL, 0).expect("the key file opens it");
+    assert_eq!(opened.expose(), &MASTER);
+
+    let header = DeviceHeader::decode(&golden("device-header"), &master().static_mac(Purpose::DeviceHeader));
+    assert_eq!(header, Ok(device_header()));
+    assert_eq!(Session::decode(&golden("session"), &master().static_mac(Purpose::Session)), Ok(session()));
+}
+
+#[test]
+fn golden_catalog_decodes() {
+    assert_eq!(VolumeRecord::decode(&golden("volume")), Ok(volume()));
+    assert_eq!(TreeRecord::decode(&golden("tree")), Ok(tree()));
+    assert_eq!(CheckpointRecord::decode(&golden("checkpoint")), Ok(checkpoint()));
+    let domain = DomainRecord::decode(&golden("domain")).expect("our own");
+    let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
+    assert!(DomainKey::unwrap(&master(), &place, &domain.keys[0].1).is_some());
+}
+
+#[test]
+fn golden_map_decodes() {
+    assert_eq!(Leaf::decode(&golden("leaf")), Ok(leaf()));
+    assert_eq!(LeafChange::decode(&golden("leaf-change")), Ok(leaf_change()));
+    assert_eq!(owner::decode(&golden("owners")), Ok(owners()));
+    assert_eq!(bitmap::decode(&golden("bitmap")), Ok(bits()));
+
+    let (keys, leaf_key, value) = (session_keys(Suite::XtsGmac), golden("key-leaf"), golden("leaf-value"));
+    let found = frames(&value).expect("two frames");
+    assert_eq!(keys.open(SealKind::Leaf, &leaf_key, found[0]), Ok(leaf().encode()));
+    let associated = [&leaf_key[..], &found[0][..16], &[0]].concat();
+    assert_eq!(keys.open(SealKind::LeafChange, &associated, found[1]), Ok(leaf_change().encode()));
+}
+
+#[test]
+fn golden_seals_open_and_golden_keys_parse() {
+    let place = golden("key-tree");
+    let open = |suite, name| session_keys(suite).open(SealKind::Tree, &place, &golden(name));
+    assert_eq!(open(Suite::XtsGmac, "sealed-value"), Ok(b"body".to_vec()));
+    assert_eq!(open(Suite::Plain, "sealed-value-plain"), Ok(b"body".to_vec()));
+    for (suite, name) in [(Suite::XtsGmac, "record"), (Suite::Plain, "record-plain")] {
+        assert_eq!(Record::decode(&golden(name), &record_place(), &session_keys(suite)), Ok(record()));
+        let elsewhere = RecordPlace { address: address(4001), ..record_place() };
+        assert_eq!(Record::decode(&golden(name), &elsewhere, &session_keys(suite)), Err(FormatError::Checksum));
+    }
+    let leaf = (TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
+    assert_eq!(key::parse_leaf(&golden("key-leaf")), Ok(leaf));
+    assert_eq!(key::parse_stretch(&golden("key-stretch")), Ok((DeviceIndex::new(0), 2)));
+}
