@@ -89,12 +89,7 @@ impl KeyRing {
     #[must_use]
     pub fn session_of(&self, sequence: Sequence) -> Option<SessionId> {
         // Sessions are few and their first sequences ascend; the newest owns nearly all lookups.
-        self.sessions
-            .read()
-            .iter()
-            .rev()
-            .find(|(_, session)| session.first_sequence <= sequence)
-            .map(|(id, _)| *id)
+        self.sessions.read().iter().rev().find(|(_, session)| session.first_sequence <= sequence).map(|(id, _)| *id)
     }
 
     /// The key of the blocks that a session wrote in a domain.

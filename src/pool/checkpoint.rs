@@ -224,7 +224,8 @@ impl Checkpoint {
             replaced.push((work.tree, work.leaf, Arc::new(applied.leaf)));
         }
         let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
-        let records: Vec<TreeRecord> = deltas.iter().filter_map(|(tree, delta)| catalog.with_mapped(*tree, *delta)).collect();
+        let records: Vec<TreeRecord> =
+            deltas.iter().filter_map(|(tree, delta)| catalog.with_mapped(*tree, *delta)).collect();
         batch.extend(records.iter().map(|record| at.put_tree(record)));
         self.pool.commit_with_bits(batch, &bits, "Storing leaves")?;
         catalog.count_mapped(records);
@@ -245,7 +246,12 @@ impl Checkpoint {
 
     /// Applies the changes of a leaf and appends what stores it; `None` if the tree is gone or going. The flag
     /// says that nothing is to be stored.
-    fn apply(&self, work: &LeafWork, catalog: &Catalog, batch: &mut Vec<MetaOp>) -> Result<Option<(AppliedLeaf, bool)>> {
+    fn apply(
+        &self,
+        work: &LeafWork,
+        catalog: &Catalog,
+        batch: &mut Vec<MetaOp>,
+    ) -> Result<Option<(AppliedLeaf, bool)>> {
         let tree = catalog.tree(work.tree).copied();
         let Some(tree) = tree.filter(|tree| tree.state == TreeState::Living) else { return Ok(None) };
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
@@ -320,7 +326,8 @@ impl Checkpoint {
             let end = Address::new(first.device(), (group + 1) << key::OWNER_GROUP_SHIFT);
             let later = self.owners.split_off(&end);
             let new = std::mem::replace(&mut self.owners, later);
-            let old = self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
+            let old =
+                self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
             let body = owner::encode(&merge_owners(self.read_owners(&group_key, old.as_deref()), &new));
             let value = self.pool.keys.seal(SealKind::Owners, &group_key, &body);
             batch.push(MetaOp::Put(Table::Owners, group_key, value));
@@ -366,8 +373,7 @@ impl Checkpoint {
         for device in &pool.devices {
             device.write_header(pool.id, pool.session, self.id, &mac).map_err(|error| {
                 let name = device.device.name();
-                Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}"))
-                    .with_source(error)
+                Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}")).with_source(error)
             })?;
         }
         Ok(Phase::Release)
@@ -430,7 +436,8 @@ impl Pool {
     fn commit_with_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
         let mut stored = self.stored.lock();
         let mut touched: BTreeSet<(DeviceIndex, u64)> = BTreeSet::new();
-        let changes = bits.clear.iter().map(|address| (*address, false)).chain(bits.set.iter().map(|address| (*address, true)));
+        let changes =
+            bits.clear.iter().map(|address| (*address, false)).chain(bits.set.iter().map(|address| (*address, true)));
         for (address, value) in changes.clone() {
             stored.replace_bit(address, value);
             touched.insert((address.device(), address.block() / STRETCH_BLOCKS));

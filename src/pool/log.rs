@@ -14,9 +14,7 @@ use crate::format::record::{
 };
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
-use crate::units::{
-    Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize,
-};
+use crate::units::{Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize};
 use std::collections::VecDeque;
 
 /// Batches in flight when the open one is closed although it is not full.
@@ -215,13 +213,8 @@ impl Log {
             removals: open.removals,
         };
         let chain = self.chain;
-        let place = RecordPlace {
-            pool: pool.id(),
-            session: pool.session(),
-            lane: self.lane,
-            chain,
-            address: record_run.start,
-        };
+        let place =
+            RecordPlace { pool: pool.id(), session: pool.session(), lane: self.lane, chain, address: record_run.start };
         let head = blocks_to_bytes(RECORD_BLOCKS_MAX - record_blocks)..blocks_to_bytes(RECORD_BLOCKS_MAX);
         let keys = pool.session_keys();
         open.buffer.slice(head).with_bytes_mut(|target| record.encode(&place, keys, target));
@@ -270,7 +263,9 @@ impl Log {
     fn open_batch(&mut self) -> &mut OpenBatch {
         let spare = &mut self.spare;
         self.open.get_or_insert_with(|| OpenBatch {
-            buffer: spare.pop().unwrap_or_else(|| IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX))),
+            buffer: spare
+                .pop()
+                .unwrap_or_else(|| IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX))),
             runs: Vec::new(),
             macs: Vec::with_capacity(BATCH_BLOCKS_MAX),
             removals: Vec::new(),
@@ -352,10 +347,8 @@ impl Log {
     fn take_segments(&mut self, record_run: AddressRun, block_count: u64) -> Vec<AddressRun> {
         let mut segments = Vec::new();
         let mut left = block_count;
-        let mut rest = AddressRun {
-            start: self.home.start.plus(record_run.count),
-            count: self.home.count - record_run.count,
-        };
+        let mut rest =
+            AddressRun { start: self.home.start.plus(record_run.count), count: self.home.count - record_run.count };
         let mut take = |run: &mut AddressRun| {
             let count = run.count.min(left);
             if count > 0 {

@@ -30,9 +30,7 @@ use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
 use crate::meta::MetaStore;
 use crate::planted::{Bug, is_planted};
-use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
-};
+use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -357,10 +355,6 @@ impl Pool {
         if is_planted(Bug::ReuseBeforeCheckpoint) {
             self.space.lock().free(address);
         }
-    }
-
-    fn device(&self, index: DeviceIndex) -> &PoolDevice {
-        &self.devices[index.as_usize()]
     }
 }
 

@@ -3,7 +3,7 @@
 //! Opening ends with a checkpoint that stores what recovery found and starts the new session's chains;
 //! before it is done nothing else is written.
 
-use crate::crypto::{domain_place, DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite};
+use crate::crypto::{DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite, domain_place};
 use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, STRETCH_WORDS};
@@ -20,8 +20,8 @@ use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence,
-    SessionId, TreeId, to_u64, to_usize,
+    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence, SessionId,
+    TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
@@ -45,7 +45,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         // 100,000 changes are 400 MiB of log: recovery reads that in well under two seconds from NVMe.
-        Self { changes_soft_max: 100_000, changes_hard_max: 400_000, records_soft_max: 20_000, cached_leaves_max: 40_960 }
+        Self {
+            changes_soft_max: 100_000,
+            changes_hard_max: 400_000,
+            records_soft_max: 20_000,
+            cached_leaves_max: 40_960,
+        }
     }
 }
 
@@ -252,8 +257,11 @@ fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
     let mut last = None;
     for (_, value) in found.map_err(|error| meta_error("Reading sessions", error))? {
         let session = Session::decode(&value, &mac).map_err(|error| {
-            Error::new(ErrorKind::Integrity, format!("A session record in meta/ is damaged or of another pool: {error}"))
-                .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
+            Error::new(
+                ErrorKind::Integrity,
+                format!("A session record in meta/ is damaged or of another pool: {error}"),
+            )
+            .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
         })?;
         keys.add_past_session(session.id, session.first_sequence, session.salt);
         last = last.max(Some(session.id));
@@ -265,7 +273,8 @@ fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
 }
 
 fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
-    let damaged = |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
+    let damaged =
+        |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
     let found = parts.store.scan(Table::Catalog, key::DOMAIN_PREFIX, b"E", usize::MAX);
     for (record_key, value) in found.map_err(|error| meta_error("Reading domains", error))? {
         let body = keys.open(SealKind::Domain, &record_key, &value).map_err(|error| damaged(&error.to_string()))?;
@@ -281,7 +290,10 @@ fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
 }
 
 fn load_checkpoint(parts: &Parts, keys: &KeyRing) -> Result<CheckpointRecord> {
-    let value = parts.store.get(Table::Catalog, key::CHECKPOINT).map_err(|error| meta_error("Reading the checkpoint", error))?;
+    let value = parts
+        .store
+        .get(Table::Catalog, key::CHECKPOINT)
+        .map_err(|error| meta_error("Reading the checkpoint", error))?;
     let Some(value) = value else {
         let (next_tree, next_sequence) = (TreeId::new(1), Sequence::new(1));
         return Ok(CheckpointRecord { id: CheckpointId::new(0), next_tree, next_sequence, chains: Vec::new() });
@@ -295,7 +307,12 @@ fn load_checkpoint(parts: &Parts, keys: &KeyRing) -> Result<CheckpointRecord> {
 }
 
 /// Refuses a device or a `meta/` that is older than the other: one of them was restored alone.
-fn check_age(parts: &Parts, headers: &[DeviceHeader], checkpoint: &CheckpointRecord, last_session: SessionId) -> Result<()> {
+fn check_age(
+    parts: &Parts,
+    headers: &[DeviceHeader],
+    checkpoint: &CheckpointRecord,
+    last_session: SessionId,
+) -> Result<()> {
     for (header, (device, _)) in headers.iter().zip(&parts.devices) {
         let name = device.name();
         if header.checkpoint > checkpoint.id || header.session > last_session {
@@ -402,4 +419,3 @@ fn begin_session(
     keys.begin_session(session.id, first_sequence, salt);
     Ok(session.id)
 }
-
