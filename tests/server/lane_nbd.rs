@@ -96,14 +96,8 @@ impl Running {
     }
 }
 
-/// A new seed, unless ROK_SEED gives one.
-fn seed() -> u64 {
-    let given = std::env::var("ROK_SEED").ok();
-    given.map_or_else(|| Uuid::new_v4().as_u64_pair().0, |seed| seed.parse().expect("ROK_SEED is a number"))
-}
-
 fn random() -> SmallRng {
-    SmallRng::seed_from_u64(seed())
+    SmallRng::from_os_rng()
 }
 
 /// What a request came to: the bytes of a read.
@@ -119,9 +113,7 @@ pub struct Client {
 
 impl Client {
     pub fn connect(socket: &Path, name: &str, has_structured_replies: bool) -> Self {
-        Self::try_connect(socket, name, has_structured_replies)
-            .expect("the server answers")
-            .expect("there is an export")
+        Self::try_connect(socket, name, has_structured_replies).expect("the server answers").expect("there is an export")
     }
 
     /// `None` if the server refuses the export.
@@ -244,8 +236,8 @@ fn queued_requests_read_back_what_was_written_and_survive_a_restart() {
     let (world, running) = World::create(512 * MIB);
     let mut client = running.connect();
     assert_eq!(client.size_bytes, VOLUME_BYTES);
-    let seed = seed();
-    println!("ROK_SEED={seed}");
+    let seed = SmallRng::from_os_rng().random();
+    println!("seed {seed}");
     let mut random = SmallRng::seed_from_u64(seed);
     let mut model = vec![0_u8; 16 << 20];
     // Rounds of 32 requests each, none of which overlaps another of its round: each has its own part of the model.
@@ -359,8 +351,7 @@ fn disconnect_answers_everything_before() {
         client.send(RequestKind::Write, none, (index * 4096, 4096), &pattern(index, 4096));
     }
     client.send(RequestKind::Disconnect, none, (0, 0), &[]);
-    let mut answered: Vec<u64> =
-        (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
+    let mut answered: Vec<u64> = (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
     answered.sort_unstable();
     assert_eq!(answered, (1..=100).collect::<Vec<_>>());
     assert!(client.is_closed());
@@ -599,8 +590,7 @@ fn real_clients_are_served() {
     if let Some(text) = check_program("qemu-img", &["info", &uri]) {
         assert!(text.contains("256 MiB"), "{text}");
     }
-    let script =
-        ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
+    let script = ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
     let checks = ["-c", "read -P 7 1M 1M", "-c", "read -P 0 2M 64k", "-c", "read -P 7 2112k 960k", &uri];
     if let Some(text) = check_program("qemu-io", &[&script[..], &checks[..]].concat()) {
         assert!(!text.contains("failed"), "{text}");
