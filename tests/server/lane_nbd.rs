@@ -1,5 +1,7 @@
 //! NBD over lanes in this process: own client, hostile clients, real clients.
 
+#![expect(clippy::print_stdout, reason = "seeds and reasons of skipped parts are for who reads the test's output")]
+
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
@@ -42,7 +44,7 @@ impl World {
         let mut random = random();
         pool::create(&world.parts(&device), &mut |bytes| random.fill_bytes(bytes)).expect("a pool");
         let running = world.serve(&device);
-        running.server.volumes().create("vol1", VOLUME_BYTES, 4096, 0).expect("a volume");
+        running.server.volumes().create(Uuid::new_v4(), "vol1", VOLUME_BYTES, 4096, 0).expect("a volume");
         (world, running)
     }
 
@@ -538,7 +540,7 @@ fn addresses_in_use_are_named_and_stale_sockets_replaced() {
 #[test]
 fn hidden_volumes_are_not_served() {
     let (_world, running) = World::create(128 * MIB);
-    running.server.volumes().create("vol2", MIB, 512, 0).expect("a volume");
+    running.server.volumes().create(Uuid::new_v4(), "vol2", MIB, 512, 0).expect("a volume");
     assert!(Client::try_connect(&running.socket, "", true).expect("an answer").is_none(), "two volumes: no default");
     running.server.set_exported("vol1", false).expect("it exists");
     assert!(Client::try_connect(&running.socket, "vol1", true).expect("an answer").is_none());
