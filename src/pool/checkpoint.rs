@@ -172,6 +172,7 @@ impl Checkpoint {
     fn cut(&mut self) {
         let pool = &self.pool;
         pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
+        pool.taken_since_cut.store(0, Ordering::Relaxed);
         self.positions = pool.changes.cut(|| pool.positions());
         if let Some(signals) = pool.signals.get() {
             signals.wake_lanes();

@@ -208,6 +208,7 @@ fn assemble(
         is_flushing: Mutex::new(false),
         flush_ended: Condvar::new(),
         cuts_begun: AtomicU64::new(0),
+        taken_since_cut: AtomicU64::new(0),
         checkpoints_done: AtomicU64::new(0),
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
