@@ -297,7 +297,8 @@ impl Log {
     fn body_left(&self, runs: usize, blocks: usize, removals: usize) -> usize {
         let record_blocks = self.record_blocks_max();
         let capacity = blocks_to_bytes(record_blocks) - RECORD_HEAD_BYTES;
-        let (open_runs, open_removals) = self.open.as_ref().map_or((0, 0), |open| (open.runs.len(), open.removals.len()));
+        let (open_runs, open_removals) =
+            self.open.as_ref().map_or((0, 0), |open| (open.runs.len(), open.removals.len()));
         let blocks = self.open_counts().0 + blocks;
         let elsewhere = blocks.saturating_sub(to_usize(self.home.count) - record_blocks);
         let segments = 1 + elsewhere.min(self.window.len());

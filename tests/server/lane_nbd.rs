@@ -115,7 +115,9 @@ pub struct Client {
 
 impl Client {
     pub fn connect(socket: &Path, name: &str, has_structured_replies: bool) -> Self {
-        Self::try_connect(socket, name, has_structured_replies).expect("the server answers").expect("there is an export")
+        Self::try_connect(socket, name, has_structured_replies)
+            .expect("the server answers")
+            .expect("there is an export")
     }
 
     /// `None` if the server refuses the export.
@@ -353,7 +355,8 @@ fn disconnect_answers_everything_before() {
         client.send(RequestKind::Write, none, (index * 4096, 4096), &pattern(index, 4096));
     }
     client.send(RequestKind::Disconnect, none, (0, 0), &[]);
-    let mut answered: Vec<u64> = (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
+    let mut answered: Vec<u64> =
+        (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
     answered.sort_unstable();
     assert_eq!(answered, (1..=100).collect::<Vec<_>>());
     assert!(client.is_closed());
@@ -592,7 +595,8 @@ fn real_clients_are_served() {
     if let Some(text) = check_program("qemu-img", &["info", &uri]) {
         assert!(text.contains("256 MiB"), "{text}");
     }
-    let script = ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
+    let script =
+        ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
     let checks = ["-c", "read -P 7 1M 1M", "-c", "read -P 0 2M 64k", "-c", "read -P 7 2112k 960k", &uri];
     if let Some(text) = check_program("qemu-io", &[&script[..], &checks[..]].concat()) {
         assert!(!text.contains("failed"), "{text}");
