@@ -165,7 +165,7 @@ impl Checkpoint {
         }
         Ok(match self.phase {
             Phase::Done => Progress::Done,
-            Phase::Flush if before == Phase::Flush => Progress::Waiting,
+            Phase::Flush | Phase::Headers if before == self.phase => Progress::Waiting,
             _ => Progress::Working,
         })
     }
@@ -174,6 +174,7 @@ impl Checkpoint {
         let pool = &self.pool;
         tracing::debug!(checkpoint = %self.id, changes = pool.changes.active_count(), "checkpoint begins");
         pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
+        pool.taken_since_cut.store(0, Ordering::Relaxed);
         self.positions = pool.changes.cut(|| pool.positions());
         if let Some(signals) = pool.signals.get() {
             signals.wake_lanes();
@@ -369,16 +370,22 @@ impl Checkpoint {
         Ok(Phase::Headers)
     }
 
+    /// Writes the headers, whose flush is one of the pool: it waits for a lane's, and counts as one.
     fn write_headers(&mut self) -> Result<Phase> {
         let pool = &self.pool;
+        let Some(start) = pool.begin_flush() else { return Ok(Phase::Headers) };
         let mac = header_mac(pool.keys.master());
-        for device in &pool.devices {
+        let written = pool.devices.iter().try_for_each(|device| {
             device.write_header(pool.id, pool.session, self.id, &mac).map_err(|error| {
                 let name = device.device.name();
                 Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}")).with_source(error)
-            })?;
+            })
+        });
+        if let Err(error) = &written {
+            pool.fail(error.to_string());
         }
-        Ok(Phase::Release)
+        pool.end_flush(&start);
+        written.map(|()| Phase::Release)
     }
 
     fn release(&mut self) {

@@ -122,7 +122,7 @@ pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
 pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
     let (devices, headers) = open_devices(&parts)?;
-    let last_session = load_sessions(&parts, &keys)?;
+    let (last_session, sessions_sequence) = load_sessions(&parts, &keys)?;
     load_domains(&parts, &keys)?;
     let checkpoint = load_checkpoint(&parts, &keys)?;
     check_age(&parts, &headers, &checkpoint, last_session)?;
@@ -134,7 +134,10 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     stored.checkpoint = checkpoint.id;
     let raw_devices: Vec<Arc<dyn Device>> = parts.devices.iter().map(|(device, _)| Arc::clone(device)).collect();
     let source = Source { pool: parts.id, devices: &raw_devices, keys: &keys, catalog: &catalog, space: &space };
-    let recovered = replay(&source, &checkpoint.chains, checkpoint.next_sequence)?;
+    // A session that recovered more than this one, and was cut off before it wrote, still owns its sequences: the
+    // first sequences of sessions never go back.
+    let next_sequence = checkpoint.next_sequence.max(sessions_sequence);
+    let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
     claim(&mut space, &recovered);
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
@@ -208,6 +211,7 @@ fn assemble(
         is_flushing: Mutex::new(false),
         flush_ended: Condvar::new(),
         cuts_begun: AtomicU64::new(0),
+        taken_since_cut: AtomicU64::new(0),
         checkpoints_done: AtomicU64::new(0),
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
@@ -251,10 +255,12 @@ fn open_devices(parts: &Parts) -> Result<(Vec<PoolDevice>, Vec<DeviceHeader>)> {
     Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
-fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
+/// The last session, and the first sequence that none of them owns for sure.
+fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId, Sequence)> {
     let mac = parts.master.static_mac(Purpose::Session);
     let found = parts.store.scan(Table::Sessions, &[], &[], usize::MAX);
     let mut last = None;
+    let mut first_sequence = Sequence::new(1);
     for (_, value) in found.map_err(|error| meta_error("Reading sessions", error))? {
         let session = Session::decode(&value, &mac).map_err(|error| {
             Error::new(
@@ -265,11 +271,13 @@ fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
         })?;
         keys.add_past_session(session.id, session.first_sequence, session.salt);
         last = last.max(Some(session.id));
+        first_sequence = first_sequence.max(session.first_sequence);
     }
-    last.ok_or_else(|| {
+    let last = last.ok_or_else(|| {
         Error::new(ErrorKind::Integrity, "meta/ is empty: it holds no session of this pool")
             .with_hint("Restore meta/ and the devices from the same backup")
-    })
+    })?;
+    Ok((last, first_sequence))
 }
 
 fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {

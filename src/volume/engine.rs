@@ -13,7 +13,7 @@ use futures_channel::oneshot;
 use slab::Slab;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 /// Where a lane has work done that may block: a small pool of threads, or the scheduler of a simulation.
@@ -34,7 +34,7 @@ pub struct EngineParts<D> {
     pub disk: D,
     /// Where blocking work is done.
     pub blocking: Rc<dyn Blocking>,
-    /// The lane's executor; the engine spawns on it, its owner runs it.
+    /// The lane's executor, kept by its owner: when it goes, the tasks go.
     pub executor: Rc<LocalExecutor<'static>>,
 }
 
@@ -69,7 +69,8 @@ pub struct Engine<D: Disk> {
     pub(super) locks: Arc<RangeLocks>,
     pub(super) lane: LaneIndex,
     pub(super) blocking: Rc<dyn Blocking>,
-    executor: Rc<LocalExecutor<'static>>,
+    /// Weak, since the executor's tasks hold the engine.
+    executor: Weak<LocalExecutor<'static>>,
     pub(super) state: RefCell<State<D>>,
 }
 
@@ -86,7 +87,7 @@ impl<D: Disk + 'static> Engine<D> {
             locks: parts.locks,
             lane: parts.lane,
             blocking: parts.blocking,
-            executor: parts.executor,
+            executor: Rc::downgrade(&parts.executor),
             state: RefCell::new(State {
                 disk: parts.disk,
                 log,
@@ -128,6 +129,7 @@ impl<D: Disk + 'static> Engine<D> {
             let has_grants = self.take_grants();
             self.retry_starved();
             self.drain_backlog();
+            self.start_flush();
             let has_run = self.run_tasks();
             if !has_completions && !has_grants && !has_run {
                 break;
@@ -137,8 +139,6 @@ impl<D: Disk + 'static> Engine<D> {
         if state.log.has_open() && state.log.flying_count() < FLIGHT_SOFT_MAX {
             self.close_batch(&mut state);
         }
-        drop(state);
-        self.start_flush();
     }
 
     /// Appends the requests that are done, with their results.
@@ -160,24 +160,19 @@ impl<D: Disk + 'static> Engine<D> {
             && state.done.is_empty()
     }
 
-    /// Whether the lane has something to do that no completion will announce.
-    #[must_use]
-    pub fn has_work(&self) -> bool {
-        !self.executor.is_empty() && self.state.borrow().task_count > 0 || !self.state.borrow().done.is_empty()
-    }
-
     /// Starts a task that reports to `done` when it ends.
     pub(super) fn spawn(self: &Rc<Self>, done: Done, task: impl Future<Output = Result<(), IoError>> + 'static) {
         self.state.borrow_mut().task_count += 1;
         let engine = Rc::clone(self);
-        self.executor
-            .spawn(async move {
-                let result = task.await;
-                let mut state = engine.state.borrow_mut();
-                state.task_count -= 1;
-                finish(&mut state, done, result);
-            })
-            .detach();
+        let task = async move {
+            let result = task.await;
+            let mut state = engine.state.borrow_mut();
+            state.task_count -= 1;
+            finish(&mut state, done, result);
+        };
+        if let Some(executor) = self.executor.upgrade() {
+            executor.spawn(task).detach();
+        }
     }
 
     /// Reads device blocks into `target`, whose length says how many; for tasks.
@@ -282,9 +277,10 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     fn run_tasks(&self) -> bool {
+        let Some(executor) = self.executor.upgrade() else { return false };
         let mut has_run = false;
         for _ in 0..TASKS_PER_TURN {
-            if !self.executor.try_tick() {
+            if !executor.try_tick() {
                 break;
             }
             has_run = true;

@@ -107,6 +107,8 @@ pub struct Life {
     pub volumes: Arc<Volumes>,
     pub lanes: Vec<Rc<Engine<SimDisk>>>,
     pub handles: Vec<OpenVolume>,
+    /// Their tasks hold the lanes, so they go with the life.
+    _executors: Vec<Rc<LocalExecutor<'static>>>,
     blocking: Rc<SimBlocking>,
     signals: Arc<SimSignals>,
     checkpoint: Option<Checkpoint>,
@@ -187,20 +189,31 @@ impl World {
         pool.set_signals(Arc::clone(&signals) as Arc<dyn Signals>);
         let locks = Arc::new(RangeLocks::new(usize::from(lane_count)));
         let blocking = Rc::new(SimBlocking::default());
+        let executors: Vec<Rc<LocalExecutor<'static>>> = (0..lane_count).map(|_| Rc::default()).collect();
         let lanes = (0..lane_count)
-            .map(|lane| {
+            .zip(&executors)
+            .map(|(lane, executor)| {
                 Engine::new(EngineParts {
                     pool: Arc::clone(&pool),
                     locks: Arc::clone(&locks),
                     lane: LaneIndex::new(lane),
                     disk: SimDisk::new(vec![process.clone()]),
                     blocking: Rc::clone(&blocking) as Rc<dyn Blocking>,
-                    executor: Rc::new(LocalExecutor::new()),
+                    executor: Rc::clone(executor),
                 })
             })
             .collect();
         let volumes = Arc::new(Volumes::new(Arc::clone(&pool)));
-        Ok(Life { pool, volumes, lanes, handles: Vec::new(), blocking, signals, checkpoint: None })
+        Ok(Life {
+            pool,
+            volumes,
+            lanes,
+            handles: Vec::new(),
+            _executors: executors,
+            blocking,
+            signals,
+            checkpoint: None,
+        })
     }
 
     /// Lets one thing happen: a device completion, a job, a step of a checkpoint, or nothing; then a turn.
