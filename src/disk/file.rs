@@ -21,11 +21,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 /// Bytes of one write of zeros when a file is created. Larger ones are not faster on any device measured.
 const ZERO_CHUNK_BYTES: usize = 4 << 20;
 /// Bytes that go through aligned memory at once when the caller's is not aligned.
 const BOUNCE_BYTES_MAX: usize = 1 << 20;
+/// How often, and after which pauses, a lock is tried that no process can be seen to hold: two seconds.
+const UNOWNED_LOCK_TRIES: u32 = 400;
+const UNOWNED_LOCK_PAUSE: Duration = Duration::from_millis(5);
 const MIB: u64 = 1 << 20;
 
 /// An open, locked file or block device.
@@ -111,8 +116,16 @@ impl FileDevice {
     }
 
     fn lock_and_adopt(file: File, path: &Path, size_bytes: u64) -> Result<Self> {
-        if !lock::try_lock(&file).map_err(|source| Error::from_io("Locking", path, source))? {
-            return Err(in_use(path, lock::holder(&file)));
+        let mut tries_left = UNOWNED_LOCK_TRIES;
+        while !lock::try_lock(&file).map_err(|source| Error::from_io("Locking", path, source))? {
+            let holder = lock::holder(&file);
+            // Without an owner it is most likely a daemon that was just killed: the kernel takes down its rings, and
+            // the I/O in them, after the process is gone.
+            if holder.is_some() || tries_left == 0 {
+                return Err(in_use(path, holder));
+            }
+            tries_left -= 1;
+            thread::sleep(UNOWNED_LOCK_PAUSE);
         }
         // Set after the opening: some file systems create the file and only then refuse the flag.
         let is_direct = match set_direct(&file, true) {

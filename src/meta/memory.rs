@@ -182,14 +182,22 @@ impl State {
         if let Some(count) = &mut self.commits_to_full {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                return Err(MetaError { is_out_of_space: true, message: "simulated: no space left".into() });
+                return Err(MetaError {
+                    is_out_of_space: true,
+                    is_damaged: false,
+                    message: "simulated: no space left".into(),
+                });
             }
         }
         if let Some(count) = self.commits_to_failure {
             self.commits_to_failure = (count > 1).then(|| count - 1);
             if count == 1 {
                 self.limbo = Some(batch.to_vec());
-                return Err(MetaError { is_out_of_space: false, message: "simulated: input/output error".into() });
+                return Err(MetaError {
+                    is_out_of_space: false,
+                    is_damaged: false,
+                    message: "simulated: input/output error".into(),
+                });
             }
         }
         Ok(())

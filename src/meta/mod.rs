@@ -68,6 +68,8 @@ pub enum Durability {
 pub struct MetaError {
     /// Whether space ran out, which is no damage.
     pub is_out_of_space: bool,
+    /// Whether what it read is damaged, so that trying again is no use.
+    pub is_damaged: bool,
     /// The store's own words.
     pub message: String,
 }

@@ -151,13 +151,13 @@ impl RocksStore {
             if self.is_stuck()? {
                 // RocksDB holds commits back only while it waits for space; after other errors it refuses them.
                 let message = "commits wait until flushes find space".into();
-                return Err(MetaError { is_out_of_space: true, message });
+                return Err(MetaError { is_out_of_space: true, is_damaged: false, message });
             }
             std::thread::sleep(STALL_PAUSE);
         }
         // A compaction without space lets commits pass for a while, then holds them back without a new error.
         let is_out_of_space = self.background_errors()? > 0;
-        Err(MetaError { is_out_of_space, message: "commits are held back for too long".into() })
+        Err(MetaError { is_out_of_space, is_damaged: false, message: "commits are held back for too long".into() })
     }
 
     /// At most `limit` entries from `from` on, as far as `options` allow.
@@ -322,7 +322,8 @@ fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
 
 fn failure(error: &rocksdb::Error) -> MetaError {
     let message = error.to_string();
-    MetaError { is_out_of_space: OUT_OF_SPACE_WORDS.iter().any(|words| message.contains(words)), message }
+    let is_out_of_space = OUT_OF_SPACE_WORDS.iter().any(|words| message.contains(words));
+    MetaError { is_out_of_space, is_damaged: error.kind() == ErrorKind::Corruption, message }
 }
 
 #[cfg(test)]

@@ -238,6 +238,11 @@ pub(crate) fn meta_error(action: &str, error: crate::meta::MetaError) -> Error {
             .with_hint("Free space there; nothing is lost")
             .with_source(error);
     }
+    if error.is_damaged {
+        return Error::new(ErrorKind::Integrity, format!("{action} failed: meta/ is damaged: {}", error.message))
+            .with_hint("Restore meta/ and the devices from the same backup")
+            .with_source(error);
+    }
     Error::new(ErrorKind::Other, format!("{action} failed: {}", error.message)).with_source(error)
 }
 

@@ -149,6 +149,7 @@ impl Checkpoint {
             Phase::Headers => self.write_headers(),
             Phase::Release => {
                 self.release();
+                tracing::debug!(checkpoint = %self.id, "checkpoint done");
                 Ok(Phase::Done)
             }
             Phase::Done => Ok(Phase::Done),
@@ -171,6 +172,7 @@ impl Checkpoint {
 
     fn cut(&mut self) {
         let pool = &self.pool;
+        tracing::debug!(checkpoint = %self.id, changes = pool.changes.active_count(), "checkpoint begins");
         pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
         pool.taken_since_cut.store(0, Ordering::Relaxed);
         self.positions = pool.changes.cut(|| pool.positions());

@@ -1,10 +1,20 @@
 //! The program as its users meet it: the real binary, unprivileged, in directories of its own.
 
 mod api;
+mod canary;
 mod cli;
+mod damage;
 mod failures;
+mod history;
+mod kill;
 mod lane_nbd;
+mod load;
+mod nbd_client;
 mod process;
 mod quickstart;
+mod scan;
 mod schema;
+mod stamp;
 mod support;
+mod thin;
+mod victim;

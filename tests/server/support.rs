@@ -234,7 +234,7 @@ fn read_lines(stderr: ChildStderr) -> Receiver<String> {
     receiver
 }
 
-fn send_signal(process_id: u32, signal: i32) {
+pub fn send_signal(process_id: u32, signal: i32) {
     let process_id = i32::try_from(process_id).expect("process ids are positive integers");
     // SAFETY: takes integers only; the process is a child that was not waited for yet, so the id is still its own.
     assert_eq!(unsafe { libc::kill(process_id, signal) }, 0, "the child takes signals");
