@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-const STRIPE_COUNT: usize = 64;
+const STRIPE_COUNT_MAX: usize = 64;
 
 type Key = (TreeId, LeafIndex);
 
@@ -38,9 +38,10 @@ impl LeafCache {
     /// A cache of at most about `leaf_count_max` leaves (6 KiB each when full).
     #[must_use]
     pub fn new(leaf_count_max: usize) -> Self {
+        let stripe_count = leaf_count_max.clamp(1, STRIPE_COUNT_MAX);
         Self {
-            stripes: (0..STRIPE_COUNT).map(|_| Mutex::default()).collect(),
-            stripe_capacity: (leaf_count_max / STRIPE_COUNT).max(2),
+            stripes: (0..stripe_count).map(|_| Mutex::default()).collect(),
+            stripe_capacity: (leaf_count_max / stripe_count).max(1),
         }
     }
 

@@ -191,16 +191,14 @@ impl Checkpoint {
     }
 
     /// Stores one batch of leaves, with their bitmap bits.
-    fn store_leaves(&mut self, stripe: usize) -> Result<Phase> {
-        if self.pending.is_empty() {
+    fn store_leaves(&mut self, mut stripe: usize) -> Result<Phase> {
+        while self.pending.is_empty() {
             if stripe == self.pool.changes.stripe_count() {
                 return Ok(Phase::Deletions);
             }
             self.pending = leaf_work(self.pool.changes.frozen(stripe));
             self.pending.reverse();
-            if self.pending.is_empty() {
-                return Ok(Phase::Leaves(stripe + 1));
-            }
+            stripe += 1;
         }
         let from = self.pending.len().saturating_sub(LEAVES_PER_BATCH);
         let works: Vec<&LeafWork> = self.pending[from..].iter().rev().collect();
@@ -244,7 +242,7 @@ impl Checkpoint {
             }
         }
         self.dead.extend(dead);
-        Ok(if self.pending.is_empty() { Phase::Leaves(stripe + 1) } else { Phase::Leaves(stripe) })
+        Ok(Phase::Leaves(stripe))
     }
 
     /// Applies the changes of a leaf and appends what stores it; `None` if the tree is gone or going. The flag

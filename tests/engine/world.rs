@@ -144,7 +144,7 @@ impl World {
             changes_soft_max,
             changes_hard_max: changes_soft_max * random.random_range(1..5),
             records_soft_max: random.random_range(5..200),
-            cached_leaves_max: if random.random_bool(0.3) { 1 } else { 4096 },
+            cached_leaves_max: *[1, 2, 4096].get(random.random_range(0..3)).expect("in range"),
         };
         let world = Self {
             device: SimDevice::new("sim", device_bytes),
