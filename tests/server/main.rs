@@ -1,11 +1,14 @@
 //! The program as its users meet it: the real binary, unprivileged, in directories of its own.
 
 mod api;
+mod boot;
 mod canary;
 mod cli;
+mod clients;
 mod damage;
 mod failures;
 mod history;
+mod images;
 mod kill;
 mod lane_nbd;
 mod load;

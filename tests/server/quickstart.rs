@@ -11,7 +11,7 @@ use crate::support::{Home, POOL_SIZE, Serving, finish, open_export, skip};
 /// Each of these tests takes the first free port from 10809 on: one at a time.
 static PORTS: Mutex<()> = Mutex::new(());
 
-fn one_at_a_time() -> MutexGuard<'static, ()> {
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     PORTS.lock()
 }
 

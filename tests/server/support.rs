@@ -122,12 +122,18 @@ impl Home {
 
 /// Runs a command to its end.
 #[track_caller]
-pub fn finish(mut command: Command) -> Finished {
+pub fn finish(command: Command) -> Finished {
+    finish_within(command, WAIT_MAX)
+}
+
+/// Runs a command that may take longer, or must not take as long, as others.
+#[track_caller]
+pub fn finish_within(mut command: Command, duration_max: Duration) -> Finished {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let process_id = child.id();
     let (sender, receiver) = channel();
     thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(output) = receiver.recv_timeout(WAIT_MAX) else {
+    let Ok(output) = receiver.recv_timeout(duration_max) else {
         send_signal(process_id, libc::SIGKILL);
         panic!("{command:?} did not end");
     };
