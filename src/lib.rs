@@ -2,8 +2,10 @@
 //!
 //! `ARCHITECTURE.md` tells the layers and the path of a write and a read through these files.
 
+#[cfg(feature = "rocksdb")]
 pub mod cli;
 pub mod crypto;
+#[cfg(feature = "rocksdb")]
 pub mod daemon;
 pub mod disk;
 pub mod error;

@@ -201,6 +201,7 @@ impl Address {
 
     /// The device.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "an address has 48 bits, 8 of them above the shift")]
     pub const fn device(self) -> DeviceIndex {
         DeviceIndex((self.0 >> Self::DEVICE_SHIFT) as u8)
     }

@@ -49,7 +49,13 @@ impl KeyRing {
     }
 
     /// Adds the session of this open, whose salt is new. It has the highest number.
+    ///
+    /// # Panics
+    /// If an earlier session begins behind `first_sequence`: then both would own sequences.
     pub fn begin_session(&self, id: SessionId, first_sequence: Sequence, salt: [u8; 32]) {
+        let is_last =
+            |(other, entry): (&SessionId, &SessionEntry)| *other < id && entry.first_sequence <= first_sequence;
+        assert!(self.sessions.read().iter().all(is_last), "sessions own ranges of sequences in their order");
         let keys = Arc::new(self.master.session_keys(self.suite, id, &salt));
         self.sessions.write().insert(id, SessionEntry { first_sequence, salt, keys });
     }
@@ -89,12 +95,7 @@ impl KeyRing {
     #[must_use]
     pub fn session_of(&self, sequence: Sequence) -> Option<SessionId> {
         // Sessions are few and their first sequences ascend; the newest owns nearly all lookups.
-        self.sessions
-            .read()
-            .iter()
-            .rev()
-            .find(|(_, session)| session.first_sequence <= sequence)
-            .map(|(id, _)| *id)
+        self.sessions.read().iter().rev().find(|(_, session)| session.first_sequence <= sequence).map(|(id, _)| *id)
     }
 
     /// The key of the blocks that a session wrote in a domain.
@@ -168,5 +169,35 @@ impl CipherCache {
         let end = sessions.range(later).next().map_or(Sequence::new(u64::MAX), |(_, next)| next.first_sequence);
         self.session = Some((first, end, session));
         Some(session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring() -> KeyRing {
+        KeyRing::new(Suite::XtsGmac, Arc::new(MasterKey::from_bytes([1; 32])))
+    }
+
+    #[test]
+    fn a_sequence_belongs_to_the_newest_session_that_begins_at_or_below_it() {
+        let ring = ring();
+        ring.add_past_session(SessionId::new(1), Sequence::new(1), [1; 32]);
+        ring.add_past_session(SessionId::new(2), Sequence::new(100), [2; 32]);
+        ring.begin_session(SessionId::new(3), Sequence::new(100), [3; 32]);
+        let owner = |sequence| ring.session_of(Sequence::new(sequence)).map(SessionId::get);
+        assert_eq!([owner(1), owner(99), owner(100), owner(101)], [Some(1), Some(1), Some(3), Some(3)]);
+    }
+
+    /// A crash inside recovery, then a recovery that finds less: the second session began below the first, and a
+    /// lane that had looked up an old sequence took the new session's blocks for the old one's.
+    #[test]
+    #[should_panic(expected = "sessions own ranges of sequences in their order")]
+    fn a_session_that_begins_below_an_earlier_one_is_refused() {
+        let ring = ring();
+        ring.add_past_session(SessionId::new(1), Sequence::new(1), [1; 32]);
+        ring.add_past_session(SessionId::new(2), Sequence::new(100), [2; 32]);
+        ring.begin_session(SessionId::new(3), Sequence::new(50), [3; 32]);
     }
 }

@@ -110,7 +110,8 @@ impl Control {
             Volume::new(planned, true)
         } else {
             let volumes = self.server.volumes();
-            let info = volumes.create(&request.name, request.size_bytes, request.sector_size, created_at)?;
+            let info =
+                volumes.create(Uuid::new_v4(), &request.name, request.size_bytes, request.sector_size, created_at)?;
             with_export(info, &self.server.exports())
         };
         Ok(Change::new(Action::Create, is_dry_run, None, Some(after)))

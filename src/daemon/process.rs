@@ -100,7 +100,7 @@ impl Daemon {
             },
         )?;
         let place = PoolPlace { path: options.pool.clone(), description, open_time: begin.elapsed() };
-        let server = Server::start(pool, &ServerOptions { lane_count: options.lane_count })?;
+        let server = Server::start(pool.pool, ServerOptions { devices: pool.devices })?;
         let listeners = match listen_everywhere(&server, options) {
             Ok(listeners) => listeners,
             Err(error) => {

@@ -35,6 +35,10 @@ pub fn replace(bits: &mut StretchBits, block: u64, value: bool) -> bool {
     let word = &mut bits[to_usize(block >> 6)];
     let mask = 1 << (block & 63);
     let was = *word & mask != 0;
-    if value { *word |= mask } else { *word &= !mask }
+    if value {
+        *word |= mask
+    } else {
+        *word &= !mask
+    }
     was
 }

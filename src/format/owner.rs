@@ -1,14 +1,10 @@
 //! Owners: for whom an address was written. A hint that is verified against the map before use.
 //!
-//! A value holds the owners of 256 consecutive addresses as frames (`u32` length, then a sealed body);
-//! later frames win.
+//! A value holds the owners of 256 consecutive addresses as runs; each change puts the whole value.
 
 use crate::format::FormatError;
 use crate::format::codec::{Reader, Writer, len_u16};
 use crate::units::{BlockIndex, Epoch, TreeId};
-
-/// Frames of one value; the next one puts all anew.
-pub const OWNER_FRAMES_MAX: usize = 64;
 
 /// A run of addresses and the blocks that they were written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +21,7 @@ pub struct OwnerRun {
     pub block: BlockIndex,
 }
 
-/// The body of a frame, before it is sealed.
+/// The body of a value, before it is sealed.
 #[must_use]
 pub fn encode(runs: &[OwnerRun]) -> Vec<u8> {
     let mut writer = Writer::new();

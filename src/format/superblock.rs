@@ -180,11 +180,5 @@ fn decode_slot(reader: &mut Reader<'_>) -> Result<KeySlotRecord, FormatError> {
     if usize::from(index) >= KEY_SLOTS_MAX {
         return Err(FormatError::Field("key slot index"));
     }
-    Ok(KeySlotRecord {
-        index,
-        kind,
-        salt: reader.array()?,
-        wrapped: reader.array()?,
-        parameters: reader.array()?,
-    })
+    Ok(KeySlotRecord { index, kind, salt: reader.array()?, wrapped: reader.array()?, parameters: reader.array()? })
 }

@@ -170,13 +170,16 @@ impl Connection {
 
     fn wants_receive(&self) -> bool {
         let is_for_phase = match &self.phase {
-            Phase::Handshake { step, .. } => {
-                *step == HandshakeStep::Receive && !self.has_job && self.sender.is_idle()
-            }
+            Phase::Handshake { step, .. } => *step == HandshakeStep::Receive && !self.has_job && self.sender.is_idle(),
             Phase::Transmission(_) => !self.is_blocked,
             Phase::Over => false,
         };
         is_for_phase && !self.is_broken && !self.is_draining && self.receiving.is_none()
+    }
+
+    /// Whether a receive is in the kernel.
+    pub(super) const fn is_receiving(&self) -> bool {
+        self.receiving.is_some()
     }
 
     /// Takes the result of a receive.

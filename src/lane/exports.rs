@@ -40,7 +40,11 @@ impl ExportTable {
 
     pub(super) fn set_exported(&self, id: Uuid, is_exported: bool) {
         let mut hidden = self.hidden.lock();
-        if is_exported { hidden.remove(&id) } else { hidden.insert(id) };
+        if is_exported {
+            hidden.remove(&id)
+        } else {
+            hidden.insert(id)
+        };
     }
 
     pub(super) fn is_exported(&self, id: Uuid) -> bool {

@@ -1,7 +1,7 @@
 //! One turn of a handshake, done by a blocking thread: it asks for volumes, whose locks are held during commits.
 
-use super::exports::ExportView;
 use super::exports::ExportTable;
+use super::exports::ExportView;
 use crate::volume::OpenVolume;
 use rok_nbd::server::{Handshake, Negotiated, Outcome, RequestRules};
 use std::sync::Arc;

@@ -26,29 +26,33 @@ pub(super) enum Message {
 /// The mailbox of one lane.
 pub(super) struct Mailbox {
     pub alarm: Arc<Alarm>,
-    messages: Mutex<Vec<Message>>,
+    /// `None` once the lane has ended.
+    messages: Mutex<Option<Vec<Message>>>,
     /// Handshakes that come back from the blocking threads; at most one for each connection.
     handshakes: Mutex<Vec<(u32, HandshakeTurn)>>,
 }
 
 impl Mailbox {
     pub(super) fn new() -> std::io::Result<Self> {
-        let (messages, handshakes) = (Mutex::default(), Mutex::default());
+        let (messages, handshakes) = (Mutex::new(Some(Vec::new())), Mutex::default());
         Ok(Self { alarm: Arc::new(Alarm::new()?), messages, handshakes })
     }
 
     /// Sends a message.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if too many wait; the message is dropped.
+    /// [`ErrorKind::Busy`] if too many wait, or the lane has ended; the message is dropped.
     pub(super) fn send(&self, message: Message) -> Result<()> {
-        let mut messages = self.messages.lock();
+        let mut guard = self.messages.lock();
+        let Some(messages) = guard.as_mut() else {
+            return Err(Error::new(ErrorKind::Busy, "The server is ending").with_hint("Start it again"));
+        };
         // The end must get through.
         if messages.len() >= MESSAGES_MAX && !matches!(message, Message::Close) {
             return Err(Error::new(ErrorKind::Busy, "The server is overloaded").with_hint("Try again later"));
         }
         messages.push(message);
-        drop(messages);
+        drop(guard);
         self.alarm.raise();
         Ok(())
     }
@@ -59,7 +63,13 @@ impl Mailbox {
     }
 
     pub(super) fn take(&self) -> Vec<Message> {
-        std::mem::take(&mut *self.messages.lock())
+        self.messages.lock().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes nothing more, and drops what is there: the lane has ended.
+    pub(super) fn close(&self) {
+        let unread = self.messages.lock().take();
+        drop(unread);
     }
 
     pub(super) fn take_handshakes(&self) -> Vec<(u32, HandshakeTurn)> {

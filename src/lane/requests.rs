@@ -32,6 +32,10 @@ enum Step {
 impl Connection {
     /// Takes as many requests as there are and may be under way.
     pub(super) fn take_requests(&mut self, service: &mut Service<'_>) {
+        // What is being received is not looked at; and there was nothing left to take when the receive began.
+        if self.is_receiving() {
+            return;
+        }
         self.is_blocked = false;
         while !self.is_broken && !self.is_draining && matches!(self.phase, Phase::Transmission(_)) {
             let step = if self.drop_left > 0 {
@@ -197,4 +201,3 @@ impl Connection {
         self.reply(Reply { head: Head::Bytes(bytes), payload: None, held_bytes: 0, is_request: true });
     }
 }
-

@@ -42,6 +42,7 @@ pub(super) struct Sent {
 #[derive(Default)]
 pub(super) struct Sender {
     waiting: VecDeque<Reply>,
+    pieces: Vec<Piece>,
     heads: Vec<u8>,
     /// Whole buffers of the payloads under way.
     buffers: Vec<IoBuffer>,
@@ -80,7 +81,6 @@ impl Sender {
         if self.is_busy || self.waiting.is_empty() {
             return None;
         }
-        let mut pieces = Vec::with_capacity(self.waiting.len().min(REPLIES_PER_SEND) * 2);
         for reply in self.waiting.drain(..self.waiting.len().min(REPLIES_PER_SEND)) {
             let start = self.heads.len();
             match &reply.head {
@@ -88,19 +88,19 @@ impl Sender {
                 Head::Bytes(bytes) => self.heads.extend_from_slice(bytes),
             }
             let added = self.heads.len() - start;
-            match pieces.last_mut() {
+            match self.pieces.last_mut() {
                 Some(Piece::Heads(len)) => *len += added,
-                _ => pieces.push(Piece::Heads(added)),
+                _ => self.pieces.push(Piece::Heads(added)),
             }
             if let Some((payload, buffer)) = reply.payload {
                 self.loans.push(payload.lend_for_device());
                 self.buffers.push(buffer);
-                pieces.push(Piece::Payload);
+                self.pieces.push(Piece::Payload);
             }
             self.sent.requests += usize::from(reply.is_request);
             self.sent.held_bytes += reply.held_bytes;
         }
-        self.address(&pieces);
+        self.address();
         self.is_busy = true;
         Some(self.entry(socket))
     }
@@ -142,15 +142,15 @@ impl Sender {
     }
 
     /// Gives each piece its address. The heads do not move any more.
-    fn address(&mut self, pieces: &[Piece]) {
+    fn address(&mut self) {
         let mut head = 0;
         let mut loans = self.loans.iter();
-        for piece in pieces {
+        for piece in self.pieces.drain(..) {
             let (start, len) = match piece {
                 Piece::Heads(len) => {
                     let start = self.heads[head..].as_ptr();
                     head += len;
-                    (start, *len)
+                    (start, len)
                 }
                 Piece::Payload => {
                     let loan = loans.next().expect("each payload is lent");

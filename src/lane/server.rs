@@ -219,7 +219,10 @@ impl Server {
             std::mem::take(&mut *addresses)
         };
         for mailbox in &self.shared.mailboxes {
-            mailbox.send(Message::Close)?;
+            // A lane that has failed has closed its mailbox; the error comes when it is joined.
+            if let Err(error) = mailbox.send(Message::Close) {
+                tracing::warn!(%error, "a lane has ended before");
+            }
         }
         addresses.iter().for_each(ListenAddress::clean_up);
         for _ in &threads.lanes {
@@ -327,7 +330,11 @@ fn run_lane(
     });
     let mut lane = Lane::new(LaneParts { shared: Arc::clone(shared), index, engine, executor });
     let result = ring::with(|ring| lane.run(ring)).map_err(std::io::Error::other)?;
-    // The ring goes first: after an error it may still have operations on the lane's memory.
+    shared.mailboxes[index.as_usize()].close();
+    if result.is_err() {
+        // The kernel may still write to the lane's memory, so it stays for ever.
+        Box::leak(Box::new(lane)).break_off();
+    }
     drop(ring::take().map_err(std::io::Error::other)?);
     result
 }
@@ -342,9 +349,8 @@ fn start_error(what: &str, source: std::io::Error) -> Error {
 
 fn join_lanes(lanes: Vec<JoinHandle<std::io::Result<()>>>) -> Result<()> {
     for lane in lanes {
-        join(lane, "lane")?.map_err(|source| {
-            Error::new(ErrorKind::Other, format!("A lane failed: {source}")).with_source(source)
-        })?;
+        join(lane, "lane")?
+            .map_err(|source| Error::new(ErrorKind::Other, format!("A lane failed: {source}")).with_source(source))?;
     }
     Ok(())
 }

@@ -141,6 +141,11 @@ impl Lane {
         Ok(())
     }
 
+    /// Lets the clients see the end, when the ring has failed.
+    pub(super) fn break_off(&mut self) {
+        self.connections.iter_mut().for_each(|(_, connection)| connection.break_off());
+    }
+
     /// Submits what is queued; waits if there is nothing else to do.
     fn submit(&mut self, ring: &mut IoUring) -> io::Result<()> {
         let mut queue = ring.submission();
@@ -464,7 +469,6 @@ impl Lane {
             && self.connections.is_empty()
             && self.listeners.is_empty()
             && self.controls.is_empty()
-            && self.entries.is_empty()
             && self.engine.is_idle()
             && self.engine.with_disk(|disk| disk.in_flight_count()) == 0
     }

@@ -200,7 +200,10 @@ impl LayGuard<'_> {
                 self.changes.active_count.fetch_add(1, Ordering::Relaxed);
             }
             Some(before) => {
-                assert!(before.sequence < change.sequence, "changes of a block are laid in the order of their sequences");
+                assert!(
+                    before.sequence < change.sequence,
+                    "changes of a block are laid in the order of their sequences"
+                );
                 stripe.active.replaced.extend(before.entry.map(Entry::address));
             }
         }

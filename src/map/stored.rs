@@ -60,7 +60,8 @@ impl StoredLeaves<'_> {
         let from = key::leaf(tree, leaf, epoch);
         let found = self.store.seek(Table::Leaves, &prefix, &from).map_err(store_error)?;
         let Some((found_key, value)) = found else { return Ok(None) };
-        let (_, _, found_epoch) = key::parse_leaf(&found_key).map_err(|error| damaged(tree, leaf, &error.to_string()))?;
+        let (_, _, found_epoch) =
+            key::parse_leaf(&found_key).map_err(|error| damaged(tree, leaf, &error.to_string()))?;
         self.open(&found_key, found_epoch, &value).map(Some).map_err(|reason| damaged(tree, leaf, &reason))
     }
 

@@ -37,15 +37,8 @@ pub enum Table {
 
 impl Table {
     /// All tables, in a fixed order.
-    pub const ALL: [Self; 7] = [
-        Self::Catalog,
-        Self::Sessions,
-        Self::Leaves,
-        Self::EpochLeaves,
-        Self::Owners,
-        Self::Used,
-        Self::Shared,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Catalog, Self::Sessions, Self::Leaves, Self::EpochLeaves, Self::Owners, Self::Used, Self::Shared];
 }
 
 /// A change of one key.

@@ -70,7 +70,8 @@ impl Catalog {
     /// [`ErrorKind::NotFound`].
     pub fn find(&self, name: &str) -> Result<&VolumeRecord> {
         self.volumes.values().find(|volume| volume.name == name).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("There is no volume \"{name}\"")).with_hint("`rok-blk ls` lists them")
+            Error::new(ErrorKind::NotFound, format!("There is no volume \"{name}\""))
+                .with_hint("`rok-blk ls` lists them")
         })
     }
 

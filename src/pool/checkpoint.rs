@@ -164,7 +164,7 @@ impl Checkpoint {
         }
         Ok(match self.phase {
             Phase::Done => Progress::Done,
-            Phase::Flush if before == Phase::Flush => Progress::Waiting,
+            Phase::Flush | Phase::Headers if before == self.phase => Progress::Waiting,
             _ => Progress::Working,
         })
     }
@@ -172,6 +172,7 @@ impl Checkpoint {
     fn cut(&mut self) {
         let pool = &self.pool;
         pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
+        pool.taken_since_cut.store(0, Ordering::Relaxed);
         self.positions = pool.changes.cut(|| pool.positions());
         if let Some(signals) = pool.signals.get() {
             signals.wake_lanes();
@@ -224,7 +225,8 @@ impl Checkpoint {
             replaced.push((work.tree, work.leaf, Arc::new(applied.leaf)));
         }
         let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
-        let records: Vec<TreeRecord> = deltas.iter().filter_map(|(tree, delta)| catalog.with_mapped(*tree, *delta)).collect();
+        let records: Vec<TreeRecord> =
+            deltas.iter().filter_map(|(tree, delta)| catalog.with_mapped(*tree, *delta)).collect();
         batch.extend(records.iter().map(|record| at.put_tree(record)));
         self.pool.commit_with_bits(batch, &bits, "Storing leaves")?;
         catalog.count_mapped(records);
@@ -245,7 +247,12 @@ impl Checkpoint {
 
     /// Applies the changes of a leaf and appends what stores it; `None` if the tree is gone or going. The flag
     /// says that nothing is to be stored.
-    fn apply(&self, work: &LeafWork, catalog: &Catalog, batch: &mut Vec<MetaOp>) -> Result<Option<(AppliedLeaf, bool)>> {
+    fn apply(
+        &self,
+        work: &LeafWork,
+        catalog: &Catalog,
+        batch: &mut Vec<MetaOp>,
+    ) -> Result<Option<(AppliedLeaf, bool)>> {
         let tree = catalog.tree(work.tree).copied();
         let Some(tree) = tree.filter(|tree| tree.state == TreeState::Living) else { return Ok(None) };
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
@@ -320,7 +327,8 @@ impl Checkpoint {
             let end = Address::new(first.device(), (group + 1) << key::OWNER_GROUP_SHIFT);
             let later = self.owners.split_off(&end);
             let new = std::mem::replace(&mut self.owners, later);
-            let old = self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
+            let old =
+                self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
             let body = owner::encode(&merge_owners(self.read_owners(&group_key, old.as_deref()), &new));
             let value = self.pool.keys.seal(SealKind::Owners, &group_key, &body);
             batch.push(MetaOp::Put(Table::Owners, group_key, value));
@@ -360,17 +368,22 @@ impl Checkpoint {
         Ok(Phase::Headers)
     }
 
+    /// Writes the headers, whose flush is one of the pool: it waits for a lane's, and counts as one.
     fn write_headers(&mut self) -> Result<Phase> {
         let pool = &self.pool;
+        let Some(start) = pool.begin_flush() else { return Ok(Phase::Headers) };
         let mac = header_mac(pool.keys.master());
-        for device in &pool.devices {
+        let written = pool.devices.iter().try_for_each(|device| {
             device.write_header(pool.id, pool.session, self.id, &mac).map_err(|error| {
                 let name = device.device.name();
-                Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}"))
-                    .with_source(error)
-            })?;
+                Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}")).with_source(error)
+            })
+        });
+        if let Err(error) = &written {
+            pool.fail(error.to_string());
         }
-        Ok(Phase::Release)
+        pool.end_flush(&start);
+        written.map(|()| Phase::Release)
     }
 
     fn release(&mut self) {
@@ -430,7 +443,8 @@ impl Pool {
     fn commit_with_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
         let mut stored = self.stored.lock();
         let mut touched: BTreeSet<(DeviceIndex, u64)> = BTreeSet::new();
-        let changes = bits.clear.iter().map(|address| (*address, false)).chain(bits.set.iter().map(|address| (*address, true)));
+        let changes =
+            bits.clear.iter().map(|address| (*address, false)).chain(bits.set.iter().map(|address| (*address, true)));
         for (address, value) in changes.clone() {
             stored.replace_bit(address, value);
             touched.insert((address.device(), address.block() / STRETCH_BLOCKS));

@@ -14,9 +14,8 @@ use crate::format::record::{
 };
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
-use crate::units::{
-    Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize,
-};
+use crate::pool::space::WINDOW_RUNS_MAX;
+use crate::units::{Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize};
 use std::collections::VecDeque;
 
 /// Batches in flight when the open one is closed although it is not full.
@@ -27,7 +26,10 @@ pub const FLIGHT_MAX: usize = 8;
 const PARTS_MAX: usize = 512;
 /// A record with a full batch behind it.
 const FULL_BATCH_BLOCKS: u64 = (RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX) as u64;
+/// Bytes of a record's body for each block, segment and removal: see `format::record`.
+const MAC_BYTES: usize = 8;
 const SEGMENT_BYTES: usize = 16;
+const REMOVAL_BYTES: usize = 40;
 
 /// Why nothing can be appended now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,18 +116,20 @@ impl Log {
     /// [`Refusal`] if not even one fits.
     pub fn room_for_blocks(&mut self, pool: &Pool, want: usize, floor: u64) -> Result<usize, Refusal> {
         self.refill(pool, floor, want);
-        let open_blocks = self.open.as_ref().map_or(0, |open| open.macs.len());
-        let parts = self.open.as_ref().map_or(0, |open| open.parts.len());
+        let (open_blocks, parts) = self.open_counts();
         let reserved = self.home.count + self.window_count();
         let for_data = to_usize(reserved).saturating_sub(self.record_blocks_max() + 1 + open_blocks);
-        let in_record = self.body_room(1, 0) / 8;
-        let in_batch = BATCH_BLOCKS_MAX - open_blocks;
-        let room = want.min(in_record).min(in_batch).min(for_data);
-        if room > 0 && parts < PARTS_MAX {
-            return Ok(room);
+        if for_data == 0 {
+            return Err(Refusal::NoSpace);
         }
-        let is_open_empty = open_blocks == 0 && parts == 0;
-        if is_open_empty || for_data == 0 { Err(Refusal::NoSpace) } else { Err(Refusal::Full) }
+        let most = want.min(BATCH_BLOCKS_MAX - open_blocks).min(for_data);
+        let room = if self.fits_record(1, most, 0) {
+            most
+        } else {
+            // Each further block takes its mac, and at most a segment of its own.
+            most.min(self.body_left(1, 0, 0) / (MAC_BYTES + SEGMENT_BYTES))
+        };
+        if room == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
     }
 
     /// Removals that may be appended now, at least 1.
@@ -134,13 +138,13 @@ impl Log {
     /// [`Refusal`] if not even one fits.
     pub fn room_for_removals(&mut self, pool: &Pool, floor: u64) -> Result<usize, Refusal> {
         self.refill(pool, floor, 0);
-        let (open_blocks, parts) = self.open.as_ref().map_or((0, 0), |open| (open.macs.len(), open.parts.len()));
+        let (open_blocks, parts) = self.open_counts();
         let reserved = self.home.count + self.window_count();
         if reserved <= to_u64(self.record_blocks_max() + open_blocks) {
             return Err(Refusal::NoSpace);
         }
-        let room = self.body_room(0, 1) / 40 + 1;
-        if self.body_room(0, 1) == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
+        let room = self.body_left(0, 0, 0) / REMOVAL_BYTES;
+        if room == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
     }
 
     /// Appends the blocks of a run: `fill` gets each block's index in the run and its place in the batch, and
@@ -215,13 +219,8 @@ impl Log {
             removals: open.removals,
         };
         let chain = self.chain;
-        let place = RecordPlace {
-            pool: pool.id(),
-            session: pool.session(),
-            lane: self.lane,
-            chain,
-            address: record_run.start,
-        };
+        let place =
+            RecordPlace { pool: pool.id(), session: pool.session(), lane: self.lane, chain, address: record_run.start };
         let head = blocks_to_bytes(RECORD_BLOCKS_MAX - record_blocks)..blocks_to_bytes(RECORD_BLOCKS_MAX);
         let keys = pool.session_keys();
         open.buffer.slice(head).with_bytes_mut(|target| record.encode(&place, keys, target));
@@ -270,7 +269,9 @@ impl Log {
     fn open_batch(&mut self) -> &mut OpenBatch {
         let spare = &mut self.spare;
         self.open.get_or_insert_with(|| OpenBatch {
-            buffer: spare.pop().unwrap_or_else(|| IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX))),
+            buffer: spare
+                .pop()
+                .unwrap_or_else(|| IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX))),
             runs: Vec::new(),
             macs: Vec::with_capacity(BATCH_BLOCKS_MAX),
             removals: Vec::new(),
@@ -286,18 +287,27 @@ impl Log {
         RECORD_BLOCKS_MAX.min(to_usize(self.home.count))
     }
 
-    /// Bytes that the body of the open batch's record may still grow by, behind so many more runs and removals.
-    fn body_room(&self, runs: usize, removals: usize) -> usize {
-        let capacity = blocks_to_bytes(self.record_blocks_max()) - RECORD_HEAD_BYTES;
-        let segments = 1 + self.window.len();
-        let used = self.open.as_ref().map_or_else(
-            || body_bytes(self.mark_count, runs, 0, segments, removals),
-            |open| {
-                let (run_count, removal_count) = (open.runs.len() + runs, open.removals.len() + removals);
-                body_bytes(self.mark_count, run_count, open.macs.len(), segments, removal_count)
-            },
-        );
+    /// Blocks and parts of the open batch.
+    fn open_counts(&self) -> (usize, usize) {
+        self.open.as_ref().map_or((0, 0), |open| (open.macs.len(), open.parts.len()))
+    }
+
+    /// Bytes that the body of the open batch's record may still grow by, behind so many more runs, blocks and
+    /// removals. Blocks that do not fit behind the record are counted with a segment each, as far as there are runs.
+    fn body_left(&self, runs: usize, blocks: usize, removals: usize) -> usize {
+        let record_blocks = self.record_blocks_max();
+        let capacity = blocks_to_bytes(record_blocks) - RECORD_HEAD_BYTES;
+        let (open_runs, open_removals) =
+            self.open.as_ref().map_or((0, 0), |open| (open.runs.len(), open.removals.len()));
+        let blocks = self.open_counts().0 + blocks;
+        let elsewhere = blocks.saturating_sub(to_usize(self.home.count) - record_blocks);
+        let segments = 1 + elsewhere.min(self.window.len());
+        let used = body_bytes(self.mark_count, open_runs + runs, blocks, segments, open_removals + removals);
         capacity.saturating_sub(used)
+    }
+
+    fn fits_record(&self, runs: usize, blocks: usize, removals: usize) -> bool {
+        self.body_left(runs, blocks, removals) > 0
     }
 
     /// Reserves more runs if a full batch and the next home might not fit.
@@ -306,7 +316,7 @@ impl Log {
         let enough = FULL_BATCH_BLOCKS.min(to_u64(RECORD_BLOCKS_MAX + open_blocks + want_blocks + 1));
         // Two rounds: the emptiest stretch of a full pool may hold a single block.
         for _ in 0..2 {
-            if self.home.count + self.window_count() > enough || self.window.len() >= SEGMENTS_MAX {
+            if self.home.count + self.window_count() > enough || self.window.len() >= WINDOW_RUNS_MAX {
                 return;
             }
             self.window.extend(pool.reserve_window(floor));
@@ -352,10 +362,8 @@ impl Log {
     fn take_segments(&mut self, record_run: AddressRun, block_count: u64) -> Vec<AddressRun> {
         let mut segments = Vec::new();
         let mut left = block_count;
-        let mut rest = AddressRun {
-            start: self.home.start.plus(record_run.count),
-            count: self.home.count - record_run.count,
-        };
+        let mut rest =
+            AddressRun { start: self.home.start.plus(record_run.count), count: self.home.count - record_run.count };
         let mut take = |run: &mut AddressRun| {
             let count = run.count.min(left);
             if count > 0 {
@@ -387,10 +395,6 @@ impl Log {
         self.window.swap_remove(index)
     }
 }
-
-/// Runs that a window may have, so that the segments fit into a record of one block.
-const SEGMENTS_MAX: usize = 2 * crate::pool::space::WINDOW_RUNS_MAX;
-const _: () = assert!(SEGMENTS_MAX * SEGMENT_BYTES < BLOCK_SIZE - 512);
 
 /// One write for the record and the data right behind it, one for each further segment.
 fn batch_writes(buffer: &IoBuffer, record_run: AddressRun, segments: &[AddressRun]) -> Vec<BatchWrite> {

@@ -30,9 +30,7 @@ use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
 use crate::meta::MetaStore;
 use crate::planted::{Bug, is_planted};
-use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
-};
+use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,6 +92,8 @@ pub struct Pool {
     is_flushing: Mutex<bool>,
     flush_ended: Condvar,
     cuts_begun: AtomicU64,
+    /// Blocks that lanes reserved since the last cut.
+    taken_since_cut: AtomicU64,
     checkpoints_done: AtomicU64,
     is_failed: AtomicBool,
     failure: RwLock<Option<String>>,
@@ -215,7 +215,16 @@ impl Pool {
         // Near the floor, small windows leave something for the other lanes.
         let scarce = space.free_count().saturating_sub(floor) / (4 * to_u64(self.lanes.len()));
         let want = self.window_blocks.min(scarce.max(SCARCE_WINDOW_BLOCKS));
-        space.reserve(want, floor)
+        let window = space.reserve(want, floor);
+        let free = space.free_count();
+        drop(space);
+        let taken: u64 = window.iter().map(|run| run.count).sum();
+        let since_cut = self.taken_since_cut.fetch_add(taken, Ordering::Relaxed) + taken;
+        // What overwrites replaced waits for a checkpoint: it comes before half of what was free is gone.
+        if since_cut >= free.max(self.reserve_blocks) {
+            self.want_checkpoint();
+        }
+        window
     }
 
     /// Blocks that only overwrites, removals and records may take.
@@ -357,10 +366,6 @@ impl Pool {
         if is_planted(Bug::ReuseBeforeCheckpoint) {
             self.space.lock().free(address);
         }
-    }
-
-    fn device(&self, index: DeviceIndex) -> &PoolDevice {
-        &self.devices[index.as_usize()]
     }
 }
 

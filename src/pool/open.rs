@@ -3,7 +3,7 @@
 //! Opening ends with a checkpoint that stores what recovery found and starts the new session's chains;
 //! before it is done nothing else is written.
 
-use crate::crypto::{domain_place, DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite};
+use crate::crypto::{DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite, domain_place};
 use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, STRETCH_WORDS};
@@ -20,8 +20,8 @@ use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence,
-    SessionId, TreeId, to_u64, to_usize,
+    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence, SessionId,
+    TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
@@ -45,7 +45,12 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         // 100,000 changes are 400 MiB of log: recovery reads that in well under two seconds from NVMe.
-        Self { changes_soft_max: 100_000, changes_hard_max: 400_000, records_soft_max: 20_000, cached_leaves_max: 40_960 }
+        Self {
+            changes_soft_max: 100_000,
+            changes_hard_max: 400_000,
+            records_soft_max: 20_000,
+            cached_leaves_max: 40_960,
+        }
     }
 }
 
@@ -117,7 +122,7 @@ pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
 pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
     let (devices, headers) = open_devices(&parts)?;
-    let last_session = load_sessions(&parts, &keys)?;
+    let (last_session, sessions_sequence) = load_sessions(&parts, &keys)?;
     load_domains(&parts, &keys)?;
     let checkpoint = load_checkpoint(&parts, &keys)?;
     check_age(&parts, &headers, &checkpoint, last_session)?;
@@ -129,7 +134,10 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     stored.checkpoint = checkpoint.id;
     let raw_devices: Vec<Arc<dyn Device>> = parts.devices.iter().map(|(device, _)| Arc::clone(device)).collect();
     let source = Source { pool: parts.id, devices: &raw_devices, keys: &keys, catalog: &catalog, space: &space };
-    let recovered = replay(&source, &checkpoint.chains, checkpoint.next_sequence)?;
+    // A session that recovered more than this one, and was cut off before it wrote, still owns its sequences: the
+    // first sequences of sessions never go back.
+    let next_sequence = checkpoint.next_sequence.max(sessions_sequence);
+    let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
     claim(&mut space, &recovered);
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
@@ -203,6 +211,7 @@ fn assemble(
         is_flushing: Mutex::new(false),
         flush_ended: Condvar::new(),
         cuts_begun: AtomicU64::new(0),
+        taken_since_cut: AtomicU64::new(0),
         checkpoints_done: AtomicU64::new(0),
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
@@ -246,26 +255,34 @@ fn open_devices(parts: &Parts) -> Result<(Vec<PoolDevice>, Vec<DeviceHeader>)> {
     Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
-fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<SessionId> {
+/// The last session, and the first sequence that none of them owns for sure.
+fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId, Sequence)> {
     let mac = parts.master.static_mac(Purpose::Session);
     let found = parts.store.scan(Table::Sessions, &[], &[], usize::MAX);
     let mut last = None;
+    let mut first_sequence = Sequence::new(1);
     for (_, value) in found.map_err(|error| meta_error("Reading sessions", error))? {
         let session = Session::decode(&value, &mac).map_err(|error| {
-            Error::new(ErrorKind::Integrity, format!("A session record in meta/ is damaged or of another pool: {error}"))
-                .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
+            Error::new(
+                ErrorKind::Integrity,
+                format!("A session record in meta/ is damaged or of another pool: {error}"),
+            )
+            .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
         })?;
         keys.add_past_session(session.id, session.first_sequence, session.salt);
         last = last.max(Some(session.id));
+        first_sequence = first_sequence.max(session.first_sequence);
     }
-    last.ok_or_else(|| {
+    let last = last.ok_or_else(|| {
         Error::new(ErrorKind::Integrity, "meta/ is empty: it holds no session of this pool")
             .with_hint("Restore meta/ and the devices from the same backup")
-    })
+    })?;
+    Ok((last, first_sequence))
 }
 
 fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
-    let damaged = |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
+    let damaged =
+        |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
     let found = parts.store.scan(Table::Catalog, key::DOMAIN_PREFIX, b"E", usize::MAX);
     for (record_key, value) in found.map_err(|error| meta_error("Reading domains", error))? {
         let body = keys.open(SealKind::Domain, &record_key, &value).map_err(|error| damaged(&error.to_string()))?;
@@ -281,7 +298,10 @@ fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
 }
 
 fn load_checkpoint(parts: &Parts, keys: &KeyRing) -> Result<CheckpointRecord> {
-    let value = parts.store.get(Table::Catalog, key::CHECKPOINT).map_err(|error| meta_error("Reading the checkpoint", error))?;
+    let value = parts
+        .store
+        .get(Table::Catalog, key::CHECKPOINT)
+        .map_err(|error| meta_error("Reading the checkpoint", error))?;
     let Some(value) = value else {
         let (next_tree, next_sequence) = (TreeId::new(1), Sequence::new(1));
         return Ok(CheckpointRecord { id: CheckpointId::new(0), next_tree, next_sequence, chains: Vec::new() });
@@ -295,7 +315,12 @@ fn load_checkpoint(parts: &Parts, keys: &KeyRing) -> Result<CheckpointRecord> {
 }
 
 /// Refuses a device or a `meta/` that is older than the other: one of them was restored alone.
-fn check_age(parts: &Parts, headers: &[DeviceHeader], checkpoint: &CheckpointRecord, last_session: SessionId) -> Result<()> {
+fn check_age(
+    parts: &Parts,
+    headers: &[DeviceHeader],
+    checkpoint: &CheckpointRecord,
+    last_session: SessionId,
+) -> Result<()> {
     for (header, (device, _)) in headers.iter().zip(&parts.devices) {
         let name = device.name();
         if header.checkpoint > checkpoint.id || header.session > last_session {
@@ -402,4 +427,3 @@ fn begin_session(
     keys.begin_session(session.id, first_sequence, salt);
     Ok(session.id)
 }
-

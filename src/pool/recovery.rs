@@ -15,7 +15,8 @@ use crate::map::{Change, ChangeKey};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, Space};
 use crate::units::{
-    Address, AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, ChainSequence, LaneIndex, Sequence, blocks_to_bytes, to_u64, to_usize,
+    Address, AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, ChainSequence, LaneIndex, Sequence, blocks_to_bytes, to_u64,
+    to_usize,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -181,7 +182,12 @@ impl Walk<'_> {
                 let (Some(address), Some(mac)) = (blocks.next(), macs.next()) else {
                     unreachable!("the codec checked that the counts agree")
                 };
-                self.take_block(run, index, Entry::new(address, run.generation, run.sequence.plus(index), *mac), place)?;
+                self.take_block(
+                    run,
+                    index,
+                    Entry::new(address, run.generation, run.sequence.plus(index), *mac),
+                    place,
+                )?;
             }
         }
         for removal in &record.removals {
@@ -250,9 +256,12 @@ impl Walk<'_> {
             let device = &self.source.devices[address.device().as_usize()];
             let mut bytes = vec![0; blocks_to_bytes(to_usize(blocks))];
             device.read_at(address.offset_bytes(), &mut bytes).map_err(|error| {
-                Error::new(ErrorKind::Other, format!("Reading the log on {} at {address} failed: {error}", device.name()))
-                    .with_hint("Repair the device or its connection, then open the pool again; nothing was changed")
-                    .with_source(error)
+                Error::new(
+                    ErrorKind::Other,
+                    format!("Reading the log on {} at {address} failed: {error}", device.name()),
+                )
+                .with_hint("Repair the device or its connection, then open the pool again; nothing was changed")
+                .with_source(error)
             })?;
             self.chunk = Some((address, bytes));
         }

@@ -222,7 +222,8 @@ mod tests {
             space.free(block(free));
         }
         let window = space.reserve(204, 0);
-        let expected = [(2000, 200), (310, 3), (1000, 1)].map(|(start, count)| AddressRun { start: block(start), count });
+        let expected =
+            [(2000, 200), (310, 3), (1000, 1)].map(|(start, count)| AddressRun { start: block(start), count });
         assert_eq!(window, expected);
         assert_eq!(space.free_count(), 2);
     }

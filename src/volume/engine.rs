@@ -167,11 +167,7 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// Starts a task that reports to `done` when it ends.
-    pub(super) fn spawn(
-        self: &Rc<Self>,
-        done: Done,
-        task: impl Future<Output = Result<(), IoError>> + 'static,
-    ) {
+    pub(super) fn spawn(self: &Rc<Self>, done: Done, task: impl Future<Output = Result<(), IoError>> + 'static) {
         self.state.borrow_mut().task_count += 1;
         let engine = Rc::clone(self);
         self.executor

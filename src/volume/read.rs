@@ -99,7 +99,12 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// Fills `target` with whole blocks, loading what leaves it needs.
-    pub(super) async fn read_blocks(&self, volume: &Volume, first_block: u64, target: &IoBuffer) -> Result<(), IoError> {
+    pub(super) async fn read_blocks(
+        &self,
+        volume: &Volume,
+        first_block: u64,
+        target: &IoBuffer,
+    ) -> Result<(), IoError> {
         let count = target.len() / BLOCK_SIZE;
         let mut entries = self.load_entries(volume, first_block, count).await?;
         zero_holes(&entries, target);
@@ -133,7 +138,12 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// The entries of consecutive blocks, if every leaf that is needed is cached.
-    pub(super) fn cached_entries(&self, volume: &Volume, first: BlockIndex, count: usize) -> Option<Vec<Option<Entry>>> {
+    pub(super) fn cached_entries(
+        &self,
+        volume: &Volume,
+        first: BlockIndex,
+        count: usize,
+    ) -> Option<Vec<Option<Entry>>> {
         let mut entries = vec![None; count];
         for (from, leaf, blocks) in leaf_ranges(first, count) {
             let mut changed = [false; 256];
@@ -159,7 +169,12 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// The entries of consecutive blocks; loads the leaves that are missing.
-    pub(super) async fn load_entries(&self, volume: &Volume, first: u64, count: usize) -> Result<Vec<Option<Entry>>, IoError> {
+    pub(super) async fn load_entries(
+        &self,
+        volume: &Volume,
+        first: u64,
+        count: usize,
+    ) -> Result<Vec<Option<Entry>>, IoError> {
         let first = BlockIndex::new(first);
         let mut entries = Vec::with_capacity(count);
         for (from, leaf, blocks) in leaf_ranges(first, count) {
@@ -293,7 +308,9 @@ async fn read_unaligned<D: Disk + 'static>(
     let blocks = IoBuffer::allocate(blocks_to_bytes(to_usize(end - first)));
     engine.read_blocks(&volume, first, &blocks).await?;
     let from = to_usize(offset_bytes - first * BLOCK_SIZE_U64);
-    blocks.slice(from..from + target.len()).with_bytes(|bytes| target.with_bytes_mut(|target| target.copy_from_slice(bytes)));
+    blocks
+        .slice(from..from + target.len())
+        .with_bytes(|bytes| target.with_bytes_mut(|target| target.copy_from_slice(bytes)));
     Ok(())
 }
 

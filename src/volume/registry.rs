@@ -125,7 +125,14 @@ impl Volumes {
     ///
     /// # Errors
     /// [`ErrorKind::Exists`], or [`ErrorKind::Usage`] for a name, size or sector size that cannot be.
-    pub fn create(&self, id: Uuid, name: &str, size_bytes: u64, sector_size: u32, created_at: u64) -> Result<VolumeInfo> {
+    pub fn create(
+        &self,
+        id: Uuid,
+        name: &str,
+        size_bytes: u64,
+        sector_size: u32,
+        created_at: u64,
+    ) -> Result<VolumeInfo> {
         check_size(size_bytes)?;
         if !matches!(sector_size, 512 | 4096) {
             return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
@@ -209,7 +216,8 @@ impl Volumes {
     }
 
     fn info(&self, record: &VolumeRecord) -> VolumeInfo {
-        let mapped = self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).map_or(0, |tree| tree.mapped_block_count));
+        let mapped =
+            self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).map_or(0, |tree| tree.mapped_block_count));
         let connections = self.open_users(record.id);
         VolumeInfo {
             id: record.id,

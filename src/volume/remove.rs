@@ -7,9 +7,7 @@ use crate::disk::{Disk, IoBuffer};
 use crate::error::IoError;
 use crate::format::key;
 use crate::meta::Table;
-use crate::units::{
-    BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, to_u64, to_usize,
-};
+use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, to_u64, to_usize};
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, finish};
 use crate::volume::range_lock::BlockRange;
@@ -80,7 +78,11 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// Removes the blocks that lie wholly in the range.
-    async fn remove_whole_blocks(self: &Rc<Self>, volume: &Arc<Volume>, range: std::ops::Range<u64>) -> Result<(), IoError> {
+    async fn remove_whole_blocks(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        range: std::ops::Range<u64>,
+    ) -> Result<(), IoError> {
         let mut block = range.start.div_ceil(BLOCK_SIZE_U64);
         let end = range.end / BLOCK_SIZE_U64;
         while block < end {
@@ -100,7 +102,11 @@ impl<D: Disk + 'static> Engine<D> {
     /// The next leaves of the range that may map something, and the block to go on with.
     ///
     /// Changes first, stored leaves second: a checkpoint moves a leaf's changes the same way, so none is missed.
-    async fn mapped_leaves(&self, volume: &Volume, blocks: std::ops::Range<u64>) -> Result<(Vec<LeafIndex>, u64), IoError> {
+    async fn mapped_leaves(
+        &self,
+        volume: &Volume,
+        blocks: std::ops::Range<u64>,
+    ) -> Result<(Vec<LeafIndex>, u64), IoError> {
         let mut leaves = Vec::new();
         let mut touched_end = blocks.end;
         let mut from = blocks.start;

@@ -10,9 +10,7 @@ use crate::format::record::{Record, Removal, WriteRun};
 use crate::map::{Change, ChangeKey, LayGuard};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FLIGHT_MAX, HOME_RESERVE_BLOCKS, Pool, Refusal};
-use crate::units::{
-    BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize,
-};
+use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize};
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, State, finish};
 use crate::volume::range_lock::BlockRange;
@@ -61,14 +59,7 @@ impl<D: Disk + 'static> Engine<D> {
         check_range(volume, offset_bytes, len_bytes)
     }
 
-    fn write_blocks(
-        self: &Rc<Self>,
-        volume: &Arc<Volume>,
-        first: u64,
-        source: &IoBuffer,
-        is_fua: bool,
-        done: Done,
-    ) {
+    fn write_blocks(self: &Rc<Self>, volume: &Arc<Volume>, first: u64, source: &IoBuffer, is_fua: bool, done: Done) {
         let state = &mut *self.state.borrow_mut();
         let end = first + to_u64(source.len()) / BLOCK_SIZE_U64;
         if first == end {
@@ -413,7 +404,16 @@ async fn write_unaligned<D: Disk + 'static>(
             engine.write_blocks(&volume, offset / BLOCK_SIZE_U64, &piece, false, Done::Task(sender));
             pending.push(receiver);
         } else {
-            pending.push(engine.merge_block(&volume, offset, |into| piece.with_bytes(|bytes| into.copy_from_slice(bytes)), piece.len()).await?);
+            pending.push(
+                engine
+                    .merge_block(
+                        &volume,
+                        offset,
+                        |into| piece.with_bytes(|bytes| into.copy_from_slice(bytes)),
+                        piece.len(),
+                    )
+                    .await?,
+            );
         }
         offset = next;
     }

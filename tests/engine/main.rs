@@ -73,7 +73,9 @@ fn no_seed_finds_a_difference_from_the_model() {
     println!("{count} seeds from {first}: {counts:?}");
     let failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     for (seed, error) in failures.iter().take(10) {
-        println!("seed {seed}: {error}\n  replay: ROK_SEED={seed} cargo test --features planted-bugs --test engine no_seed");
+        println!(
+            "seed {seed}: {error}\n  replay: ROK_SEED={seed} cargo test --features planted-bugs --test engine no_seed"
+        );
     }
     assert!(failures.is_empty(), "{} seeds failed", failures.len());
     if count >= SEEDS {
@@ -112,7 +114,9 @@ fn each_planted_bug_is_found() {
             }
         });
         match found.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((seed, error)) => println!("{bug:?}: found by seed {seed}: {}", error.lines().next().unwrap_or_default()),
+            Some((seed, error)) => {
+                println!("{bug:?}: found by seed {seed}: {}", error.lines().next().unwrap_or_default())
+            }
             None => missed.push(bug),
         }
     }

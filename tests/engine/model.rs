@@ -60,8 +60,9 @@ impl Block {
             .map(|candidate| (candidate.begin, candidate.write))
             .collect();
         self.candidates.retain(|candidate| {
-            let is_overwritten =
-                |(begin, write): &(u64, u64)| candidate.end.is_some_and(|end| end < *begin) && *write != candidate.write;
+            let is_overwritten = |(begin, write): &(u64, u64)| {
+                candidate.end.is_some_and(|end| end < *begin) && *write != candidate.write
+            };
             !begins.iter().any(is_overwritten)
         });
     }
@@ -92,8 +93,7 @@ impl Model {
 
     /// A write of a block begins.
     pub fn begin(&mut self, block: u64, write: u64, value: Value, now: u64) {
-        let candidate =
-            Candidate { value, begin: now, end: None, is_acknowledged: false, is_forced: false, write };
+        let candidate = Candidate { value, begin: now, end: None, is_acknowledged: false, is_forced: false, write };
         self.block(block).candidates.push(candidate);
     }
 
@@ -144,21 +144,6 @@ impl Model {
     pub fn candidate_values(&self, block: u64) -> Vec<Value> {
         let Some(found) = self.blocks.get(&block) else { return vec![ZEROS] };
         found.candidates.iter().map(|candidate| candidate.value).collect()
-    }
-
-    /// A read saw a value while no write was in flight: it is the one.
-    pub fn seen(&mut self, block: u64, value: Value) {
-        let found = self.block(block);
-        if found.is_busy() {
-            return;
-        }
-        let writes: Vec<u64> = found
-            .candidates
-            .iter()
-            .filter(|candidate| candidate.value == value)
-            .map(|candidate| candidate.write)
-            .collect();
-        found.visible.retain(|write| writes.contains(write));
     }
 
     /// After a crash and recovery the block holds this, durably.

@@ -331,7 +331,9 @@ impl Workload {
                     Ok(()) => self.models.iter_mut().for_each(|model| model.flushed(begin)),
                     Err(_) => self.failed(),
                 },
-                Pending::Read { volume, offset, target, allowed } => self.read_done(volume, offset, &target, allowed, result),
+                Pending::Read { volume, offset, target, allowed } => {
+                    self.read_done(volume, offset, &target, allowed, result)
+                }
             }
         }
     }
@@ -379,9 +381,8 @@ impl Workload {
         let bytes = target.with_bytes(<[u8]>::to_vec);
         let mut seen: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
         for (sector, content) in (offset / SECTOR..).zip(bytes.chunks_exact(512)) {
-            let number = parse(content).unwrap_or_else(|| {
-                panic!("sector {sector} of volume {volume} holds bytes that nobody wrote")
-            });
+            let number = parse(content)
+                .unwrap_or_else(|| panic!("sector {sector} of volume {volume} holds bytes that nobody wrote"));
             let place = usize::try_from(sector % 8).expect("below 8");
             seen.entry(sector / 8).or_default().push((place, number));
         }
@@ -471,7 +472,8 @@ impl Workload {
         let mut value = ZEROS;
         target.with_bytes(|bytes| {
             for (place, content) in value.iter_mut().zip(bytes.chunks_exact(512)) {
-                *place = parse(content).unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
+                *place = parse(content)
+                    .unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
             }
         });
         Ok(value)
@@ -574,7 +576,9 @@ impl Workload {
 fn fill(bytes: &mut [u8], write: u64) {
     for sector in bytes.chunks_exact_mut(512) {
         for (index, word) in (0_u64..).zip(sector.chunks_exact_mut(8)) {
-            word.copy_from_slice(&(write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xff51)).to_le_bytes());
+            word.copy_from_slice(
+                &(write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xff51)).to_le_bytes(),
+            );
         }
         sector[..8].copy_from_slice(&write.to_le_bytes());
     }

@@ -1,5 +1,7 @@
 //! NBD over lanes in this process: own client, hostile clients, real clients.
 
+#![expect(clippy::print_stdout, reason = "seeds and reasons of skipped parts are for who reads the test's output")]
+
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
@@ -42,7 +44,7 @@ impl World {
         let mut random = random();
         pool::create(&world.parts(&device), &mut |bytes| random.fill_bytes(bytes)).expect("a pool");
         let running = world.serve(&device);
-        running.server.volumes().create("vol1", VOLUME_BYTES, 4096, 0).expect("a volume");
+        running.server.volumes().create(Uuid::new_v4(), "vol1", VOLUME_BYTES, 4096, 0).expect("a volume");
         (world, running)
     }
 
@@ -113,7 +115,9 @@ pub struct Client {
 
 impl Client {
     pub fn connect(socket: &Path, name: &str, has_structured_replies: bool) -> Self {
-        Self::try_connect(socket, name, has_structured_replies).expect("the server answers").expect("there is an export")
+        Self::try_connect(socket, name, has_structured_replies)
+            .expect("the server answers")
+            .expect("there is an export")
     }
 
     /// `None` if the server refuses the export.
@@ -351,7 +355,8 @@ fn disconnect_answers_everything_before() {
         client.send(RequestKind::Write, none, (index * 4096, 4096), &pattern(index, 4096));
     }
     client.send(RequestKind::Disconnect, none, (0, 0), &[]);
-    let mut answered: Vec<u64> = (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
+    let mut answered: Vec<u64> =
+        (0..100).map(|_| client.receive()).map(|(cookie, answer)| answer.map(|_| cookie).expect("a write")).collect();
     answered.sort_unstable();
     assert_eq!(answered, (1..=100).collect::<Vec<_>>());
     assert!(client.is_closed());
@@ -538,7 +543,7 @@ fn addresses_in_use_are_named_and_stale_sockets_replaced() {
 #[test]
 fn hidden_volumes_are_not_served() {
     let (_world, running) = World::create(128 * MIB);
-    running.server.volumes().create("vol2", MIB, 512, 0).expect("a volume");
+    running.server.volumes().create(Uuid::new_v4(), "vol2", MIB, 512, 0).expect("a volume");
     assert!(Client::try_connect(&running.socket, "", true).expect("an answer").is_none(), "two volumes: no default");
     running.server.set_exported("vol1", false).expect("it exists");
     assert!(Client::try_connect(&running.socket, "vol1", true).expect("an answer").is_none());
@@ -590,7 +595,8 @@ fn real_clients_are_served() {
     if let Some(text) = check_program("qemu-img", &["info", &uri]) {
         assert!(text.contains("256 MiB"), "{text}");
     }
-    let script = ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
+    let script =
+        ["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "discard 3M 512k", "-c", "flush"];
     let checks = ["-c", "read -P 7 1M 1M", "-c", "read -P 0 2M 64k", "-c", "read -P 7 2112k 960k", &uri];
     if let Some(text) = check_program("qemu-io", &[&script[..], &checks[..]].concat()) {
         assert!(!text.contains("failed"), "{text}");
