@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use super::size::parse_size;
 use crate::daemon::volume_rule;
+use crate::error::{Error, ErrorKind};
 
 /// Thin, encrypted, copy-on-write disks from one pool, served over NBD.
 #[derive(Debug, Parser)]
@@ -101,6 +102,8 @@ pub(super) enum Command {
     /// Show where the pool's space is
     #[command(name = "df")]
     Space,
+    /// Measure the engine beside a raw io_uring loop; takes minutes and no daemon
+    Bench(Bench),
     /// Print the completion script of a shell
     Completion {
         /// bash, zsh, fish, elvish or powershell
@@ -256,6 +259,28 @@ pub(super) struct Remove {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Bench {
+    /// Where the pool and the raw file are made, and removed again
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(super) directory: PathBuf,
+    /// Size of the pool; the volume and the raw file have a quarter of it
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_bench_size)]
+    pub(super) pool_size: u64,
+    /// How long each measurement takes at most
+    #[arg(long, default_value = "1", value_parser = parse_seconds)]
+    pub(super) seconds: f64,
+    /// Rounds of raw, engine, raw for each case
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) rounds: u32,
+    /// Measure only the cases with this in their name, like random-write or qd32
+    #[arg(long = "case", value_name = "TEXT")]
+    pub(super) cases: Vec<String>,
+    /// Measure a pool that is not encrypted
+    #[arg(long)]
+    pub(super) no_encryption: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Target {
     #[command(flatten)]
     pub(super) volume: VolumeName,
@@ -263,16 +288,36 @@ pub(super) struct Target {
     pub(super) dry_run: DryRun,
 }
 
-fn parse_name(text: &str) -> Result<String, crate::error::Error> {
+fn parse_name(text: &str) -> Result<String, Error> {
     volume_rule::check_name(text).map(|()| text.to_owned())
 }
 
-fn parse_volume_size(text: &str) -> Result<u64, crate::error::Error> {
+fn parse_volume_size(text: &str) -> Result<u64, Error> {
     let size_bytes = parse_size(text)?;
     volume_rule::check_size(size_bytes).map(|()| size_bytes)
 }
 
-fn parse_sector_size(text: &str) -> Result<u32, crate::error::Error> {
+/// With less, the requests under way would overlap.
+const BENCH_POOL_BYTES_MIN: u64 = 1 << 30;
+
+fn parse_bench_size(text: &str) -> Result<u64, Error> {
+    let size_bytes = parse_size(text)?;
+    if size_bytes < BENCH_POOL_BYTES_MIN || !size_bytes.is_multiple_of(1 << 20) {
+        let message = format!("A pool of {size_bytes} bytes is not for a bench");
+        return Err(Error::new(ErrorKind::Usage, message).with_hint("Use whole MiB, at least 1GiB"));
+    }
+    Ok(size_bytes)
+}
+
+fn parse_seconds(text: &str) -> Result<f64, Error> {
+    let seconds: Option<f64> = text.parse().ok();
+    seconds.filter(|seconds| (0.01..=60.0).contains(seconds)).ok_or_else(|| {
+        Error::new(ErrorKind::Usage, format!("{text:?} is not from 0.01 to 60 seconds"))
+            .with_hint("Use one second, or a few for steadier figures")
+    })
+}
+
+fn parse_sector_size(text: &str) -> Result<u32, Error> {
     // Zero stands for what is no number; it is refused with the same sentence.
     let sector_size = text.parse().unwrap_or(0);
     volume_rule::check_sector_size(sector_size).map(|()| sector_size)

@@ -4,6 +4,7 @@
 //! creating a pool, and starting the daemon itself.
 
 mod arguments;
+mod bench;
 mod client;
 mod export_command;
 mod failure;
@@ -47,6 +48,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
     match arguments.command {
         Command::Serve(arguments) => return serve_command::run(&arguments, &global, output),
         Command::Quickstart(arguments) => return quickstart_command::run(&arguments, &global, output),
+        Command::Bench(arguments) => return bench::run(&arguments, &global, output),
         Command::Remove(arguments) => return volume_command::remove(&arguments, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {

@@ -1,0 +1,145 @@
+//! The engine's side: one lane, on whose own thread the requests are made, as a frontend on that lane would.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use async_executor::LocalExecutor;
+use io_uring::IoUring;
+use rok_ublk::ring;
+use uuid::Uuid;
+
+use super::background::Background;
+use super::load::Side;
+use super::place::Place;
+use super::raw_side::build_ring;
+use crate::disk::{IoBuffer, UringDisk};
+use crate::error::{Error, ErrorKind, IoError, Result};
+use crate::pool::directory::{OpenOptions, OpenPool, open};
+use crate::units::{LaneIndex, to_u64, to_usize};
+use crate::volume::{Completion, Engine, EngineParts, OpenVolume, RangeLocks, RemoveMode, Volumes};
+
+/// The upper bits of the disk's user data; nobody else uses this ring.
+const DISK_PREFIX: u16 = 1;
+const VOLUME_NAME: &str = "bench";
+const SECTOR_SIZE: u32 = 4096;
+/// More leaves than the volumes of usual benches have: leaf misses are not what is measured.
+const MAP_CACHE_LEAVES: usize = 262_144;
+
+/// A lane with one open volume.
+pub(super) struct EngineSide {
+    // In the order in which they may go: the lane, then the threads it gives work to.
+    engine: Rc<Engine<UringDisk>>,
+    ring: IoUring,
+    volume: OpenVolume,
+    background: Background,
+    done: Vec<(Completion, std::result::Result<(), IoError>)>,
+}
+
+impl EngineSide {
+    /// Opens the pool and makes the volume.
+    ///
+    /// # Errors
+    /// What opening a pool can fail with; `Unsupported` if io_uring is refused.
+    pub(super) fn open(place: &Place) -> Result<Self> {
+        let ring = build_ring()?;
+        let options = OpenOptions { key_file: place.key_file(), lane_count: 1, map_cache_leaves: MAP_CACHE_LEAVES };
+        let OpenPool { pool, devices } = open(&place.pool(), &options)?;
+        let volumes = Volumes::new(Arc::clone(&pool));
+        let id = Uuid::new_v4();
+        volumes.create(id, VOLUME_NAME, place.span_bytes(), SECTOR_SIZE, 0)?;
+        let volume = volumes.open(VOLUME_NAME)?;
+        let background = Background::start(&pool)?;
+        let engine = Engine::new(EngineParts {
+            pool,
+            locks: Arc::new(RangeLocks::new(1)),
+            lane: LaneIndex::new(0),
+            disk: UringDisk::new(devices, DISK_PREFIX, None),
+            blocking: background.blocking(),
+            executor: Rc::new(LocalExecutor::new()),
+        });
+        Ok(Self { engine, ring, volume, background, done: Vec::new() })
+    }
+
+    /// Discards the volume and frees its blocks, so that the pool is as good as new.
+    ///
+    /// # Errors
+    /// If the discard or the checkpoint fails.
+    pub(super) fn empty(&mut self) -> Result<()> {
+        let volume = self.volume.volume();
+        let range = (0, volume.size_bytes());
+        self.engine.remove(volume, range, RemoveMode::Discard, false, Completion { owner: 0, cookie: 0 });
+        self.wait(&mut Vec::new())?;
+        self.store()
+    }
+
+    /// Stores the changes, so that what follows does not pay for them.
+    ///
+    /// # Errors
+    /// If the checkpoint fails.
+    pub(super) fn store(&self) -> Result<()> {
+        self.background.run_checkpoint()
+    }
+
+    /// Submits, then takes what has completed; sleeps if there is nothing to do before something completes.
+    fn enter(&mut self) -> Result<()> {
+        let (in_flight_count, is_waiting) = self.engine.with_disk(|disk| {
+            disk.prepare(&mut self.ring.submission());
+            (disk.in_flight_count(), disk.is_waiting())
+        });
+        if in_flight_count == 0 {
+            self.background.wait();
+            return Ok(());
+        }
+        ring::enter(&mut self.ring, usize::from(!is_waiting), None)
+            .map_err(|error| Error::new(ErrorKind::Other, "The ring of the lane failed").with_source(error))?;
+        for completion in self.ring.completion() {
+            self.engine.with_disk(|disk| disk.complete(&completion));
+        }
+        Ok(())
+    }
+}
+
+impl Side for EngineSide {
+    fn request(&mut self, is_write: bool, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
+        let completion = Completion { owner: 0, cookie: to_u64(slot) };
+        let volume = self.volume.volume();
+        if is_write {
+            self.engine.write(volume, offset_bytes, buffer.clone(), false, completion);
+        } else {
+            self.engine.read(volume, offset_bytes, buffer.clone(), completion);
+        }
+    }
+
+    fn wait(&mut self, done: &mut Vec<usize>) -> Result<()> {
+        loop {
+            self.engine.turn();
+            self.engine.drain_done(&mut self.done);
+            if !self.done.is_empty() {
+                break;
+            }
+            self.enter()?;
+        }
+        for (completion, result) in self.done.drain(..) {
+            result.map_err(|error| {
+                Error::new(ErrorKind::Other, format!("A request to the engine failed: {error}"))
+                    .with_hint("Run it again with -v")
+            })?;
+            done.push(to_usize(completion.cookie));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EngineSide {
+    fn drop(&mut self) {
+        // What the kernel reads or writes must not be freed. After an error requests may be under way.
+        while !self.engine.is_idle() {
+            self.engine.turn();
+            self.engine.drain_done(&mut self.done);
+            self.done.clear();
+            if !self.engine.is_idle() && self.enter().is_err() {
+                return;
+            }
+        }
+    }
+}

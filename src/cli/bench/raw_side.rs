@@ -1,0 +1,109 @@
+//! The raw side: reads and writes of a file through a ring, with nothing in between.
+//!
+//! Invariant: the memory of a request stays in `loans` until its completion, and a side that is dropped with requests
+//! under way waits for them first.
+
+#![expect(unsafe_code, reason = "gives entries that point to memory to the kernel")]
+
+use std::path::Path;
+
+use io_uring::{IoUring, opcode, types};
+use rok_ublk::ring;
+
+use super::load::Side;
+use crate::disk::{Device as _, FileDevice, IoBuffer, LentForDevice, LentToDevice};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{to_u64, to_usize};
+
+/// Room for the deepest case.
+pub(super) const RING: ring::Setup = ring::Setup { submission_entries: 256, completion_entries: 1024 };
+
+enum Loan {
+    Read(LentToDevice),
+    Write(LentForDevice),
+}
+
+/// A file and a ring.
+pub(super) struct RawSide {
+    ring: IoUring,
+    file: FileDevice,
+    /// By slot.
+    loans: Vec<Option<Loan>>,
+}
+
+impl RawSide {
+    /// On an existing file.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or io_uring is refused.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = FileDevice::open(path)?;
+        if !file.is_direct() {
+            let message = format!("The file system of {} does not do direct I/O", path.display());
+            return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Name another one with --directory"));
+        }
+        Ok(Self { ring: build_ring()?, file, loans: Vec::new() })
+    }
+}
+
+/// The ring of a side.
+///
+/// # Errors
+/// `Unsupported` if the kernel refuses it.
+pub(super) fn build_ring() -> Result<IoUring> {
+    ring::build(&RING)
+        .map_err(|error| Error::new(ErrorKind::Unsupported, format!("There is nothing to compare with: {error}")))
+}
+
+impl Side for RawSide {
+    fn request(&mut self, is_write: bool, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
+        let file = types::Fd(self.file.raw_fd());
+        let len = u32::try_from(buffer.len()).expect("requests have at most 1 MiB");
+        let (entry, loan) = if is_write {
+            let loan = buffer.lend_for_device();
+            (opcode::Write::new(file, loan.as_ptr(), len).offset(offset_bytes).build(), Loan::Write(loan))
+        } else {
+            let loan = buffer.lend_to_device();
+            (opcode::Read::new(file, loan.as_mut_ptr(), len).offset(offset_bytes).build(), Loan::Read(loan))
+        };
+        if self.loans.len() <= slot {
+            self.loans.resize_with(slot + 1, || None);
+        }
+        assert!(self.loans[slot].replace(loan).is_none(), "each slot is under way once");
+        // SAFETY: the loan keeps the memory, and `self` the file, until `wait` sees the completion of this slot or
+        // `drop` does.
+        unsafe { self.ring.submission().push(&entry.user_data(to_u64(slot))) }
+            .expect("the ring has more room than the deepest case");
+    }
+
+    fn wait(&mut self, done: &mut Vec<usize>) -> Result<()> {
+        let failed = |error| Error::new(ErrorKind::Other, "The ring of the raw loop failed").with_source(error);
+        ring::enter(&mut self.ring, 1, None).map_err(failed)?;
+        for completion in self.ring.completion() {
+            let slot = to_usize(completion.user_data());
+            let len = match self.loans[slot].take().expect("a completion has a request") {
+                Loan::Read(loan) => loan.len(),
+                Loan::Write(loan) => loan.len(),
+            };
+            let result = completion.result();
+            if usize::try_from(result) != Ok(len) {
+                let message = format!("A raw request of {len} bytes on {} gave {result}", self.file.name());
+                return Err(Error::new(ErrorKind::Other, message));
+            }
+            done.push(slot);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for RawSide {
+    fn drop(&mut self) {
+        while self.loans.iter().any(Option::is_some) {
+            // Memory that the kernel may still write to must not be freed, and nothing else tells when it is done.
+            ring::enter(&mut self.ring, 1, None).expect("a ring that took requests can be waited for");
+            for completion in self.ring.completion() {
+                self.loans[to_usize(completion.user_data())] = None;
+            }
+        }
+    }
+}
