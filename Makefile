@@ -22,7 +22,7 @@ run: ## Install what is missing, build, and serve an encrypted volume over NBD u
 
 test: ## Install what is missing, build, and run every test that needs no kernel of its own
 	@deploy/install-deps.sh build test
-	@.ci/count-tests cargo test --workspace --no-fail-fast -- --show-output
+	@.ci/count-tests tests/run.sh
 
 bench: ## Measure the engine beside a raw io_uring loop on the same file
 	@deploy/install-deps.sh build
