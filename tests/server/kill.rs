@@ -161,7 +161,7 @@ impl Run {
     fn choose(&mut self, cycle: u64) -> Moment {
         if cycle % FULL_LOG_PERIOD == FULL_LOG_PERIOD / 2 {
             // Long writes make few records, short ones many.
-            return Moment::FullLog(if cycle / FULL_LOG_PERIOD % 2 == 0 { 16 } else { 1 });
+            return Moment::FullLog(if (cycle / FULL_LOG_PERIOD).is_multiple_of(2) { 16 } else { 1 });
         }
         // After a full log, so that recovery has much to do; else now and then.
         let is_after_full_log = cycle % FULL_LOG_PERIOD == FULL_LOG_PERIOD / 2 + 1;
@@ -204,6 +204,7 @@ impl Run {
     }
 
     /// Starts a daemon and waits until it is ready.
+    #[expect(clippy::print_stdout, reason = "the figures belong to what a run shows")]
     fn open(&mut self, cycle: u64) -> Result<Victim, String> {
         let mut victim = Victim::spawn(self.command());
         let time = victim.wait_until_ready();
@@ -249,6 +250,7 @@ impl Run {
         std::thread::sleep(time);
     }
 
+    #[expect(clippy::print_stdout, reason = "the figures belong to what a run shows")]
     fn report(&self) {
         let mut times: Vec<Duration> = self.open_times.iter().map(|(time, _)| *time).collect();
         times.sort();
