@@ -116,6 +116,7 @@ pub fn header_mac(master: &crate::crypto::MasterKey) -> StaticMac {
 fn newest_header(device: &dyn Device, mac: &StaticMac) -> Result<std::result::Result<DeviceHeader, Vec<u8>>> {
     let mut newest: Option<DeviceHeader> = None;
     let mut first_block = Vec::new();
+    let mut newer = None;
     for offset in HEADER_OFFSETS {
         let mut block = vec![0; BLOCK_SIZE];
         device.read_at(offset, &mut block).map_err(|error| {
@@ -124,16 +125,18 @@ fn newest_header(device: &dyn Device, mac: &StaticMac) -> Result<std::result::Re
         })?;
         match DeviceHeader::decode(&block, mac) {
             Ok(header) if newest.is_none_or(|newest| newest.generation < header.generation) => newest = Some(header),
-            Err(FormatError::NewerVersion(version)) => {
-                let message = format!("Device {} has format version {version}", device.name());
-                return Err(Error::new(ErrorKind::Unsupported, message)
-                    .with_hint("A newer rok-blk wrote it: open the pool with that version"));
-            }
+            Err(FormatError::NewerVersion(version)) => newer = Some(version),
             _ => {}
         }
         if first_block.is_empty() {
             first_block = block;
         }
+    }
+    // One copy with a flipped bit in its version must not hide the other.
+    if let (None, Some(version)) = (newest, newer) {
+        let message = format!("Device {} has format version {version}", device.name());
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .with_hint("A newer rok-blk wrote it: open the pool with that version"));
     }
     Ok(newest.ok_or(first_block))
 }
