@@ -9,14 +9,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, replace};
 use crate::format::catalog::{ChainStart, CheckpointRecord, TreeRecord, TreeState};
 use crate::format::entry::Entry;
-use crate::format::leaf::{Leaf, LeafChange};
+use crate::format::leaf::Leaf;
 use crate::format::owner::{self, OwnerRun};
 use crate::format::{key, leaf};
-use crate::map::{Change, ChangeKey, StoredLeaves};
+use crate::map::StoredLeaves;
 use crate::meta::{Durability, MetaOp, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
+use crate::pool::leaf_work::{AppliedLeaf, LeafWork, apply_changes, leaf_work};
+use crate::pool::owners::merge_owners;
 use crate::pool::{Catalog, CatalogStore, Pool, StoredState};
 use crate::units::{
     Address, AddressRun, BlockIndex, ChainSequence, CheckpointId, DeviceIndex, Epoch, LaneIndex, LeafIndex,
@@ -72,25 +74,6 @@ pub struct Checkpoint {
     dead: Vec<Address>,
     owners: BTreeMap<Address, (TreeId, Epoch, BlockIndex)>,
     deletions_left: usize,
-}
-
-struct LeafWork {
-    tree: TreeId,
-    epoch: Epoch,
-    leaf: LeafIndex,
-    changes: Vec<(ChangeKey, Change)>,
-}
-
-/// What applying changes to a leaf gives.
-struct AppliedLeaf {
-    leaf: Leaf,
-    change: LeafChange,
-    /// New in the stored map.
-    mapped: Vec<Address>,
-    /// No longer in the stored map.
-    unmapped: Vec<Address>,
-    /// Never stored: a later write is in the leaf already.
-    obsolete: Vec<Address>,
 }
 
 impl Checkpoint {
@@ -492,67 +475,4 @@ impl StoredState {
 
 fn signed(count: usize) -> i64 {
     i64::try_from(count).expect("a batch has few blocks")
-}
-
-/// Groups the changes of a stripe by leaf and epoch.
-fn leaf_work(changes: Vec<(ChangeKey, Change)>) -> Vec<LeafWork> {
-    let mut works: BTreeMap<(TreeId, Epoch, LeafIndex), Vec<(ChangeKey, Change)>> = BTreeMap::new();
-    for (key, change) in changes {
-        works.entry((key.tree, key.epoch, key.block.leaf())).or_default().push((key, change));
-    }
-    works.into_iter().map(|((tree, epoch, leaf), changes)| LeafWork { tree, epoch, leaf, changes }).collect()
-}
-
-/// Applies changes to a leaf, never over a higher sequence.
-fn apply_changes(mut leaf: Leaf, changes: &[(ChangeKey, Change)]) -> AppliedLeaf {
-    let mut change = LeafChange::default();
-    let (mut mapped, mut unmapped, mut obsolete) = (Vec::new(), Vec::new(), Vec::new());
-    for (key, new) in changes {
-        let slot = key.block.slot();
-        let old = leaf.get(slot);
-        if let Some(old) = old.filter(|old| old.sequence() >= new.sequence) {
-            // The same sequence: this very change was stored before a crash.
-            obsolete.extend(new.entry.filter(|entry| *entry != old).map(Entry::address));
-            continue;
-        }
-        leaf.set(slot, new.entry);
-        match new.entry {
-            Some(entry) => {
-                change.entries.set(slot, Some(entry));
-                mapped.push(entry.address());
-            }
-            None if old.is_some() => change.removed.insert(slot),
-            None => {}
-        }
-        unmapped.extend(old.map(Entry::address));
-    }
-    AppliedLeaf { leaf, change, mapped, unmapped, obsolete }
-}
-
-fn merge_owners(old: Vec<OwnerRun>, new: &BTreeMap<Address, (TreeId, Epoch, BlockIndex)>) -> Vec<OwnerRun> {
-    let mut owners: BTreeMap<u8, (TreeId, Epoch, BlockIndex)> = BTreeMap::new();
-    for run in old {
-        for step in 0..run.count {
-            let offset = u8::try_from(u16::from(run.offset) + step).expect("checked when it was decoded");
-            owners.insert(offset, (run.tree, run.epoch, run.block.plus(u64::from(step))));
-        }
-    }
-    for (address, owner) in new {
-        let offset = u8::try_from(address.block() & 0xff).expect("masked to 8 bits");
-        owners.insert(offset, *owner);
-    }
-    let mut runs: Vec<OwnerRun> = Vec::new();
-    for (offset, (tree, epoch, block)) in owners {
-        match runs.last_mut() {
-            Some(run)
-                if u16::from(run.offset) + run.count == u16::from(offset)
-                    && (run.tree, run.epoch) == (tree, epoch)
-                    && run.block.plus(u64::from(run.count)) == block =>
-            {
-                run.count += 1;
-            }
-            _ => runs.push(OwnerRun { offset, count: 1, tree, epoch, block }),
-        }
-    }
-    runs
 }

@@ -1,5 +1,7 @@
 //! A seed's life: random operations against the engine and the model, crashes, and the comparison of the two.
 
+mod ending;
+
 use crate::model::{Model, Value, ZEROS};
 use crate::world::{Counts, End, Life, World};
 use rand::Rng;
@@ -477,98 +479,6 @@ impl Workload {
             }
         });
         Ok(value)
-    }
-
-    /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
-    fn finish(mut self) -> Outcome {
-        self.reopen_cleanly();
-        self.remove_a_volume();
-        self.check_liveness();
-        self.rot();
-        self.world.trace.update(&self.world.device.digest());
-        self.world.trace.update(&self.world.store.digest());
-        let counters = self.world.device_counters();
-        self.world.counts.injected_errors = counters.injected_errors;
-        self.world.counts.torn_writes = counters.torn_writes;
-        self.world.counts.dropped_writes = counters.dropped_writes;
-        Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
-    }
-
-    /// Space of a removed volume comes back, all of it.
-    fn remove_a_volume(&mut self) {
-        if self.world.random.random_bool(0.5) {
-            return;
-        }
-        let life = self.life();
-        life.handles.pop();
-        life.volumes.remove("vol1").expect("nobody has it open");
-        self.models.pop();
-        self.sizes.pop();
-    }
-
-    /// After a clean close the bitmap holds exactly what the leaves map, and no block twice.
-    fn check_liveness(&mut self) {
-        let mut life = self.life.take().expect("a life was begun");
-        let mut done = Vec::new();
-        self.world.drain(&mut life, &mut done);
-        for _ in 0..3 {
-            rok_blk::pool::Checkpoint::begin(life.pool.clone()).run().expect("nothing is injected any more");
-        }
-        let stored = StoredLeaves { store: &*self.world.store, keys: life.pool.keys() };
-        let mut mapped = BTreeSet::new();
-        for (table, (key, value)) in self.world.store.entries() {
-            if table == Table::Leaves {
-                let (_, _, epoch) = rok_blk::format::key::parse_leaf(&key).expect("a leaf's key");
-                let opened = stored.open(&key, epoch, &value).expect("a stored leaf");
-                for address in leaf::addresses(&opened.leaf) {
-                    assert!(mapped.insert(address), "{address} is mapped twice");
-                }
-            }
-        }
-        let status = life.pool.status();
-        assert_eq!(status.used_bytes / BLOCK_SIZE_U64, mapped.len() as u64, "the bitmap differs from the leaves");
-        let windows = status.quarantined_bytes / BLOCK_SIZE_U64;
-        let window_max = 4 * life.lanes.len() as u64 * 400;
-        assert!(windows <= window_max, "{windows} blocks are neither used nor free");
-        self.life = Some(life);
-    }
-
-    /// Flips one bit of a mapped block: it reads as an error, and everything else as before.
-    fn rot(&mut self) {
-        let life = self.life.take().expect("a life was begun");
-        let mut done = Vec::new();
-        assert!(self.world.close(life, &mut done), "nothing is injected any more");
-        self.world.crash(None, End::Kill);
-        let mut places = Vec::new();
-        self.world.device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));
-        let (offset, len) = places[self.world.random.random_range(0..places.len())];
-        let byte = offset + self.world.random.random_range(0..len);
-        let bit = self.world.random.random_range(0..8);
-        self.world.device.flip_bit(byte, bit);
-        let life = match self.world.open() {
-            Ok(life) => life,
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Integrity, "rot is named: {error}");
-                self.world.counts.rot_detected += 1;
-                return;
-            }
-        };
-        let mut life = life;
-        for volume in 0..self.models.len() {
-            life.handles.push(life.volumes.open(&format!("vol{volume}")).expect("the volume is there"));
-        }
-        self.life = Some(life);
-        for volume in 0..self.models.len() {
-            for block in self.models[volume].touched() {
-                match self.read_block(volume, block) {
-                    Ok(value) => {
-                        let candidates = self.models[volume].candidate_values(block);
-                        assert!(candidates.contains(&value), "rot in block {block} went unnoticed");
-                    }
-                    Err(_) => self.world.counts.rot_detected += 1,
-                }
-            }
-        }
     }
 }
 

@@ -1,3 +1,5 @@
+//! Tests of devices that are files.
+
 use super::*;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};

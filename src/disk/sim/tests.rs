@@ -1,3 +1,5 @@
+//! Tests of the simulated disk.
+
 use super::content::SECTOR_SIZE;
 use super::*;
 use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};

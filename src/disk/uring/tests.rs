@@ -1,3 +1,5 @@
+//! Tests of the queue over a real ring.
+
 use super::*;
 use crate::disk::IoBuffer;
 use crate::error::ErrorKind;

@@ -1,3 +1,5 @@
+//! Tests of pools on the file system.
+
 use super::creation::link_device;
 use super::*;
 use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS};

@@ -1,0 +1,351 @@
+//! The state of an open pool: what its lanes, its checkpoint and its control share.
+
+use crate::crypto::{KeyRing, SessionKeys};
+use crate::disk::Device;
+use crate::error::IoError;
+use crate::format::bitmap::StretchBits;
+use crate::map::{Changes, LeafCache};
+use crate::meta::MetaStore;
+use crate::planted::{Bug, is_planted};
+use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, PoolDevice, RecoveryReport, Space};
+use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use uuid::Uuid;
+
+/// How the pool asks for attention. Implemented by who runs the lanes; must not block.
+pub trait Signals: Send + Sync {
+    /// A checkpoint should run soon.
+    fn want_checkpoint(&self);
+    /// Something happened that requests of any lane may wait for.
+    fn wake_lanes(&self);
+    /// Something arrived for one lane.
+    fn wake_lane(&self, lane: LaneIndex);
+}
+
+/// What the other lanes and the checkpoint see of a lane.
+pub struct LaneShared {
+    /// The first record whose batch is not laid over the map, and where it is or will be.
+    pub(super) position: Mutex<(ChainSequence, Address)>,
+    /// Records of laid batches, oldest first: free once a checkpoint contains them.
+    pub(super) spent: Mutex<VecDeque<(ChainSequence, AddressRun)>>,
+    /// The last record whose batch, with all before it, is on the device.
+    pub(super) completed: AtomicU64,
+    /// The last record known durable.
+    pub(super) mark: AtomicU64,
+}
+
+/// What the stored leaves map, and what was stored last. Only a checkpoint changes it.
+pub(crate) struct StoredState {
+    /// Bitmaps of used blocks, by device and stretch.
+    pub(super) used: Vec<Vec<StretchBits>>,
+    pub(super) used_count: u64,
+    pub(super) checkpoint: CheckpointId,
+}
+
+/// An open pool.
+pub struct Pool {
+    pub(super) id: Uuid,
+    pub(super) session: SessionId,
+    pub(super) session_keys: Arc<SessionKeys>,
+    pub(super) devices: Vec<PoolDevice>,
+    pub(super) store: Arc<dyn MetaStore>,
+    pub(super) keys: Arc<KeyRing>,
+    pub(super) limits: Limits,
+    pub(super) changes: Changes,
+    pub(super) leaves: LeafCache,
+    pub(super) space: Mutex<Space>,
+    pub(super) stored: Mutex<StoredState>,
+    pub(super) catalog: Mutex<Catalog>,
+    pub(super) lanes: Box<[LaneShared]>,
+    /// First addresses of the lanes' chains, taken by their logs.
+    pub(super) homes: Mutex<Vec<Option<AddressRun>>>,
+    pub(super) next_sequence: AtomicU64,
+    /// Counts completed batches; what flushes compare.
+    pub(super) write_generation: AtomicU64,
+    pub(super) flushed_generation: AtomicU64,
+    /// Whether a device flush runs, and what tells that it ended.
+    pub(super) is_flushing: Mutex<bool>,
+    pub(super) flush_ended: Condvar,
+    pub(super) cuts_begun: AtomicU64,
+    /// Blocks that lanes reserved since the last cut.
+    pub(super) taken_since_cut: AtomicU64,
+    pub(super) checkpoints_done: AtomicU64,
+    pub(super) is_failed: AtomicBool,
+    pub(super) failure: RwLock<Option<String>>,
+    /// Blocks whose mac did not match, counted since the pool was opened.
+    pub(super) damaged_blocks: AtomicU64,
+    pub(super) signals: OnceLock<Arc<dyn Signals>>,
+    pub(super) recovery: RecoveryReport,
+    pub(super) window_blocks: u64,
+    pub(super) reserve_blocks: u64,
+}
+
+/// What a flush covers, taken when it starts.
+#[derive(Clone, Debug)]
+pub struct FlushStart {
+    generation: u64,
+    completed: Vec<ChainSequence>,
+}
+
+impl Pool {
+    /// The pool's id.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The current session.
+    #[must_use]
+    pub const fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Keys of the current session.
+    #[must_use]
+    pub fn session_keys(&self) -> &SessionKeys {
+        &self.session_keys
+    }
+
+    /// All keys.
+    #[must_use]
+    pub fn keys(&self) -> &KeyRing {
+        &self.keys
+    }
+
+    /// The metadata store. Never call it on a lane.
+    #[must_use]
+    pub fn store(&self) -> &dyn MetaStore {
+        &*self.store
+    }
+
+    /// Changes that no checkpoint holds.
+    #[must_use]
+    pub const fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Cached leaves.
+    #[must_use]
+    pub const fn leaves(&self) -> &LeafCache {
+        &self.leaves
+    }
+
+    /// Devices, by index.
+    pub fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
+        self.devices.iter().map(|device| &device.device)
+    }
+
+    /// Lanes of this open.
+    #[must_use]
+    pub fn lane_count(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// What bounds the pool's memory and the length of recovery.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// What recovery found at this open.
+    #[must_use]
+    pub const fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    /// Runs `look` on the catalog. Short: lanes wait for it when they open a volume.
+    pub fn with_catalog<R>(&self, look: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> R) -> R {
+        look(&mut self.catalog.lock(), CatalogStore { store: &*self.store, keys: &self.keys })
+    }
+
+    /// Tells the pool whom to signal; once.
+    pub fn set_signals(&self, signals: Arc<dyn Signals>) {
+        assert!(self.signals.set(signals).is_ok(), "a pool is run once");
+    }
+
+    /// The log of a lane; each can be taken once.
+    ///
+    /// # Panics
+    /// If it was taken.
+    pub fn take_log(&self, lane: LaneIndex) -> Log {
+        let home = self.homes.lock()[lane.as_usize()].take().expect("each lane's log is taken once");
+        Log::new(lane, home, self.lanes.len())
+    }
+
+    /// Numbers for so many blocks or removals.
+    pub fn take_sequences(&self, count: u64) -> Sequence {
+        Sequence::new(self.next_sequence.fetch_add(count, Ordering::Relaxed))
+    }
+
+    /// For each lane the last record known durable.
+    #[must_use]
+    pub fn marks(&self) -> Vec<ChainSequence> {
+        self.lanes.iter().map(|lane| ChainSequence::new(lane.mark.load(Ordering::Acquire))).collect()
+    }
+
+    /// Free runs for a lane to fill, leaving `floor` blocks free.
+    #[must_use]
+    pub fn reserve_window(&self, floor: u64) -> Vec<AddressRun> {
+        let mut space = self.space.lock();
+        // Near the floor, small windows leave something for the other lanes.
+        let scarce = space.free_count().saturating_sub(floor) / (4 * to_u64(self.lanes.len()));
+        let want = self.window_blocks.min(scarce.max(SCARCE_WINDOW_BLOCKS));
+        let window = space.reserve(want, floor);
+        let free = space.free_count();
+        drop(space);
+        let taken: u64 = window.iter().map(|run| run.count).sum();
+        let since_cut = self.taken_since_cut.fetch_add(taken, Ordering::Relaxed) + taken;
+        // What overwrites replaced waits for a checkpoint: it comes before half of what was free is gone.
+        if since_cut >= free.max(self.reserve_blocks) {
+            self.want_checkpoint();
+        }
+        window
+    }
+
+    /// Blocks that only overwrites, removals and records may take.
+    #[must_use]
+    pub const fn reserve_blocks(&self) -> u64 {
+        self.reserve_blocks
+    }
+
+    /// Takes a batch into the pool's view, in the order of the lane's chain: runs `lay` under the guard that
+    /// keeps a cut away, then moves the lane's position behind the batch.
+    pub fn lay_batch(&self, lane: LaneIndex, batch: &DoneBatch, lay: impl FnOnce(&crate::map::LayGuard<'_>)) {
+        let shared = &self.lanes[lane.as_usize()];
+        let guard = self.changes.lay();
+        lay(&guard);
+        *shared.position.lock() = (batch.chain.next(), batch.record.next);
+        shared.spent.lock().push_back((batch.chain, batch.record_run));
+        shared.completed.store(batch.chain.get(), Ordering::Release);
+        self.write_generation.fetch_add(1, Ordering::AcqRel);
+        drop(guard);
+        let is_much = self.changes.active_count() >= self.limits.changes_soft_max
+            || to_u64(shared.spent.lock().len()) >= self.limits.records_soft_max;
+        if is_much {
+            self.want_checkpoint();
+        }
+    }
+
+    /// Whether writes must wait for the running checkpoint.
+    #[must_use]
+    pub fn is_change_limit_reached(&self) -> bool {
+        self.changes.active_count() >= self.limits.changes_hard_max
+    }
+
+    /// What a flush requested now must reach: see [`Self::is_flushed`].
+    #[must_use]
+    pub fn flush_need(&self) -> u64 {
+        self.write_generation.load(Ordering::Acquire)
+    }
+
+    /// Whether everything acknowledged before [`Self::flush_need`] gave `need` is durable.
+    #[must_use]
+    pub fn is_flushed(&self, need: u64) -> bool {
+        self.flushed_generation.load(Ordering::Acquire) >= need
+    }
+
+    /// Begins a flush of every device; `None` while another one runs, whose end wakes the lanes.
+    ///
+    /// One at a time in the whole pool: when a flush fails, what the device had cached may be gone, and a second
+    /// flush beside it would succeed and promise what is lost.
+    #[must_use]
+    pub fn begin_flush(&self) -> Option<FlushStart> {
+        let mut is_flushing = self.is_flushing.lock();
+        if std::mem::replace(&mut *is_flushing, true) {
+            return None;
+        }
+        drop(is_flushing);
+        let generation = self.write_generation.load(Ordering::Acquire);
+        let completed = self.lanes.iter().map(|lane| ChainSequence::new(lane.completed.load(Ordering::Acquire)));
+        Some(FlushStart { generation, completed: completed.collect() })
+    }
+
+    /// The flush that began with `start` ended on every device. If it failed, [`Self::fail`] was called before.
+    pub fn end_flush(&self, start: &FlushStart) {
+        if self.check_writable().is_ok() {
+            self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
+            for (lane, completed) in self.lanes.iter().zip(&start.completed) {
+                lane.mark.fetch_max(completed.get(), Ordering::AcqRel);
+            }
+        }
+        *self.is_flushing.lock() = false;
+        self.flush_ended.notify_all();
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lanes();
+        }
+    }
+
+    /// Blocks until no flush runs. Never on a lane.
+    pub(crate) fn await_flush_end(&self) {
+        let mut is_flushing = self.is_flushing.lock();
+        while *is_flushing {
+            self.flush_ended.wait(&mut is_flushing);
+        }
+    }
+
+    /// Wakes one lane.
+    pub fn wake_lane(&self, lane: LaneIndex) {
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lane(lane);
+        }
+    }
+
+    /// Asks for a checkpoint.
+    pub fn want_checkpoint(&self) {
+        if let Some(signals) = self.signals.get() {
+            signals.want_checkpoint();
+        }
+    }
+
+    /// Checkpoints whose cut has begun: one that begins later has a higher number.
+    #[must_use]
+    pub fn cuts_begun(&self) -> u64 {
+        self.cuts_begun.load(Ordering::Acquire)
+    }
+
+    /// Checkpoints that are done.
+    #[must_use]
+    pub fn checkpoints_done(&self) -> u64 {
+        self.checkpoints_done.load(Ordering::Acquire)
+    }
+
+    /// Stops writes for good: a device or `meta/` failed. Reads go on.
+    pub fn fail(&self, reason: String) {
+        let mut failure = self.failure.write();
+        if failure.is_none() {
+            tracing::error!(%reason, "the pool stops accepting writes");
+            *failure = Some(reason);
+        }
+        drop(failure);
+        self.is_failed.store(true, Ordering::Release);
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lanes();
+        }
+    }
+
+    /// Whether writes are refused.
+    ///
+    /// # Errors
+    /// [`IoError::Io`] after a failure.
+    pub fn check_writable(&self) -> Result<(), IoError> {
+        if self.is_failed.load(Ordering::Acquire) { Err(IoError::Io) } else { Ok(()) }
+    }
+
+    /// Counts a block that is damaged on its device.
+    pub fn count_damaged_block(&self) {
+        self.damaged_blocks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Frees blocks at once: only for the planted bug.
+    pub fn free_early(&self, address: Address) {
+        if is_planted(Bug::ReuseBeforeCheckpoint) {
+            self.space.lock().free(address);
+        }
+    }
+}
+
+/// A window near the floor.
+const SCARCE_WINDOW_BLOCKS: u64 = 32;
