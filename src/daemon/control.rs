@@ -189,10 +189,11 @@ impl Control {
     pub fn set_exported(&self, name: &str, is_exported: bool, is_dry_run: bool) -> Result<Change> {
         let _one_at_a_time = self.changes.lock();
         let before = self.find(name)?;
+        if !is_exported {
+            refuse_if_open(&before, "hidden")?;
+        }
         if !is_dry_run {
             self.server.set_exported(name, is_exported)?;
-        } else if !is_exported {
-            refuse_if_open(&before, "hidden")?;
         }
         let action = if is_exported { Action::Export } else { Action::Unexport };
         let after = Volume { is_exported, ..before.clone() };
@@ -207,7 +208,8 @@ impl Control {
             reference: export.name,
             connections: export.connections,
         };
-        let mut items: Vec<Export> = self.server.exports().into_iter().map(describe).collect();
+        let offered = self.server.exports().into_iter().filter(|export| export.is_exported);
+        let mut items: Vec<Export> = offered.map(describe).collect();
         items.sort_by(|left, right| left.reference.cmp(&right.reference));
         ExportList { api: ApiVersion::V1, kind: Kind::ExportList, items }
     }
