@@ -263,7 +263,7 @@ pub(super) struct Bench {
     /// Where the pool and the raw file are made, and removed again
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(super) directory: PathBuf,
-    /// Size of the pool; the volume and the raw file have a quarter of it
+    /// Size of the pool and of the raw file; the volume has a quarter of it
     #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_bench_size)]
     pub(super) pool_size: u64,
     /// How long each measurement takes at most

@@ -46,9 +46,8 @@ pub(super) fn run(arguments: &Bench, global: &Global, output: &Output) -> Outcom
     let interrupt = Interrupt::install()?;
     let span_bytes = arguments.pool_size / VOLUME_PART / VOLUME_STEP * VOLUME_STEP;
     output.message(&format!(
-        "Writing a pool of {} and a raw file of {} in {}; both are removed at the end.",
+        "Writing a pool and a raw file of {} each in {}; both are removed at the end.",
         output.size(arguments.pool_size),
-        output.size(span_bytes),
         arguments.directory.display()
     ));
     let place = Place::create(arguments, span_bytes)?;

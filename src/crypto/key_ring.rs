@@ -125,9 +125,14 @@ impl KeyRing {
 /// Ciphers of one thread, made when first used.
 #[derive(Default)]
 pub struct CipherCache {
-    ciphers: HashMap<(DomainId, KeyGeneration, SessionId), BlockCipher>,
+    ciphers: Vec<(CipherPlace, BlockCipher)>,
+    indexes: HashMap<CipherPlace, usize>,
+    /// Index of the cipher last asked for: nearly always the one that is asked for next.
+    last: usize,
     session: Option<(Sequence, Sequence, SessionId)>,
 }
+
+type CipherPlace = (DomainId, KeyGeneration, SessionId);
 
 /// Ciphers that one thread keeps: a few sessions of a few domains.
 const CIPHERS_MAX: usize = 1024;
@@ -142,17 +147,27 @@ impl CipherCache {
         sequence: Sequence,
     ) -> Option<&mut BlockCipher> {
         let session = self.session_of(ring, sequence)?;
-        let key = (domain, generation, session);
-        if self.ciphers.len() >= CIPHERS_MAX && !self.ciphers.contains_key(&key) {
+        let place = (domain, generation, session);
+        if self.ciphers.get(self.last).is_none_or(|(last, _)| *last != place) {
+            self.last = self.find_or_make(ring, place)?;
+        }
+        self.ciphers.get_mut(self.last).map(|(_, cipher)| cipher)
+    }
+
+    fn find_or_make(&mut self, ring: &KeyRing, place: CipherPlace) -> Option<usize> {
+        if let Some(index) = self.indexes.get(&place) {
+            return Some(*index);
+        }
+        let (domain, generation, session) = place;
+        let block_key = ring.block_key(domain, generation, session)?;
+        if self.ciphers.len() >= CIPHERS_MAX {
             self.ciphers.clear();
+            self.indexes.clear();
         }
-        match self.ciphers.entry(key) {
-            std::collections::hash_map::Entry::Occupied(found) => Some(found.into_mut()),
-            std::collections::hash_map::Entry::Vacant(vacant) => {
-                let block_key = ring.block_key(domain, generation, session)?;
-                Some(vacant.insert(BlockCipher::new(ring.suite(), &block_key)))
-            }
-        }
+        let index = self.ciphers.len();
+        self.ciphers.push((place, BlockCipher::new(ring.suite(), &block_key)));
+        self.indexes.insert(place, index);
+        Some(index)
     }
 
     /// Remembers the range of the session last asked for.

@@ -8,6 +8,7 @@ use crate::map::changes::stripe_of;
 use crate::units::{LeafIndex, TreeId, to_u64};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 const STRIPE_COUNT_MAX: usize = 64;
@@ -23,7 +24,7 @@ struct Slot {
 struct Stripe {
     /// Counts the replacements by checkpoints.
     version: u64,
-    slots: HashMap<Key, Slot>,
+    slots: HashMap<Key, Slot, BuildHasherDefault<PlaceHasher>>,
     /// Keys in the order in which they are considered for eviction.
     queue: VecDeque<Key>,
 }
@@ -86,6 +87,29 @@ impl LeafCache {
 
     fn stripe(&self, tree: TreeId, leaf: LeafIndex) -> &Mutex<Stripe> {
         &self.stripes[stripe_of(tree, leaf, to_u64(self.stripes.len()))]
+    }
+}
+
+/// Multiplies and folds: a lookup for each block read is too often for a hash that withstands chosen keys, and these
+/// are trees and leaves of bounded number.
+#[derive(Default)]
+struct PlaceHasher(u64);
+
+impl Hasher for PlaceHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let product = u128::from(self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let [low, high] = [product & u128::from(u64::MAX), product >> 64];
+        self.0 = u64::try_from(low ^ high).expect("two halves of 64 bits");
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
     }
 }
 

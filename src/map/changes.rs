@@ -192,21 +192,29 @@ impl LayGuard<'_> {
     /// Lays a change over the map.
     ///
     /// # Panics
-    /// If a change of the same block with a higher sequence is there: the range lock forbids it.
+    /// As [`Self::lay_in_leaf`].
     pub fn lay(&self, key: ChangeKey, change: Change) {
-        let mut stripe = self.changes.stripe(key.tree, key.block.leaf()).lock();
-        match stripe.active.changes.insert(key, change) {
-            None => {
-                self.changes.active_count.fetch_add(1, Ordering::Relaxed);
-            }
-            Some(before) => {
-                assert!(
-                    before.sequence < change.sequence,
-                    "changes of a block are laid in the order of their sequences"
-                );
-                stripe.active.replaced.extend(before.entry.map(Entry::address));
-            }
+        self.lay_in_leaf((key.tree, key.block.leaf()), std::iter::once((key, change)));
+    }
+
+    /// Lays changes of blocks of one leaf over the map, under one lock. `changes` must not look at the map.
+    ///
+    /// # Panics
+    /// If a change of the same block with a higher sequence is there: the range lock forbids it. If a block is not of
+    /// the leaf.
+    pub fn lay_in_leaf(&self, place: (TreeId, LeafIndex), changes: impl Iterator<Item = (ChangeKey, Change)>) {
+        let mut stripe = self.changes.stripe(place.0, place.1).lock();
+        let mut new_count = 0;
+        for (key, change) in changes {
+            assert!((key.tree, key.block.leaf()) == place, "a change belongs to the stripe that is locked");
+            let Some(before) = stripe.active.changes.insert(key, change) else {
+                new_count += 1;
+                continue;
+            };
+            assert!(before.sequence < change.sequence, "changes of a block are laid in the order of their sequences");
+            stripe.active.replaced.extend(before.entry.map(Entry::address));
         }
+        self.changes.active_count.fetch_add(new_count, Ordering::Relaxed);
     }
 }
 

@@ -336,25 +336,34 @@ pub(super) fn lay_record(record: &Record, guard: &LayGuard<'_>, pool: &Pool) {
     let mut addresses = record.segments.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step)));
     let mut macs = record.macs.iter();
     for run in &record.runs {
-        for step in 0..u64::from(run.count) {
+        if is_planted(Bug::ReuseBeforeCheckpoint) {
+            free_replaced(run, pool);
+        }
+        // The blocks of a run are in one leaf, as those of the part that it is of.
+        let changes = (0..u64::from(run.count)).map(|step| {
             let (Some(address), Some(mac)) = (addresses.next(), macs.next()) else {
                 unreachable!("a batch has an address and a mac for each of its blocks")
             };
             let sequence = run.sequence.plus(step);
             let key = ChangeKey { tree: run.tree, block: run.block.plus(step), epoch: run.epoch };
-            let entry = Entry::new(address, run.generation, sequence, *mac);
-            if is_planted(Bug::ReuseBeforeCheckpoint)
-                && let Some(Change { entry: Some(before), .. }) = pool.changes().get(key.tree, key.epoch, key.block)
-            {
-                pool.free_early(before.address());
-            }
-            guard.lay(key, Change { sequence, entry: Some(entry) });
-        }
+            (key, Change { sequence, entry: Some(Entry::new(address, run.generation, sequence, *mac)) })
+        });
+        guard.lay_in_leaf((run.tree, run.block.leaf()), changes);
     }
     for removal in &record.removals {
         for step in 0..u64::from(removal.count) {
             let key = ChangeKey { tree: removal.tree, block: removal.block.plus(step), epoch: removal.epoch };
             guard.lay(key, Change { sequence: removal.sequence, entry: None });
+        }
+    }
+}
+
+/// The planted bug: blocks that a change maps are free as soon as a run replaces them.
+fn free_replaced(run: &WriteRun, pool: &Pool) {
+    for step in 0..u64::from(run.count) {
+        let before = pool.changes().get(run.tree, run.epoch, run.block.plus(step));
+        if let Some(Change { entry: Some(before), .. }) = before {
+            pool.free_early(before.address());
         }
     }
 }

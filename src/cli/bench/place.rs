@@ -20,7 +20,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Makes the directory, a pool as the arguments say, and a raw file of `span_bytes`, both written once.
+    /// Makes the directory, a pool as the arguments say for a volume of `span_bytes`, and a raw file as large as the
+    /// pool, both written once.
     ///
     /// # Errors
     /// What creating a pool can fail with. What was made is removed.
@@ -40,7 +41,7 @@ impl Place {
             key_file: place.key_file(),
         };
         create(&place.pool(), &options)?;
-        drop(FileDevice::create(&place.raw_file(), span_bytes)?);
+        drop(FileDevice::create(&place.raw_file(), arguments.pool_size)?);
         Ok(place)
     }
 

@@ -27,6 +27,8 @@ enum Loan {
 pub(super) struct RawSide {
     ring: IoUring,
     file: FileDevice,
+    /// Where offset 0 of the requests is.
+    base_bytes: u64,
     /// By slot.
     loans: Vec<Option<Loan>>,
 }
@@ -42,7 +44,20 @@ impl RawSide {
             let message = format!("The file system of {} does not do direct I/O", path.display());
             return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Name another one with --directory"));
         }
-        Ok(Self { ring: build_ring()?, file, loans: Vec::new() })
+        Ok(Self { ring: build_ring()?, file, base_bytes: 0, loans: Vec::new() })
+    }
+
+    /// Moves the next requests, which are in the first `span_bytes`, behind those before, or to the start of the file.
+    pub(super) fn move_on(&mut self, span_bytes: u64) {
+        self.base_bytes += span_bytes;
+        if self.base_bytes + span_bytes > self.file.size_bytes() {
+            self.base_bytes = 0;
+        }
+    }
+
+    /// Moves the next requests to the start of the file.
+    pub(super) const fn move_to_start(&mut self) {
+        self.base_bytes = 0;
     }
 }
 
@@ -58,6 +73,7 @@ pub(super) fn build_ring() -> Result<IoUring> {
 impl Side for RawSide {
     fn request(&mut self, is_write: bool, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
         let file = types::Fd(self.file.raw_fd());
+        let offset_bytes = self.base_bytes + offset_bytes;
         let len = u32::try_from(buffer.len()).expect("requests have at most 1 MiB");
         let (entry, loan) = if is_write {
             let loan = buffer.lend_for_device();
