@@ -292,7 +292,7 @@ pub fn export_uri(listener: &ListenAddress, export: &str) -> String {
 }
 
 fn with_export(info: VolumeInfo, exports: &[ExportInfo]) -> Volume {
-    let is_exported = exports.iter().any(|export| export.name == info.name);
+    let is_exported = exports.iter().any(|export| export.name == info.name && export.is_exported);
     Volume::new(info, is_exported)
 }
 
