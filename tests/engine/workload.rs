@@ -6,10 +6,7 @@ use crate::model::{Model, Value, ZEROS};
 use crate::world::{Counts, End, Life, World};
 use rand::Rng;
 use rok_blk::disk::{IoBuffer, OpKind};
-use rok_blk::error::{ErrorKind, IoError};
-use rok_blk::format::leaf;
-use rok_blk::map::StoredLeaves;
-use rok_blk::meta::Table;
+use rok_blk::error::IoError;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, RemoveMode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,8 +102,8 @@ impl Workload {
     fn operation(&mut self) {
         self.now += 1;
         self.world.counts.operations += 1;
-        let kind = self.world.random.random_range(0..1000);
-        self.world.trace.update(&(kind as u64).to_le_bytes());
+        let kind = self.world.random.random_range(0..1000_u64);
+        self.world.trace.update(&kind.to_le_bytes());
         match kind {
             0..350 => self.write(),
             350..420 => self.write_partial(),
@@ -189,7 +186,7 @@ impl Workload {
         for block in &blocks {
             self.begin(volume, *block, write, [write; SECTORS]);
         }
-        self.send_write(volume, first * BLOCK_SIZE_U64, source, is_fua, blocks, write);
+        self.send_write((volume, write), first * BLOCK_SIZE_U64, source, is_fua, blocks);
     }
 
     fn write_partial(&mut self) {
@@ -215,7 +212,7 @@ impl Workload {
         }
         self.exclusive.extend(touched.clone().map(|block| (volume, block)));
         let is_fua = self.world.random.random_bool(0.1);
-        self.send_write(volume, offset, source, is_fua, touched.collect(), write);
+        self.send_write((volume, write), offset, source, is_fua, touched.collect());
     }
 
     /// The values of blocks of which nothing is in flight and just one value is possible.
@@ -236,7 +233,14 @@ impl Workload {
         }
     }
 
-    fn send_write(&mut self, volume: usize, offset: u64, source: IoBuffer, is_fua: bool, blocks: Vec<u64>, write: u64) {
+    fn send_write(
+        &mut self,
+        (volume, write): (usize, u64),
+        offset: u64,
+        source: IoBuffer,
+        is_fua: bool,
+        blocks: Vec<u64>,
+    ) {
         let begin = self.now;
         self.note(|| format!("write {write} of volume {volume}, blocks {:?}", (blocks.first(), blocks.len())));
         let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
@@ -430,7 +434,7 @@ impl Workload {
             self.world.crash(None, End::PowerLoss);
         } else {
             self.models.iter_mut().for_each(Model::killed);
-            self.world.crash(None, if self.now % 2 == 0 { End::Kill } else { End::PowerLoss });
+            self.world.crash(None, if self.now.is_multiple_of(2) { End::Kill } else { End::PowerLoss });
         }
         self.settle_after_open(false);
     }
