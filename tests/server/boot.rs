@@ -184,7 +184,8 @@ impl Machine {
     fn wait_for(&mut self, beginning: &str) {
         loop {
             let Some(line) = self.next_line() else {
-                panic!("the machine never said {beginning:?}, but {:#?}", self.console);
+                let status = self.child.wait().expect("it can be waited for");
+                panic!("the machine ended ({status}) and never said {beginning:?}, but {:#?}", self.console);
             };
             assert!(!line.contains("GUEST FAILED"), "{:#?}", self.console);
             if line.starts_with(beginning) {
