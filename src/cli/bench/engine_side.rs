@@ -29,6 +29,8 @@ const MAP_CACHE_LEAVES: usize = 262_144;
 pub(super) struct EngineSide {
     // In the order in which they may go: the lane, then the threads it gives work to.
     engine: Rc<Engine<UringDisk>>,
+    /// The engine's tasks are its, and end with it.
+    _executor: Rc<LocalExecutor<'static>>,
     ring: IoUring,
     volume: OpenVolume,
     background: Background,
@@ -49,15 +51,16 @@ impl EngineSide {
         volumes.create(id, VOLUME_NAME, place.span_bytes(), SECTOR_SIZE, 0)?;
         let volume = volumes.open(VOLUME_NAME)?;
         let background = Background::start(&pool)?;
+        let executor = Rc::new(LocalExecutor::new());
         let engine = Engine::new(EngineParts {
             pool,
             locks: Arc::new(RangeLocks::new(1)),
             lane: LaneIndex::new(0),
             disk: UringDisk::new(devices, DISK_PREFIX, None),
             blocking: background.blocking(),
-            executor: Rc::new(LocalExecutor::new()),
+            executor: Rc::clone(&executor),
         });
-        Ok(Self { engine, ring, volume, background, done: Vec::new() })
+        Ok(Self { engine, _executor: executor, ring, volume, background, done: Vec::new() })
     }
 
     /// Discards the volume and frees its blocks, so that the pool is as good as new.
