@@ -1,6 +1,7 @@
 //! What other threads hand to a lane.
 
 use super::alarm::Alarm;
+use super::device::NewQueue;
 use super::handshake::HandshakeTurn;
 use super::limits::MESSAGES_MAX;
 use super::server::Permit;
@@ -17,6 +18,8 @@ pub(super) enum Message {
     Connect { socket: OwnedFd, permit: Permit },
     /// Accept connections.
     Listen { listener: OwnedFd, is_tcp: bool },
+    /// Serve a queue of a device.
+    ServeDevice(NewQueue),
     /// Discard a range of a volume, durably.
     Discard { volume: Arc<Volume>, range: (u64, u64), done: mpsc::Sender<std::result::Result<(), IoError>> },
     /// End: accept nothing more, finish what is under way.

@@ -1,7 +1,7 @@
-//! Lanes: threads that own a ring each, run the engine, and serve NBD connections.
+//! Lanes: threads that own a ring each, run the engine, and serve NBD connections and queues of ublk devices.
 //!
 //! [`Server`] starts one lane for each lane of the pool. Everything that a lane does goes through its ring: pool I/O,
-//! sockets, accepting, timers, and the eventfd by which other threads wake it. It enters the kernel once a turn,
+//! commands of devices, sockets, accepting, timers, and the eventfd by which other threads wake it. It enters the kernel once a turn,
 //! and sleeps there when there is nothing to do. tokio never waits for a lane: the methods of [`Server`] block.
 
 mod address;
@@ -10,9 +10,11 @@ mod blocking;
 mod buffers;
 mod checkpoints;
 mod connection;
+mod device;
 mod exports;
 mod handshake;
 pub mod limits;
+mod listeners;
 mod mailbox;
 mod requests;
 mod sender;
@@ -21,4 +23,5 @@ mod signals;
 mod thread;
 
 pub use address::ListenAddress;
-pub use server::{ExportInfo, Server, ServerOptions};
+pub use device::DeviceTarget;
+pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};

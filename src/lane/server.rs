@@ -5,6 +5,7 @@
 use super::address::ListenAddress;
 use super::blocking::{Jobs, LaneJobs};
 use super::checkpoints::Checkpoints;
+use super::device::{DeviceTarget, NewQueue};
 use super::exports::ExportTable;
 use super::limits::{
     BLOCKING_THREADS, CONNECTIONS_MAX, RING_COMPLETION_ENTRIES, RING_SUBMISSION_ENTRIES, SHUTDOWN_TIME_MAX,
@@ -19,11 +20,12 @@ use crate::units::LaneIndex;
 use crate::volume::{Engine, EngineParts, RangeLocks, VolumeInfo, Volumes};
 use async_executor::LocalExecutor;
 use parking_lot::Mutex;
-use rok_ublk::{RingError, ring};
+use rok_ublk::{Device, RingError, ring};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// How a server is started.
 pub struct ServerOptions {
@@ -73,6 +75,28 @@ impl Shared {
     pub(super) fn next_mailbox(&self) -> &Mailbox {
         let turn = self.next_lane.fetch_add(1, Ordering::Relaxed);
         &self.mailboxes[turn % self.mailboxes.len()]
+    }
+}
+
+/// A device that lanes serve.
+pub struct AttachedDevice {
+    ends: mpsc::Receiver<()>,
+}
+
+impl AttachedDevice {
+    /// Waits until no lane serves a queue of it any more, which follows when the device was stopped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`].
+    pub fn wait_ended(&self, time_max: Duration) -> Result<()> {
+        match self.ends.recv_timeout(time_max) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                Err(Error::new(ErrorKind::TimedOut, "The queues of the device are still served")
+                    .with_hint("Stop the device first"))
+            }
+            // Nobody sends: each queue drops its end of the channel.
+            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => Ok(()),
+        }
     }
 }
 
@@ -180,6 +204,37 @@ impl Server {
         self.shared.mailboxes[0].send(Message::Listen { listener, is_tcp })?;
         addresses.push(address.clone());
         Ok(address)
+    }
+
+    /// Serves the queues of a device, each on the lane whose turn it is. The device is not started, since the driver
+    /// waits until every queue is served: the caller does that next, and stops the device before it ends the server.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if the server is ending; [`ErrorKind::Other`] if a queue could not be mapped: then the device
+    /// has to be deleted.
+    pub fn attach(&self, device: &Arc<Device>, target: &DeviceTarget) -> Result<AttachedDevice> {
+        let (started, answers) = mpsc::channel();
+        let (ended, ends) = mpsc::channel();
+        for id in 0..device.queue_count() {
+            let queue = NewQueue {
+                device: Arc::clone(device),
+                id,
+                target: target.clone(),
+                started: started.clone(),
+                ended: ended.clone(),
+            };
+            self.shared.next_mailbox().send(Message::ServeDevice(queue))?;
+        }
+        drop((started, ended));
+        for _ in 0..device.queue_count() {
+            // A lane that ends drops its messages, and with them the channel.
+            let answer = answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
+            answer.map_err(|error| {
+                Error::new(ErrorKind::Other, format!("Device {} cannot be served: {error}", device.id()))
+                    .with_source(error)
+            })?;
+        }
+        Ok(AttachedDevice { ends })
     }
 
     /// Says whether clients may choose the volume. Connections that there are stay.

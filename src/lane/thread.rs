@@ -1,14 +1,16 @@
 //! The thread of a lane: its loop, and who gets which completion.
 //!
-//! Invariant: what an entry of the ring points to is kept by its owner here (connection, disk, alarm) until the entry's
-//! completion, and the thread does not end before.
+//! Invariant: what an entry of the ring points to is kept by its owner here (connection, device, disk, alarm) until the
+//! entry's completion, and the thread does not end before.
 
 #![expect(unsafe_code, reason = "gives entries that point to memory to the kernel, and takes sockets from it")]
 
 use super::buffers::Buffers;
 use super::connection::{Connection, HandshakeStep, Phase};
+use super::device::{Devices, is_device};
 use super::handshake::{HandshakeTurn, NextStep, advance};
 use super::limits::{CONTROLS_MAX, SHUTDOWN_TIME_MAX, TICK_PERIOD};
+use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
 use super::server::{Permit, Shared};
@@ -23,7 +25,7 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
@@ -38,19 +40,13 @@ const ALARM: Prefix = Prefix::new(4);
 const TICK: Prefix = Prefix::new(5);
 /// Cancellations, whose own completions tell nothing.
 const CANCEL: Prefix = Prefix::new(6);
+/// Queues of devices have this prefix and those that follow.
+pub(super) const DEVICE_FIRST: u16 = 0x100;
 
 /// The owner of requests that no connection made.
 const CONTROL_OWNER: u32 = u32::MAX;
 /// Rounds of tasks and answers in one turn, so that I/O gets its turn too.
 const ROUNDS_PER_TURN: usize = 32;
-
-struct Listener {
-    socket: OwnedFd,
-    is_tcp: bool,
-    is_armed: bool,
-    /// Accepts many with one entry (Linux 5.19).
-    is_multishot: bool,
-}
 
 /// What a lane is made of.
 pub(super) struct LaneParts {
@@ -70,7 +66,8 @@ pub(super) struct Lane {
     connections: Slab<Box<Connection>>,
     /// Connections to look at in this turn.
     dirty: Vec<u32>,
-    listeners: Slab<Listener>,
+    listeners: Listeners,
+    devices: Devices,
     controls: Slab<mpsc::Sender<Result<(), IoError>>>,
     buffers: Buffers,
     /// Entries that wait for room in the ring.
@@ -98,7 +95,8 @@ impl Lane {
             executor: parts.executor,
             connections: Slab::new(),
             dirty: Vec::new(),
-            listeners: Slab::new(),
+            listeners: Listeners::default(),
+            devices: Devices::default(),
             controls: Slab::new(),
             buffers: Buffers::default(),
             entries: VecDeque::new(),
@@ -148,6 +146,7 @@ impl Lane {
 
     /// Submits what is queued; waits if there is nothing else to do.
     fn submit(&mut self, ring: &mut IoUring) -> io::Result<()> {
+        let is_device_waiting = self.devices.submit(ring);
         let mut queue = ring.submission();
         while let Some(entry) = self.entries.front() {
             // SAFETY: the owner of what the entry names keeps it until the completion (see the head of the file).
@@ -161,7 +160,7 @@ impl Lane {
             disk.is_waiting()
         });
         drop(queue);
-        let is_idle = self.entries.is_empty() && !is_disk_waiting && !self.has_more;
+        let is_idle = self.entries.is_empty() && !is_disk_waiting && !is_device_waiting && !self.has_more;
         ring::enter(ring, usize::from(is_idle), None)
     }
 
@@ -181,7 +180,8 @@ impl Lane {
                 self.is_tick_armed = false;
                 self.look_at_deadlines(Instant::now());
             }
-            _ => {}
+            CANCEL => {}
+            _ => self.devices.completed(completion, &self.engine, &mut self.buffers),
         }
     }
 
@@ -222,6 +222,10 @@ impl Lane {
             let cookie = to_usize(completion.cookie);
             if completion.owner == CONTROL_OWNER {
                 answer_control(&self.controls.remove(cookie), result);
+                continue;
+            }
+            if is_device(completion.owner) {
+                self.devices.answered(completion, result, &mut self.buffers);
                 continue;
             }
             self.connections[slot_of(completion.owner)].answered(cookie, result, &mut self.buffers);
@@ -320,6 +324,8 @@ impl Lane {
             match message {
                 Message::Connect { socket, permit } => self.connect(socket, permit),
                 Message::Listen { listener, is_tcp } => self.listen(listener, is_tcp),
+                Message::ServeDevice(queue) if self.closing.is_none() => self.devices.start(queue),
+                Message::ServeDevice(_) => {}
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
                 Message::Close => self.close(),
             }
@@ -347,13 +353,10 @@ impl Lane {
     fn close(&mut self) {
         self.closing = Some(Instant::now() + SHUTDOWN_TIME_MAX);
         self.is_tick_wanted = true;
-        for (slot, listener) in &self.listeners {
-            if listener.is_armed {
-                let entry = opcode::AsyncCancel::new(ACCEPT.pack(to_u64(slot))).build();
-                self.entries.push_back(entry.user_data(CANCEL.pack(0)));
-            }
+        for slot in self.listeners.close() {
+            let entry = opcode::AsyncCancel::new(ACCEPT.pack(slot)).build();
+            self.entries.push_back(entry.user_data(CANCEL.pack(0)));
         }
-        self.listeners.retain(|_, listener| listener.is_armed);
         let slots: Vec<u32> = self.connections.iter().filter_map(|(slot, _)| u32::try_from(slot).ok()).collect();
         for slot in slots {
             self.connections[slot_of(slot)].is_draining = true;
@@ -379,52 +382,38 @@ impl Lane {
             }
         }
         late.into_iter().for_each(|slot| self.mark(slot));
-        let paused = self.listeners.iter().filter(|(_, listener)| !listener.is_armed).map(|(slot, _)| slot);
-        for slot in paused.collect::<Vec<_>>() {
-            self.arm_listener(slot);
+        if is_impatient {
+            self.devices.abandon();
         }
+        self.listeners.paused().into_iter().for_each(|slot| self.arm_listener(slot));
         self.is_tick_wanted = is_any_left;
     }
 
     fn listen(&mut self, socket: OwnedFd, is_tcp: bool) {
         if self.closing.is_none() {
-            let slot = self.listeners.insert(Listener { socket, is_tcp, is_armed: false, is_multishot: true });
+            let slot = self.listeners.add(socket, is_tcp);
             self.arm_listener(slot);
         }
     }
 
     fn arm_listener(&mut self, slot: usize) {
-        let listener = &mut self.listeners[slot];
-        listener.is_armed = true;
-        let fd = types::Fd(listener.socket.as_raw_fd());
-        let entry = if listener.is_multishot {
-            opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
-        } else {
-            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build()
-        };
+        let entry = self.listeners.arm(slot);
         self.entries.push_back(entry.user_data(ACCEPT.pack(to_u64(slot))));
     }
 
     fn accepted(&mut self, slot: usize, result: i32, is_armed: bool) {
-        let listener = &mut self.listeners[slot];
-        listener.is_armed = is_armed;
-        let is_tcp = listener.is_tcp;
         if result >= 0 {
             // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
-            self.hand_out(socket, is_tcp);
-        } else if result == -libc::EINVAL && listener.is_multishot && self.closing.is_none() {
-            listener.is_multishot = false;
-        } else if !is_armed && self.closing.is_none() {
-            // Out of files or memory, or the client is gone again: the listener pauses for a tick.
-            tracing::warn!(error = %io::Error::from_raw_os_error(-result), "a connection could not be accepted");
-            self.is_tick_wanted = true;
-            return;
+            self.hand_out(socket, self.listeners.is_tcp(slot));
         }
-        if self.closing.is_some() && !is_armed {
-            self.listeners.remove(slot);
-        } else if !is_armed {
-            self.arm_listener(slot);
+        match self.listeners.completed(slot, result, is_armed, self.closing.is_some()) {
+            Next::Nothing => {}
+            Next::Arm => self.arm_listener(slot),
+            Next::Pause => {
+                tracing::warn!(error = %io::Error::from_raw_os_error(-result), "a connection could not be accepted");
+                self.is_tick_wanted = true;
+            }
         }
     }
 
@@ -468,6 +457,7 @@ impl Lane {
         self.closing.is_some()
             && self.connections.is_empty()
             && self.listeners.is_empty()
+            && self.devices.is_empty()
             && self.controls.is_empty()
             && self.engine.is_idle()
             && self.engine.with_disk(|disk| disk.in_flight_count()) == 0

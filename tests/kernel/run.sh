@@ -1,17 +1,38 @@
 #!/bin/bash
-# Tests that need a kernel with ublk: builds what they run, boots an emulated machine (vm.sh), runs them there.
+# Tests that need a kernel with ublk: builds what they run, boots an emulated machine (vm.sh) for each script, and runs
+# them there.
 #
-# Exit status and last line as in vm.sh: 77 and "SKIP" with a reason when qemu or a kernel cannot be had, unless
-# ROK_REQUIRE_KERNEL=1 or ROK_REQUIRE_ALL=1.
+# Closes on "N passed, N failed, N skipped", the sum of all machines. Exit status as in vm.sh: 77 and "SKIP" with a reason
+# when qemu or a kernel cannot be had, unless ROK_REQUIRE_KERNEL=1 or ROK_REQUIRE_ALL=1.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 target=${CARGO_TARGET_DIR:-target}
 cargo build -j2 -p rok-ublk --examples
-optional=()
+cargo build -j2 -p rok-blk --example lane_device
+programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
 # fio brings many libraries along, and is worth it: it verifies what it wrote.
-[ ! -x /usr/bin/fio ] || optional=(--program /usr/bin/fio)
-exec "$here/vm.sh" --script "$here/null_shared_ring.sh" --module configfs --module ublk_drv --disk-mib 64 \
-  --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases" \
-  --program /sbin/mke2fs --program /sbin/e2fsck "${optional[@]}"
+[ ! -x /usr/bin/fio ] || programs+=(--program /usr/bin/fio)
+
+passed=0 failed=0 skipped=0 status=0
+
+# machine ARGUMENT...: one machine, whose counts are added to the sums.
+machine() {
+  local log counts result=0
+  log=$(mktemp "${TMPDIR:-/tmp}/rok-kernel.XXXXXX")
+  "$here/vm.sh" --module configfs --module ublk_drv "${programs[@]}" "$@" | tee "$log" || result=$?
+  read -ra counts < <(sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$log" | tail -n 1)
+  rm -f "$log"
+  # A machine without a closing line has failed, whatever its status.
+  [ "${#counts[@]}" = 3 ] || counts=(0 1 0)
+  passed=$((passed + counts[0])) failed=$((failed + counts[1])) skipped=$((skipped + counts[2]))
+  [ "$result" = 0 ] || status=$result
+}
+
+machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
+  --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
+machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+
+echo "$passed passed, $failed failed, $skipped skipped"
+exit "$status"

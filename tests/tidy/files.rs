@@ -25,7 +25,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("ublk/src/command.rs", "commands are put on a ring and must outlive their completion"),
     ("ublk/src/mapping.rs", "the driver's descriptors are memory that the kernel writes"),
     ("ublk/src/queue.rs", "the driver's descriptors are memory that the kernel writes"),
-    ("ublk/src/ring.rs", "the ring lives in a thread-local of libublk"),
+    ("ublk/src/ring.rs", "entries of the ring name memory that their caller keeps"),
     ("ublk/examples/null_shared_ring.rs", "puts commands on the ring that it shares with the device"),
 ];
 

@@ -1,0 +1,109 @@
+//! Proves that the ring of a real lane carries ublk commands, pool I/O and NBD sockets at the same time.
+//!
+//! Makes an encrypted pool on a block device, and serves with **one** lane: the volume `disk` as a ublk device, the
+//! volume `export` over NBD on a unix socket, and a null device. Run as root on a kernel with ublk:
+//!
+//! ```text
+//! lane_device POOL_DIRECTORY BLOCK_DEVICE SOCKET_PATH SIZE_MIB
+//! ```
+//!
+//! Prints `READY DISK_DEVICE NULL_DEVICE`; ends when its standard input does; opens the pool again, compares nothing
+//! but that it opens, and prints PASS or FAIL.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people and scripts")]
+
+use std::error::Error;
+use std::io::{Read, stdin};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rok_blk::crypto::Suite;
+use rok_blk::lane::{AttachedDevice, DeviceTarget, ListenAddress, Server, ServerOptions};
+use rok_blk::pool::directory::{CreateOptions, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open};
+use rok_ublk::{Control, Device, DeviceParameters};
+use uuid::Uuid;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+const QUEUE_COUNT: u16 = 2;
+const MAP_CACHE_LEAVES: usize = 4096;
+const END_TIME_MAX: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => {
+            println!("PASS");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("lane_device: {error}");
+            println!("FAIL");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [directory, block_device, socket, size_mib] = arguments.as_slice() else {
+        return Err("usage: lane_device POOL_DIRECTORY BLOCK_DEVICE SOCKET_PATH SIZE_MIB".into());
+    };
+    let size_bytes = size_mib.parse::<u64>()? << 20;
+    let directory = Path::new(directory);
+    let key_file = directory.with_extension("key");
+    generate_key_file(&key_file)?;
+    let device = DeviceSource::Block { path: block_device.into() };
+    create(directory, &CreateOptions { device, suite: Suite::XtsGmac, key_file: Some(key_file.clone()) })?;
+    serve(directory, &key_file, Path::new(socket), size_bytes)?;
+    // The end was clean if nothing is left to recover; what is asked here is that the pool opens at all.
+    drop(open_pool(directory, &key_file)?);
+    Ok(())
+}
+
+fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
+    let key_file = Some(key_file.to_owned());
+    Ok(open(directory, &OpenOptions { key_file, lane_count: 1, map_cache_leaves: MAP_CACHE_LEAVES })?)
+}
+
+fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {
+    let OpenPool { pool, devices } = open_pool(directory, key_file)?;
+    let server = Server::start(pool, ServerOptions { devices })?;
+    for name in ["disk", "export"] {
+        server.volumes().create(Uuid::new_v4(), name, size_bytes, 512, 0)?;
+    }
+    server.listen(&ListenAddress::Unix(PathBuf::from(socket)))?;
+
+    let control = Control::open()?;
+    let volume = Arc::new(server.volumes().open("disk")?);
+    let parameters = DeviceParameters { logical_block_bytes: 512, ..DeviceParameters::new(size_bytes) };
+    let disk = attach(&server, &control, &parameters, &DeviceTarget::Volume(volume))?;
+    let null = attach(&server, &control, &DeviceParameters::new(size_bytes), &DeviceTarget::Null)?;
+    println!("READY {} {}", disk.0.block_path().display(), null.0.block_path().display());
+    stdin().read_to_end(&mut Vec::new())?;
+
+    detach(&control, disk)?;
+    detach(&control, null)?;
+    Ok(server.shutdown()?)
+}
+
+fn attach(
+    server: &Server,
+    control: &Control,
+    parameters: &DeviceParameters,
+    target: &DeviceTarget,
+) -> Result<(Arc<Device>, AttachedDevice), Failure> {
+    let device = Arc::new(control.add(None, &DeviceParameters { queue_count: QUEUE_COUNT, ..*parameters })?);
+    let attached = server.attach(&device, target)?;
+    control.start(&device)?;
+    Ok((device, attached))
+}
+
+fn detach(control: &Control, (device, attached): (Arc<Device>, AttachedDevice)) -> Result<(), Failure> {
+    let id = device.id();
+    control.stop(id)?;
+    attached.wait_ended(END_TIME_MAX)?;
+    drop(device);
+    Ok(control.delete(id)?)
+}

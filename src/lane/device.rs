@@ -1,0 +1,268 @@
+//! Queues of ublk devices on a lane: from the driver's requests to the engine's, and from its answers back.
+//!
+//! Their commands are entries of the lane's own ring, beside its pool I/O and its sockets, so one
+//! `io_uring_enter` carries them all.
+//!
+//! Invariants: a tag that the engine serves keeps its buffer here until the answer; a queue is dropped only when the
+//! engine has answered everything ([`DeviceQueue::is_over`]). Owned by the lane.
+
+use super::buffers::Buffers;
+use super::thread::DEVICE_FIRST;
+use crate::disk::{IoBuffer, UringDisk};
+use crate::error::IoError;
+use crate::units::to_usize;
+use crate::volume::{Completion, Engine, OpenVolume, RemoveMode};
+use io_uring::{IoUring, cqueue};
+use rok_ublk::{Device, Prefix, Queue, QueueError, Request, RequestKind, ring};
+use slab::Slab;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+
+/// What the requests of a device are served from.
+#[derive(Clone)]
+pub enum DeviceTarget {
+    /// Nothing: reads give zeros, and writes go nowhere. Measures a frontend without the engine behind it.
+    Null,
+    /// A volume.
+    Volume(Arc<OpenVolume>),
+}
+
+/// A queue that a lane is to serve.
+pub(super) struct NewQueue {
+    pub device: Arc<Device>,
+    pub id: u16,
+    pub target: DeviceTarget,
+    /// Told once whether the lane serves it.
+    pub started: mpsc::Sender<Result<(), QueueError>>,
+    /// Dropped when the queue has ended.
+    pub ended: mpsc::Sender<()>,
+}
+
+/// Tells the owners of requests that are queues of devices from connections.
+const DEVICE_OWNER: u32 = 1 << 31;
+
+/// Whether the owner of a request is a queue of a device.
+pub(super) const fn is_device(owner: u32) -> bool {
+    owner & DEVICE_OWNER != 0
+}
+
+/// The queues that a lane serves, each with a slot.
+#[derive(Default)]
+pub(super) struct Devices(Slab<DeviceQueue>);
+
+impl Devices {
+    /// Maps a queue, tells who asked for it how that went, and serves it from now on.
+    pub(super) fn start(&mut self, new: NewQueue) {
+        // Memory that this thread needs must never be won by writing to a device that this thread serves.
+        if self.0.is_empty()
+            && let Err(error) = ring::become_io_flusher()
+        {
+            tracing::debug!(%error, "the lane could not be marked as a server of block devices");
+        }
+        let place = self.0.vacant_entry();
+        let prefix = u16::try_from(place.key()).expect("a host has few queues") + DEVICE_FIRST;
+        if let Some(device) = DeviceQueue::start(new, Prefix::new(prefix)) {
+            place.insert(device);
+        }
+    }
+
+    /// Puts their commands in the ring; true if some found no room and wait for the next turn.
+    pub(super) fn submit(&mut self, ring: &mut IoUring) -> bool {
+        let mut is_waiting = false;
+        for (_, device) in &mut self.0 {
+            is_waiting |= device.queue.submit(ring) > 0;
+        }
+        is_waiting
+    }
+
+    /// Takes the completion of a command, and hands the request that it brings to the engine.
+    pub(super) fn completed(
+        &mut self,
+        completion: &cqueue::Entry,
+        engine: &Rc<Engine<UringDisk>>,
+        buffers: &mut Buffers,
+    ) {
+        let slot = Prefix::of(completion.user_data()).value() - DEVICE_FIRST;
+        // One that was abandoned may be gone before its commands are back.
+        let Some(device) = self.0.get_mut(usize::from(slot)) else { return };
+        let mut service = DeviceService { engine, buffers, owner: DEVICE_OWNER | u32::from(slot) };
+        device.completed(completion.user_data(), completion.result(), &mut service);
+        self.drop_ended(usize::from(slot));
+    }
+
+    /// Takes the engine's answer to a request.
+    pub(super) fn answered(&mut self, completion: Completion, result: Result<(), IoError>, buffers: &mut Buffers) {
+        let slot = to_usize(u64::from(completion.owner & !DEVICE_OWNER));
+        self.0[slot].answered(completion.cookie, result, buffers);
+        self.drop_ended(slot);
+    }
+
+    /// Serves nothing more; what is with the engine is still waited for.
+    pub(super) fn abandon(&mut self) {
+        self.0.iter_mut().for_each(|(_, device)| device.abandon());
+        self.0.retain(|_, device| !device.is_over());
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn drop_ended(&mut self, slot: usize) {
+        if self.0[slot].is_over() {
+            self.0.remove(slot);
+        }
+    }
+}
+
+/// What a queue hands its requests to.
+struct DeviceService<'a> {
+    engine: &'a Rc<Engine<UringDisk>>,
+    buffers: &'a mut Buffers,
+    /// What the engine's answers name the queue by.
+    owner: u32,
+}
+
+/// The data of a request in the engine.
+struct Data {
+    /// All of the memory, which goes back to the lane's free buffers.
+    buffer: IoBuffer,
+    is_read: bool,
+}
+
+/// A queue of a device that a lane serves.
+struct DeviceQueue {
+    queue: Queue,
+    target: DeviceTarget,
+    /// By tag: the data of a read or write that the engine serves.
+    data: Vec<Option<Data>>,
+    /// Requests that the engine has not answered.
+    serving_count: usize,
+    is_abandoned: bool,
+    _ended: mpsc::Sender<()>,
+}
+
+impl DeviceQueue {
+    /// Maps the queue, and tells who asked for it how that went.
+    fn start(new: NewQueue, prefix: Prefix) -> Option<Self> {
+        let depth = usize::from(new.device.queue_depth());
+        let (queue, answer) = match Queue::new(new.device, new.id, prefix) {
+            Ok(queue) => (Some(queue), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        if new.started.send(answer).is_err() {
+            tracing::debug!("nobody waits for the start of a device's queue");
+        }
+        Some(Self {
+            queue: queue?,
+            target: new.target,
+            data: (0..depth).map(|_| None).collect(),
+            serving_count: 0,
+            is_abandoned: false,
+            _ended: new.ended,
+        })
+    }
+
+    /// Takes the completion of one of its commands, and hands the request that it brings to the engine.
+    fn completed(&mut self, user_data: u64, result: i32, service: &mut DeviceService<'_>) {
+        match self.queue.on_completion(user_data, result) {
+            Ok(Some(request)) => {
+                let started = self.serve(&request, service);
+                self.check(started);
+            }
+            Ok(None) => {}
+            Err(error) => self.check(Err(error)),
+        }
+    }
+
+    /// Takes the engine's answer to a request.
+    fn answered(&mut self, cookie: u64, result: Result<(), IoError>, buffers: &mut Buffers) {
+        self.serving_count -= 1;
+        let tag = u16::try_from(cookie).expect("a tag has 16 bits");
+        let answered = self.answer(tag, result, buffers);
+        self.check(answered);
+    }
+
+    /// Serves nothing more; what is with the engine is waited for.
+    fn abandon(&mut self) {
+        if !std::mem::replace(&mut self.is_abandoned, true) && !self.queue.is_ended() {
+            let (device, queue) = (self.queue.device().id(), self.queue.id());
+            tracing::warn!(device, queue, "a lane ends while it serves a device: stop the device first");
+        }
+    }
+
+    /// Whether the driver has let it go, or nobody serves it any more, and it can be dropped.
+    fn is_over(&self) -> bool {
+        (self.queue.is_ended() || self.is_abandoned) && self.serving_count == 0
+    }
+
+    fn serve(&mut self, request: &Request, service: &mut DeviceService<'_>) -> Result<(), QueueError> {
+        let DeviceTarget::Volume(open) = &self.target else { return self.serve_null(request) };
+        let place = &mut self.data[usize::from(request.tag)];
+        let data = data_of(&mut self.queue, place, request, service.buffers)?;
+        self.serving_count += 1;
+        let (volume, engine, is_fua) = (open.volume(), service.engine, request.is_fua);
+        let (offset_bytes, range) = (request.offset_bytes, (request.offset_bytes, request.len_bytes));
+        let completion = Completion { owner: service.owner, cookie: u64::from(request.tag) };
+        match (request.kind, data) {
+            (RequestKind::Read, Some(data)) => engine.read(volume, offset_bytes, data, completion),
+            (RequestKind::Write, Some(data)) => engine.write(volume, offset_bytes, data, is_fua, completion),
+            (RequestKind::Discard, _) => engine.remove(volume, range, RemoveMode::Discard, is_fua, completion),
+            (RequestKind::WriteZeroes, _) => {
+                let mode = if request.is_nounmap { RemoveMode::ZeroProvisioned } else { RemoveMode::Zero };
+                engine.remove(volume, range, mode, is_fua, completion);
+            }
+            // The queue refuses a read or write of nothing, so this is a flush.
+            _ => engine.flush(completion),
+        }
+        Ok(())
+    }
+
+    fn serve_null(&mut self, request: &Request) -> Result<(), QueueError> {
+        if request.kind == RequestKind::Read {
+            self.queue.buffer(request.tag)?.fill(0);
+        }
+        self.queue.complete(request.tag, Ok(()))
+    }
+
+    fn answer(&mut self, tag: u16, result: Result<(), IoError>, buffers: &mut Buffers) -> Result<(), QueueError> {
+        if let Some(Data { buffer, is_read }) = self.data[usize::from(tag)].take() {
+            if is_read && result.is_ok() {
+                let target = self.queue.buffer(tag)?;
+                let data = buffer.slice(0..target.len());
+                data.with_bytes(|source| target.copy_from_slice(source));
+            }
+            buffers.give(buffer);
+        }
+        self.queue.complete(tag, result.map_err(IoError::errno))
+    }
+
+    /// An error of the driver loses a tag: the device is of no use any more, and its owner finds it in the log.
+    fn check(&self, result: Result<(), QueueError>) {
+        if let Err(error) = result {
+            tracing::error!(%error, "a device's queue has failed");
+        }
+    }
+}
+
+/// The buffer that a request's data has in the engine, filled if it is a write.
+fn data_of(
+    queue: &mut Queue,
+    place: &mut Option<Data>,
+    request: &Request,
+    buffers: &mut Buffers,
+) -> Result<Option<IoBuffer>, QueueError> {
+    if !request.kind.has_data() {
+        return Ok(None);
+    }
+    let len = to_usize(request.len_bytes);
+    let source = queue.buffer(request.tag)?;
+    let buffer = buffers.take(len);
+    let data = buffer.slice(0..len);
+    let is_read = request.kind == RequestKind::Read;
+    if !is_read {
+        data.with_bytes_mut(|target| target.copy_from_slice(source));
+    }
+    *place = Some(Data { buffer, is_read });
+    Ok(Some(data))
+}
