@@ -99,7 +99,7 @@ mod tests {
         let mut listeners = Listeners::default();
         let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let slot = listeners.add(socket.into(), true);
-        drop(listeners.arm(slot));
+        listeners.arm(slot);
         (listeners, slot)
     }
 
@@ -116,8 +116,8 @@ mod tests {
         let (mut listeners, slot) = listeners();
         assert_eq!(listeners.completed(slot, -libc::EMFILE, false, false), Next::Pause);
         assert_eq!(listeners.paused(), [slot]);
-        drop(listeners.arm(slot));
-        assert_eq!(listeners.paused(), []);
+        listeners.arm(slot);
+        assert!(listeners.paused().is_empty());
     }
 
     #[test]
@@ -133,7 +133,7 @@ mod tests {
     fn paused_listener_is_closed_at_once() {
         let (mut listeners, slot) = listeners();
         assert_eq!(listeners.completed(slot, -libc::ENFILE, false, false), Next::Pause);
-        assert_eq!(listeners.close(), []);
+        assert!(listeners.close().is_empty());
         assert!(listeners.is_empty());
     }
 }

@@ -9,8 +9,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 target=${CARGO_TARGET_DIR:-target}
-cargo build -j2 -p rok-ublk --examples
-cargo build -j2 -p rok-blk --example lane_device
+# Of the whole workspace: one package alone would have its dependencies built again with other features.
+cargo build --workspace --examples
 programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
 # fio brings many libraries along, and is worth it: it verifies what it wrote.
 [ ! -x /usr/bin/fio ] || programs+=(--program /usr/bin/fio)
