@@ -118,6 +118,21 @@ missing_packages() {
     done | sort -u
 }
 
+# Every package that some group names.
+packages_of_all_groups() { awk 'NF { print $1 }' <<<"$BUILD_NEEDS$TRY_NEEDS$TEST_NEEDS$CI_NEEDS"; }
+
+# apt takes packages away that do not go with the new ones, such as a backport of qemu-utils when qemu-system-x86 comes.
+# What we need ourselves comes back in the next round; anything else is the user's decision.
+refuse_removals() {
+    local -a removed
+    mapfile -t removed < <(apt-get -qq -s --no-install-recommends install "$@" | awk '$1 == "Remv" { print $2 }' |
+        grep -vxFf <(packages_of_all_groups))
+    [ ${#removed[@]} -gt 0 ] || return 0
+    say "apt would remove ${removed[*]} to install: $*"
+    say "please decide yourself: apt-get install --no-install-recommends $*"
+    exit 1
+}
+
 install_packages() {
     local -a as_root=()
     if ! command -v apt-get >/dev/null; then
@@ -134,6 +149,7 @@ install_packages() {
     say "installing: $*"
     # The lock's timeout: another apt (unattended upgrades) may hold it for a while.
     "${as_root[@]}" apt-get -qq -o DPkg::Lock::Timeout=300 update
+    refuse_removals "$@"
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "$@" >&2
 }
@@ -163,14 +179,15 @@ main() {
     for group in "$@"; do
         needs_of_group "$group" >/dev/null
     done
+    # A second round, since the first may have replaced what was there.
+    for _ in 1 2; do
+        mapfile -t missing < <(missing_packages "$@")
+        [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+    done
     mapfile -t missing < <(missing_packages "$@")
     if [ ${#missing[@]} -gt 0 ]; then
-        install_packages "${missing[@]}"
-        mapfile -t missing < <(missing_packages "$@")
-        if [ ${#missing[@]} -gt 0 ]; then
-            say "still not there after the installation: ${missing[*]}"
-            exit 1
-        fi
+        say "still not there after the installation: ${missing[*]}"
+        exit 1
     fi
     for group in "$@"; do
         case $group in
