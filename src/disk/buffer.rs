@@ -3,11 +3,15 @@
 //! The kernel counts as a thread. So a buffer that is part of an operation is *lent*: the loan keeps the memory
 //! alive until the completion, and the accessors assert that nothing is lent in a conflicting way. With
 //! that, the accessors are safe functions. The handles are for one thread (a lane) only.
+//!
+//! What the device writes to is known by range: the parts of a large read arrive one by one, and each may be looked at
+//! while the device still writes the others.
 
 #![expect(unsafe_code, reason = "hands raw memory to the kernel and takes it back")]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -20,15 +24,17 @@ struct Memory {
     layout: Layout,
     /// Operations in which the device reads from the memory.
     lent_for_device: Cell<u32>,
-    /// Operations in which the device writes to the memory.
-    lent_to_device: Cell<u32>,
+    /// Ranges that the device may be writing to, start and end: one for each such operation, and no two overlap. Large
+    /// requests for scattered blocks have thousands.
+    lent_to_device: RefCell<BTreeMap<usize, usize>>,
     /// Closures that look at the memory now: -1 is one that may change it.
     borrows: Cell<i32>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        assert!(self.lent_for_device.get() == 0 && self.lent_to_device.get() == 0, "a loan keeps the memory");
+        let is_lent = self.lent_for_device.get() > 0 || !self.lent_to_device.borrow().is_empty();
+        assert!(!is_lent, "a loan keeps the memory");
         // SAFETY: `start` came from `alloc_zeroed` with this layout, and this is the only owner: the handles
         // and the loans are counted by the `Rc` around it.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
@@ -65,7 +71,7 @@ impl IoBuffer {
             start,
             layout,
             lent_for_device: Cell::new(0),
-            lent_to_device: Cell::new(0),
+            lent_to_device: RefCell::default(),
             borrows: Cell::new(0),
         };
         Self { memory: Rc::new(memory), offset: 0, len: len_bytes }
@@ -102,14 +108,14 @@ impl IoBuffer {
     /// Runs `look` on the bytes.
     ///
     /// # Panics
-    /// If the device may be writing to the memory, or a closure that may change it is running.
+    /// If the device may be writing to the range, or a closure that may change the memory is running.
     pub fn with_bytes<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
-        assert!(self.memory.lent_to_device.get() == 0, "the device may be writing to this memory");
+        assert!(!self.is_lent_to_device(), "the device may be writing to this memory");
         let borrows = self.memory.borrows.get();
         assert!(borrows >= 0, "the memory is being changed");
         self.memory.borrows.set(borrows + 1);
         let _guard = BorrowGuard { memory: &self.memory, was: borrows };
-        // SAFETY: the range lies in the allocation (checked at construction); no device writes to it and no
+        // SAFETY: the range lies in the allocation (checked at construction); no device writes to the range and no
         // exclusive borrow exists (asserted above); handles do not leave the thread (`Rc`).
         look(unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr().add(self.offset), self.len) })
     }
@@ -117,9 +123,9 @@ impl IoBuffer {
     /// Runs `change` on the bytes.
     ///
     /// # Panics
-    /// If any of the memory is lent, or any closure is looking at it.
+    /// If the range is lent to the device, any of the memory is lent for it, or any closure is looking at the memory.
     pub fn with_bytes_mut<R>(&self, change: impl FnOnce(&mut [u8]) -> R) -> R {
-        assert!(self.memory.lent_to_device.get() == 0, "the device may be writing to this memory");
+        assert!(!self.is_lent_to_device(), "the device may be writing to this memory");
         assert!(self.memory.lent_for_device.get() == 0, "the device may be reading from this memory");
         assert!(self.memory.borrows.get() == 0, "the memory is being looked at");
         self.memory.borrows.set(-1);
@@ -142,12 +148,22 @@ impl IoBuffer {
     /// Lends the range to an operation in which the device *writes* it.
     ///
     /// # Panics
-    /// If any closure is looking at the memory: what it sees must not change under it.
+    /// If any closure is looking at the memory: what it sees must not change under it. If some of the range is lent to
+    /// the device already.
     #[must_use]
     pub fn lend_to_device(&self) -> LentToDevice {
         assert!(self.memory.borrows.get() == 0, "the memory is being looked at");
-        count_up(&self.memory.lent_to_device);
+        assert!(!self.is_lent_to_device(), "the device may be writing to this memory");
+        if self.len > 0 {
+            self.memory.lent_to_device.borrow_mut().insert(self.offset, self.offset + self.len);
+        }
         LentToDevice { buffer: self.clone() }
+    }
+
+    fn is_lent_to_device(&self) -> bool {
+        // The last loan that begins before the end of the range: those before it end before it begins.
+        let lent = self.memory.lent_to_device.borrow();
+        lent.range(..self.offset + self.len).next_back().is_some_and(|(_, end)| *end > self.offset)
     }
 
     fn as_ptr(&self) -> *mut u8 {
@@ -242,17 +258,18 @@ impl LentToDevice {
     /// If the lengths differ.
     pub fn fill(self, bytes: &[u8]) {
         assert_eq!(bytes.len(), self.buffer.len);
-        // SAFETY: the range lies in the allocation; the loan forbids every other access to the memory (the
-        // accessors assert it), other loans of it are disjoint ranges by contract of the submitter, and
-        // `bytes` cannot overlap since nothing can borrow the memory during a loan.
+        // SAFETY: the range lies in the allocation; the loan forbids every other access to the range (the accessors
+        // and other loans assert it), and `bytes` cannot overlap it since nothing can borrow the range during a loan.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.buffer.as_ptr(), bytes.len()) }
     }
 }
 
 impl Drop for LentToDevice {
     fn drop(&mut self) {
-        let lent = &self.buffer.memory.lent_to_device;
-        lent.set(lent.get() - 1);
+        if self.buffer.len > 0 {
+            let end = self.buffer.memory.lent_to_device.borrow_mut().remove(&self.buffer.offset);
+            assert_eq!(end, Some(self.buffer.offset + self.buffer.len), "a loan is listed until it ends");
+        }
     }
 }
 
@@ -287,6 +304,33 @@ mod tests {
     fn lending_memory_for_the_device_under_a_change_panics() {
         let buffer = IoBuffer::allocate(4096);
         buffer.with_bytes_mut(|_| drop(buffer.lend_for_device()));
+    }
+
+    #[test]
+    fn bytes_beside_a_loan_may_be_looked_at_and_changed() {
+        let buffer = IoBuffer::allocate(8192);
+        let loan = buffer.slice(0..4096).lend_to_device();
+        let beside = buffer.slice(4096..8192);
+        beside.with_bytes_mut(|bytes| bytes[0] = 7);
+        assert_eq!(beside.with_bytes(|bytes| bytes[0]), 7);
+        drop(loan);
+        assert_eq!(buffer.with_bytes(|bytes| bytes[4096]), 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "the device may be writing")]
+    fn bytes_that_overlap_a_loan_by_one_panic() {
+        let buffer = IoBuffer::allocate(8192);
+        let _loan = buffer.slice(0..4096).lend_to_device();
+        buffer.slice(4095..8192).with_bytes_mut(|bytes| bytes[0] = 7);
+    }
+
+    #[test]
+    #[should_panic(expected = "the device may be writing")]
+    fn lending_a_range_to_the_device_twice_panics() {
+        let buffer = IoBuffer::allocate(8192);
+        let _loan = buffer.slice(0..4096).lend_to_device();
+        drop(buffer.lend_to_device());
     }
 
     #[test]
