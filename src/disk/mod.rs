@@ -89,6 +89,9 @@ pub trait Disk {
     /// refuses: what the ring cannot take yet waits inside.
     fn submit(&mut self, token: u64, op: DiskOp);
 
+    /// Whether operations were handed in that are not with the device yet: they go there when the lane enters the kernel.
+    fn has_unsubmitted(&self) -> bool;
+
     /// Appends what has completed to `completions`.
     fn reap(&mut self, completions: &mut Vec<DiskCompletion>);
 }

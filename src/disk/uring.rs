@@ -124,12 +124,6 @@ impl UringDisk {
         self.operations.len()
     }
 
-    /// Whether something waits for [`Self::prepare`], so that the lane must not sleep before.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     fn entry(&self, place: usize) -> squeue::Entry {
         let operation = &self.operations[place];
         let device = device_of(&operation.op);
@@ -188,6 +182,11 @@ impl Disk for UringDisk {
         let place = self.operations.insert(operation);
         assert!(to_u64(place) <= PLACE_MASK, "more than 2^20 operations are open");
         self.waiting.push_back(place);
+    }
+
+    /// Whether something waits for [`UringDisk::prepare`], so that the lane must not sleep before.
+    fn has_unsubmitted(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     fn reap(&mut self, completions: &mut Vec<DiskCompletion>) {

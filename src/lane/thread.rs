@@ -14,7 +14,7 @@ use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
 use super::server::{Permit, Shared};
-use crate::disk::{IoBuffer, LentToDevice, UringDisk};
+use crate::disk::{Disk, IoBuffer, LentToDevice, UringDisk};
 use crate::error::IoError;
 use crate::units::{LaneIndex, to_u64, to_usize};
 use crate::volume::{Completion, Engine, RemoveMode, Volume};
@@ -157,7 +157,7 @@ impl Lane {
         }
         let is_disk_waiting = self.engine.with_disk(|disk| {
             disk.prepare(&mut queue);
-            disk.is_waiting()
+            disk.has_unsubmitted()
         });
         drop(queue);
         let is_idle = self.entries.is_empty() && !is_disk_waiting && !is_device_waiting && !self.has_more;
@@ -190,10 +190,13 @@ impl Lane {
         self.has_more = true;
         for _ in 0..ROUNDS_PER_TURN {
             self.take_requests();
-            self.engine.turn();
+            let is_yielding = self.engine.turn();
             self.engine.drain_done(&mut self.done);
             let has_done = !self.done.is_empty();
             self.deliver();
+            if is_yielding {
+                break;
+            }
             // The turn may have woken tasks at its end.
             if !has_done && !self.executor.try_tick() {
                 self.has_more = false;

@@ -22,6 +22,11 @@ use std::collections::VecDeque;
 pub const FLIGHT_SOFT_MAX: usize = 2;
 /// Batches in flight at most; then writes wait.
 pub const FLIGHT_MAX: usize = 8;
+/// Blocks after which a batch is closed while the device has little to do: it begins with them while the lane encrypts
+/// the next.
+const EARLY_BATCH_BLOCKS: usize = 64;
+/// With fewer blocks than this in flight the device has little to do.
+const EARLY_FLYING_BLOCKS: usize = 192;
 /// Requests (or parts of them) that one batch acknowledges at most.
 const PARTS_MAX: usize = 512;
 /// A record with a full batch behind it.
@@ -122,7 +127,8 @@ impl Log {
         if for_data == 0 {
             return Err(Refusal::NoSpace);
         }
-        let most = want.min(BATCH_BLOCKS_MAX - open_blocks).min(for_data);
+        let batch_blocks = if self.is_device_idle() { EARLY_BATCH_BLOCKS } else { BATCH_BLOCKS_MAX };
+        let most = want.min(batch_blocks.saturating_sub(open_blocks)).min(for_data);
         let room = if self.fits_record(1, most, 0) {
             most
         } else {
@@ -180,6 +186,17 @@ impl Log {
         assert!(is_planted(Bug::DiscardNotLogged));
         self.unlogged.push((self.chain, removals.to_vec()));
         self.append_removals(&[], part);
+    }
+
+    /// Whether the open batch should be closed before more blocks are appended, since the device has little to do.
+    #[must_use]
+    pub fn is_full_for_idle_device(&self) -> bool {
+        self.is_device_idle() && self.open_counts().0 >= EARLY_BATCH_BLOCKS
+    }
+
+    fn is_device_idle(&self) -> bool {
+        let flying_blocks: usize = self.flying.iter().map(|flying| flying.batch.record.macs.len()).sum();
+        flying_blocks < EARLY_FLYING_BLOCKS
     }
 
     /// Whether the open batch holds anything.

@@ -40,6 +40,9 @@ pub struct EngineParts<D> {
 
 /// Tasks that one turn polls at most: the rest waits for the next turn.
 const TASKS_PER_TURN: usize = 256;
+/// Blocks that one turn decrypts at least, if that many are there, or a quarter of the device reads that are. What is
+/// answered makes room for other requests, which should reach the device before the lane goes on with the rest.
+const DECRYPTED_PER_TURN_MIN: usize = 8;
 
 pub(super) struct State<D> {
     pub disk: D,
@@ -59,7 +62,12 @@ pub(super) struct State<D> {
     pub done: Vec<(Completion, Result<(), IoError>)>,
     /// Reads that need a task.
     pub spawn_later: Vec<Reread>,
+    /// What has completed and was not taken yet, oldest first.
     completions: Vec<DiskCompletion>,
+    /// Blocks that may still be decrypted in this turn.
+    pub decrypt_budget: usize,
+    /// Writes wait for the lane to submit what there is.
+    pub is_yielding: bool,
     task_count: u32,
 }
 
@@ -104,6 +112,8 @@ impl<D: Disk + 'static> Engine<D> {
                 done: Vec::new(),
                 spawn_later: Vec::new(),
                 completions: Vec::new(),
+                decrypt_budget: 0,
+                is_yielding: false,
                 task_count: 0,
             }),
         })
@@ -122,7 +132,15 @@ impl<D: Disk + 'static> Engine<D> {
 
     /// One turn of the lane's loop: takes device completions and grants, runs tasks, and closes the open batch if
     /// fewer than two are in flight. Call it after the requests of the turn were handed in.
-    pub fn turn(self: &Rc<Self>) {
+    ///
+    /// Returns whether there is more to do, once the lane has submitted what there is: it must enter the kernel, but not
+    /// sleep there.
+    pub fn turn(self: &Rc<Self>) -> bool {
+        {
+            let state = &mut *self.state.borrow_mut();
+            state.disk.reap(&mut state.completions);
+            state.decrypt_budget = DECRYPTED_PER_TURN_MIN.max(state.completions.len() / 4);
+        }
         loop {
             let has_completions = self.take_completions();
             self.spawn_rereads();
@@ -139,6 +157,7 @@ impl<D: Disk + 'static> Engine<D> {
         if state.log.has_open() && state.log.flying_count() < FLIGHT_SOFT_MAX {
             self.close_batch(&mut state);
         }
+        state.is_yielding || !state.completions.is_empty()
     }
 
     /// Appends the requests that are done, with their results.
@@ -212,14 +231,17 @@ impl<D: Disk + 'static> Engine<D> {
         let mut completions = {
             let state = &mut *self.state.borrow_mut();
             state.disk.reap(&mut state.completions);
-            std::mem::take(&mut state.completions)
+            VecDeque::from(std::mem::take(&mut state.completions))
         };
-        let is_some = !completions.is_empty();
-        for completion in completions.drain(..) {
+        let mut has_taken = false;
+        while self.state.borrow().decrypt_budget > 0
+            && let Some(completion) = completions.pop_front()
+        {
             self.complete(completion);
+            has_taken = true;
         }
-        self.state.borrow_mut().completions = completions;
-        is_some
+        self.state.borrow_mut().completions = completions.into();
+        has_taken
     }
 
     fn complete(self: &Rc<Self>, completion: DiskCompletion) {
@@ -232,9 +254,9 @@ impl<D: Disk + 'static> Engine<D> {
                 }
                 self.finish_batches(&mut state);
             }
-            Operation::Read(read) => {
+            Operation::Read { read, first, count } => {
                 drop(state);
-                self.device_read_done(read, completion.result);
+                self.device_read_done((read, first, count), completion.result);
             }
             // A task that is gone does not wait for its read any more.
             Operation::Task(sender) => drop(sender.send(completion.result)),

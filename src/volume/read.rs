@@ -25,6 +25,10 @@ use std::sync::Arc;
 /// Times that a read looks the map up again because its blocks were replaced meanwhile.
 const LOOKUPS_MAX: u32 = 1000;
 
+/// Blocks of one device read. A larger request becomes several, so that the first are decrypted while the device is at
+/// the next.
+const RUN_BLOCKS_MAX: u64 = 64;
+
 impl<D: Disk + 'static> Engine<D> {
     /// Fills `target` from `offset_bytes` on. Absent blocks are zeros.
     pub fn read(self: &Rc<Self>, volume: &Arc<Volume>, offset_bytes: u64, target: IoBuffer, completion: Completion) {
@@ -50,12 +54,13 @@ impl<D: Disk + 'static> Engine<D> {
         let device_reads_left = u32::try_from(runs.len()).expect("a request is bounded by the frontends");
         let volume = Arc::clone(volume);
         let target_of = target.clone();
-        let read = Read { done, volume, first_block, target, entries, device_reads_left, result: Ok(()) };
+        let (is_doubtful, result) = (false, Ok(()));
+        let read = Read { done, volume, first_block, target, entries, device_reads_left, is_doubtful, result };
         let read = u32::try_from(state.reads.insert(read)).expect("a lane has far fewer than 2^32 reads");
-        for (index, run) in runs {
-            let token = to_u64(state.operations.insert(Operation::Read(read)));
-            let end = index + to_usize(run.count);
-            let target = target_of.slice(blocks_to_bytes(index)..blocks_to_bytes(end)).lend_to_device();
+        for (first, run) in runs {
+            let count = to_usize(run.count);
+            let token = to_u64(state.operations.insert(Operation::Read { read, first, count }));
+            let target = target_of.slice(blocks_to_bytes(first)..blocks_to_bytes(first + count)).lend_to_device();
             let (device, offset_bytes) = (run.start.device(), run.start.offset_bytes());
             state.disk.submit(token, DiskOp::Read { device, offset_bytes, target });
         }
@@ -66,28 +71,36 @@ impl<D: Disk + 'static> Engine<D> {
         self.spawn(done, async move { engine.read_blocks(&volume, first_block, &target).await });
     }
 
-    /// One device read of a [`Read`] is done; after the last one its blocks are verified and decrypted.
-    pub(super) fn device_read_done(self: &Rc<Self>, index: u32, result: std::io::Result<()>) {
+    /// One device read of a [`Read`] is done: its blocks are verified and decrypted, while the device may still be at
+    /// the others.
+    pub(super) fn device_read_done(
+        self: &Rc<Self>,
+        (index, first, count): (u32, usize, usize),
+        result: std::io::Result<()>,
+    ) {
         let state = &mut *self.state.borrow_mut();
         let slot = to_usize(u64::from(index));
         let read = &mut state.reads[slot];
         if let Err(error) = result {
             tracing::error!(%error, "reading a device failed");
             read.result = Err(IoError::Io);
+        } else if read.result.is_ok() && !read.is_doubtful {
+            state.decrypt_budget = state.decrypt_budget.saturating_sub(count);
+            let target = read.target.slice(blocks_to_bytes(first)..blocks_to_bytes(first + count));
+            let entries = &read.entries[first..first + count];
+            // A block was replaced, and its place reused, while it was read; or it is damaged.
+            read.is_doubtful = !open_blocks(&self.pool, &mut state.ciphers, &read.volume, entries, &target).is_empty();
         }
         read.device_reads_left -= 1;
         if read.device_reads_left > 0 {
             return;
         }
         let read = state.reads.remove(slot);
-        if read.result.is_err() {
-            return finish(state, read.done, read.result);
+        if read.is_doubtful && read.result.is_ok() {
+            state.spawn_later.push((read.volume, read.first_block, read.target, read.done));
+        } else {
+            finish(state, read.done, read.result);
         }
-        if open_blocks(&self.pool, &mut state.ciphers, &read.volume, &read.entries, &read.target).is_empty() {
-            return finish(state, read.done, Ok(()));
-        }
-        // A block was replaced, and its place reused, while it was read; or it is damaged. A task finds out.
-        state.spawn_later.push((read.volume, read.first_block, read.target, read.done));
     }
 
     /// Starts the tasks of reads that need one.
@@ -267,14 +280,18 @@ fn leaf_ranges(first: BlockIndex, count: usize) -> impl Iterator<Item = (usize, 
     })
 }
 
-/// Neighbouring addresses as runs, each with the index of its first block.
+/// Neighbouring addresses as runs of at most [`RUN_BLOCKS_MAX`], each with the index of its first block.
 fn device_runs(entries: &[Option<Entry>]) -> Vec<(usize, AddressRun)> {
     let mut runs: Vec<(usize, AddressRun)> = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
         let Some(entry) = entry else { continue };
         let address = entry.address();
         match runs.last_mut() {
-            Some((first, run)) if *first + to_usize(run.count) == index && run.start.plus(run.count) == address => {
+            Some((first, run))
+                if run.count < RUN_BLOCKS_MAX
+                    && *first + to_usize(run.count) == index
+                    && run.start.plus(run.count) == address =>
+            {
                 run.count += 1;
             }
             _ => runs.push((index, AddressRun { start: address, count: 1 })),

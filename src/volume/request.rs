@@ -99,6 +99,8 @@ pub(super) struct Read {
     pub target: IoBuffer,
     pub entries: Vec<Option<Entry>>,
     pub device_reads_left: u32,
+    /// A block's mac did not match: a task finds out why.
+    pub is_doubtful: bool,
     pub result: Result<(), IoError>,
 }
 
@@ -106,8 +108,8 @@ pub(super) struct Read {
 pub(super) enum Operation {
     /// A write of a batch.
     Batch(ChainSequence),
-    /// A read of a [`Read`].
-    Read(u32),
+    /// A read of some blocks of a [`Read`].
+    Read { read: u32, first: usize, count: usize },
     /// A read of a task.
     Task(oneshot::Sender<std::io::Result<()>>),
     /// The running flush.

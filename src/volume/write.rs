@@ -134,6 +134,10 @@ impl<D: Disk + 'static> Engine<D> {
     /// Appends parts that waited for room, in their order.
     pub(super) fn drain_backlog(&self) {
         let state = &mut *self.state.borrow_mut();
+        if state.is_yielding && state.disk.has_unsubmitted() {
+            return;
+        }
+        state.is_yielding = false;
         for _ in 0..state.backlog.len() {
             let Some(part) = state.backlog.pop_front() else { return };
             let waiting = state.backlog.len();
@@ -161,6 +165,11 @@ impl<D: Disk + 'static> Engine<D> {
             }
             if self.pool.is_change_limit_reached() {
                 self.pool.want_checkpoint();
+                return queue(state, index);
+            }
+            if matches!(part.kind, PartKind::Write(_)) && state.log.is_full_for_idle_device() {
+                self.close_batch(state);
+                state.is_yielding = true;
                 return queue(state, index);
             }
             let floor = if part.is_privileged { HOME_RESERVE_BLOCKS } else { self.pool.reserve_blocks() };

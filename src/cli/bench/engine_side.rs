@@ -12,7 +12,7 @@ use super::background::Background;
 use super::load::Side;
 use super::place::Place;
 use super::raw_side::build_ring;
-use crate::disk::{IoBuffer, UringDisk};
+use crate::disk::{Disk, IoBuffer, UringDisk};
 use crate::error::{Error, ErrorKind, IoError, Result};
 use crate::pool::directory::{OpenOptions, OpenPool, open};
 use crate::units::{LaneIndex, to_u64, to_usize};
@@ -35,6 +35,8 @@ pub(super) struct EngineSide {
     volume: OpenVolume,
     background: Background,
     done: Vec<(Completion, std::result::Result<(), IoError>)>,
+    /// The engine has more to do, once the lane has submitted what there is.
+    is_yielding: bool,
 }
 
 impl EngineSide {
@@ -60,7 +62,7 @@ impl EngineSide {
             blocking: background.blocking(),
             executor: Rc::clone(&executor),
         });
-        Ok(Self { engine, _executor: executor, ring, volume, background, done: Vec::new() })
+        Ok(Self { engine, _executor: executor, ring, volume, background, done: Vec::new(), is_yielding: false })
     }
 
     /// Discards the volume and frees its blocks, so that the pool is as good as new.
@@ -85,15 +87,18 @@ impl EngineSide {
 
     /// Submits, then takes what has completed; sleeps if there is nothing to do before something completes.
     fn enter(&mut self) -> Result<()> {
-        let (in_flight_count, is_waiting) = self.engine.with_disk(|disk| {
+        let (in_flight_count, has_unsubmitted) = self.engine.with_disk(|disk| {
             disk.prepare(&mut self.ring.submission());
-            (disk.in_flight_count(), disk.is_waiting())
+            (disk.in_flight_count(), disk.has_unsubmitted())
         });
         if in_flight_count == 0 {
-            self.background.wait();
+            if !self.is_yielding {
+                self.background.wait();
+            }
             return Ok(());
         }
-        ring::enter(&mut self.ring, usize::from(!is_waiting), None)
+        let is_idle = !has_unsubmitted && !self.is_yielding;
+        ring::enter(&mut self.ring, usize::from(is_idle), None)
             .map_err(|error| Error::new(ErrorKind::Other, "The ring of the lane failed").with_source(error))?;
         for completion in self.ring.completion() {
             self.engine.with_disk(|disk| disk.complete(&completion));
@@ -115,7 +120,11 @@ impl Side for EngineSide {
 
     fn wait(&mut self, done: &mut Vec<usize>) -> Result<()> {
         loop {
-            self.engine.turn();
+            // As a lane: what was handed in goes to the device before the engine goes on.
+            if self.is_yielding {
+                self.enter()?;
+            }
+            self.is_yielding = self.engine.turn();
             self.engine.drain_done(&mut self.done);
             if !self.done.is_empty() {
                 break;

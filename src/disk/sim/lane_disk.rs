@@ -126,6 +126,11 @@ impl Disk for SimDisk {
         self.in_flight.push(InFlight { token, device, action });
     }
 
+    /// Never: what is handed in is in flight.
+    fn has_unsubmitted(&self) -> bool {
+        false
+    }
+
     fn reap(&mut self, completions: &mut Vec<DiskCompletion>) {
         if self.is_dead() {
             return;

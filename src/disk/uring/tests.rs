@@ -187,7 +187,7 @@ fn a_full_ring_makes_operations_wait_in_order() {
     let capacity = bench.ring.submission().capacity();
     assert_eq!(bench.disk.prepare(&mut bench.ring.submission()), capacity);
     assert_eq!(bench.disk.prepare(&mut bench.ring.submission()), 0);
-    assert!(bench.disk.is_waiting());
+    assert!(bench.disk.has_unsubmitted());
     assert_eq!(bench.disk.in_flight_count(), QUEUE_DEPTH);
     bench.ring.submit_and_wait(capacity).expect("the ring works");
     for completion in bench.ring.completion() {
@@ -195,7 +195,7 @@ fn a_full_ring_makes_operations_wait_in_order() {
     }
     assert!(bench.reap().into_keys().eq(0..to_u64(capacity)));
     assert_eq!(bench.drain().len(), QUEUE_DEPTH - capacity);
-    assert!(!bench.disk.is_waiting());
+    assert!(!bench.disk.has_unsubmitted());
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_read_of_a_file_that_became_shorter_is_continued_and_then_ends() {
     bench.disk.submit(1, read(0, &buffer));
     bench.turn();
     assert!(bench.reap().is_empty(), "the first block came, the rest is asked for");
-    assert!(bench.disk.is_waiting());
+    assert!(bench.disk.has_unsubmitted());
     let done = bench.drain();
     assert_eq!(done[&1].as_ref().expect_err("behind the end").kind(), io::ErrorKind::UnexpectedEof);
 }
@@ -236,7 +236,7 @@ fn short_transfers_go_on_where_they_ended() {
     bench.disk.prepare(&mut unused.submission());
     bench.disk.advance(bench.disk.user_data(0), i32::try_from(BLOCK_SIZE).expect("4096"));
     assert!(bench.reap().is_empty());
-    assert!(bench.disk.is_waiting());
+    assert!(bench.disk.has_unsubmitted());
     bench.drain()[&1].as_ref().expect("the device works");
     buffer.with_bytes(|bytes| {
         let (pretended, read) = bytes.split_at(BLOCK_SIZE);
