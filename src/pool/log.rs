@@ -125,7 +125,7 @@ impl Log {
         let reserved = self.home.count + self.window_count();
         let for_data = to_usize(reserved).saturating_sub(self.record_blocks_max() + 1 + open_blocks);
         if for_data == 0 {
-            return Err(Refusal::NoSpace);
+            return Err(self.out_of_room());
         }
         let batch_blocks = if self.is_device_idle() { EARLY_BATCH_BLOCKS } else { BATCH_BLOCKS_MAX };
         let most = want.min(batch_blocks.saturating_sub(open_blocks)).min(for_data);
@@ -147,10 +147,16 @@ impl Log {
         let (open_blocks, parts) = self.open_counts();
         let reserved = self.home.count + self.window_count();
         if reserved <= to_u64(self.record_blocks_max() + open_blocks) {
-            return Err(Refusal::NoSpace);
+            return Err(self.out_of_room());
         }
         let room = self.body_left(0, 0, 0) / REMOVAL_BYTES;
         if room == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
+    }
+
+    /// The window is used up. Among short runs an open batch may be all that holds it: closing it makes room for more,
+    /// which a checkpoint would not.
+    const fn out_of_room(&self) -> Refusal {
+        if self.open.is_some() { Refusal::Full } else { Refusal::NoSpace }
     }
 
     /// Appends the blocks of a run: `fill` gets each block's index in the run and its place in the batch, and
