@@ -28,10 +28,10 @@ const TRANSFER_BYTES_MAX: usize = 1 << 30;
 /// How often an operation that made no progress is tried again before its error is believed.
 const RETRY_COUNT_MAX: u8 = 16;
 
-// User data: 16 bits of the caller, 28 bits that differ between uses of a place, 20 bits of place in the table.
+// User data: 16 bits of the caller, 24 bits that differ between uses of a place, 24 bits of place in the table.
 const PREFIX_SHIFT: u32 = 48;
-const USE_SHIFT: u32 = 20;
-const USE_MASK: u64 = (1 << 28) - 1;
+const USE_SHIFT: u32 = 24;
+const USE_MASK: u64 = (1 << 24) - 1;
 const PLACE_MASK: u64 = (1 << USE_SHIFT) - 1;
 
 /// One lane's queue on files and block devices.
@@ -85,7 +85,8 @@ impl UringDisk {
     /// the lane submits. The rest waits for the next call. Rings with 64 and with 128 bytes an entry are both fine.
     ///
     /// # Panics
-    /// If more than 2^20 operations are open.
+    /// If more than 2^24 operations are open, which move 64 GiB at least: frontends bound the bytes of their requests far
+    /// below that, but not how many pieces the blocks of a request lie in.
     pub fn prepare<E: squeue::EntryMarker>(&mut self, ring: &mut SubmissionQueue<'_, E>) -> usize {
         let mut count = 0;
         while let Some(place) = self.waiting.front().copied()
@@ -180,7 +181,7 @@ impl Disk for UringDisk {
         let use_number = self.use_count & USE_MASK;
         let operation = Operation { token, op, done_bytes: 0, retry_count: 0, use_number, is_in_ring: false };
         let place = self.operations.insert(operation);
-        assert!(to_u64(place) <= PLACE_MASK, "more than 2^20 operations are open");
+        assert!(to_u64(place) <= PLACE_MASK, "more than 2^24 operations are open");
         self.waiting.push_back(place);
     }
 

@@ -7,9 +7,10 @@
 //! engine has answered everything ([`DeviceQueue::is_over`]). Owned by the lane.
 
 use super::buffers::Buffers;
+use super::limits::DEVICE_TAGS_MAX;
 use super::thread::DEVICE_FIRST;
 use crate::disk::{IoBuffer, UringDisk};
-use crate::error::IoError;
+use crate::error::{self, Error, ErrorKind, IoError};
 use crate::units::to_usize;
 use crate::volume::{Completion, Engine, OpenVolume, RemoveMode};
 use io_uring::{IoUring, cqueue};
@@ -33,7 +34,7 @@ pub(super) struct NewQueue {
     pub id: u16,
     pub target: DeviceTarget,
     /// Told once whether the lane serves it.
-    pub started: mpsc::Sender<Result<(), QueueError>>,
+    pub started: mpsc::Sender<error::Result<()>>,
     /// Dropped when the queue has ended.
     pub ended: mpsc::Sender<()>,
 }
@@ -59,10 +60,20 @@ impl Devices {
         {
             tracing::debug!(%error, "the lane could not be marked as a server of block devices");
         }
+        let tags: usize = self.0.iter().map(|(_, device)| device.data.len()).sum();
         let place = self.0.vacant_entry();
-        let prefix = u16::try_from(place.key()).expect("a host has few queues") + DEVICE_FIRST;
-        if let Some(device) = DeviceQueue::start(new, Prefix::new(prefix)) {
-            place.insert(device);
+        let prefix = u16::try_from(place.key()).expect("there are fewer queues than tags") + DEVICE_FIRST;
+        let started = new.started.clone();
+        let answer = if tags + usize::from(new.device.queue_depth()) > DEVICE_TAGS_MAX {
+            Err(Error::new(ErrorKind::Busy, format!("A lane serves at most {DEVICE_TAGS_MAX} tags of devices"))
+                .with_hint("Detach a device, or use fewer or shallower queues"))
+        } else {
+            DeviceQueue::start(new, Prefix::new(prefix)).map(|device| {
+                place.insert(device);
+            })
+        };
+        if started.send(answer).is_err() {
+            tracing::debug!("nobody waits for the start of a device's queue");
         }
     }
 
@@ -143,24 +154,15 @@ struct DeviceQueue {
 }
 
 impl DeviceQueue {
-    /// Maps the queue, and tells who asked for it how that went.
-    fn start(new: NewQueue, prefix: Prefix) -> Option<Self> {
-        let depth = usize::from(new.device.queue_depth());
-        let (queue, answer) = match Queue::new(new.device, new.id, prefix) {
-            Ok(queue) => (Some(queue), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        if new.started.send(answer).is_err() {
-            tracing::debug!("nobody waits for the start of a device's queue");
-        }
-        Some(Self {
-            queue: queue?,
-            target: new.target,
-            data: (0..depth).map(|_| None).collect(),
-            serving_count: 0,
-            is_abandoned: false,
-            _ended: new.ended,
-        })
+    /// Maps the queue.
+    fn start(new: NewQueue, prefix: Prefix) -> error::Result<Self> {
+        let NewQueue { device, id, target, ended, .. } = new;
+        let (depth, number) = (usize::from(device.queue_depth()), device.id());
+        let queue = Queue::new(device, id, prefix).map_err(|source| {
+            Error::new(ErrorKind::Other, format!("Device {number} cannot be served: {source}")).with_source(source)
+        })?;
+        let data = (0..depth).map(|_| None).collect();
+        Ok(Self { queue, target, data, serving_count: 0, is_abandoned: false, _ended: ended })
     }
 
     /// Takes the completion of one of its commands, and hands the request that it brings to the engine.

@@ -24,8 +24,12 @@ pub(super) const MESSAGES_MAX: usize = 1024;
 pub(super) const BLOCKING_THREADS: usize = 2;
 /// Control requests under way on a lane (shrinking of volumes).
 pub(super) const CONTROLS_MAX: usize = 64;
+/// Tags of the devices' queues that a lane serves: requests that it can have under way for them.
+pub const DEVICE_TAGS_MAX: usize = 16_384;
+/// Lanes of a server.
+const LANES_MAX: usize = 64;
 /// Jobs that can wait: one for each request and connection.
-pub(super) const JOBS_MAX: usize = CONNECTIONS_MAX * (REQUESTS_MAX + 1) + CONTROLS_MAX * 64;
+pub(super) const JOBS_MAX: usize = CONNECTIONS_MAX * (REQUESTS_MAX + 1) + LANES_MAX * (CONTROLS_MAX + DEVICE_TAGS_MAX);
 /// What a connection receives into; holds about as much as 32 writes of 4 KiB, twice.
 pub(super) const STREAM_BYTES: usize = 256 << 10;
 /// Payloads up to this size are copied out of the stream; longer ones are received where they belong.

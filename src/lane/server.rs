@@ -210,8 +210,8 @@ impl Server {
     /// waits until every queue is served: the caller does that next, and stops the device before it ends the server.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if the server is ending; [`ErrorKind::Other`] if a queue could not be mapped: then the device
-    /// has to be deleted.
+    /// [`ErrorKind::Busy`] if the server is ending or the lanes have too much to serve; [`ErrorKind::Other`] if a queue
+    /// could not be mapped. The device has to be deleted then.
     pub fn attach(&self, device: &Arc<Device>, target: &DeviceTarget) -> Result<AttachedDevice> {
         let (started, answers) = mpsc::channel();
         let (ended, ends) = mpsc::channel();
@@ -229,10 +229,7 @@ impl Server {
         for _ in 0..device.queue_count() {
             // A lane that ends drops its messages, and with them the channel.
             let answer = answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
-            answer.map_err(|error| {
-                Error::new(ErrorKind::Other, format!("Device {} cannot be served: {error}", device.id()))
-                    .with_source(error)
-            })?;
+            answer?;
         }
         Ok(AttachedDevice { ends })
     }

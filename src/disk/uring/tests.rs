@@ -199,6 +199,20 @@ fn a_full_ring_makes_operations_wait_in_order() {
 }
 
 #[test]
+fn more_than_a_million_operations_may_be_open() {
+    let Some(mut bench) = bench(false) else { return };
+    let buffer = filled(BLOCK_SIZE, 1);
+    // 128 connections that read 64 MiB of scattered blocks each have two million.
+    for token in 0..(1 << 20) + 1 {
+        bench.disk.submit(token, write(0, &buffer));
+    }
+    assert_eq!(bench.disk.in_flight_count(), (1 << 20) + 1);
+    // The last place fits in the user data, and comes back from it.
+    let last = bench.disk.user_data(1 << 20);
+    assert_eq!(to_usize(last & PLACE_MASK), 1 << 20);
+}
+
+#[test]
 fn ranges_behind_the_end_are_refused_without_the_kernel() {
     let Some(mut bench) = bench(false) else { return };
     let buffer = IoBuffer::allocate(2 * BLOCK_SIZE);
