@@ -24,7 +24,7 @@ test: ## Install what is missing, build, and run every test that needs no kernel
 	@deploy/install-deps.sh build test
 	@.ci/count-tests tests/run.sh
 
-bench: ## Measure the engine beside a raw io_uring loop on the same file
+bench: ## Measure the engine beside a raw io_uring loop on the same file system (takes minutes, and 8 GiB while it runs)
 	@deploy/install-deps.sh build
 	@cargo build --bin rok-blk
 	@exec cargo run --quiet --bin rok-blk -- bench

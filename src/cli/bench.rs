@@ -57,10 +57,12 @@ pub(super) fn run(arguments: &Bench, global: &Global, output: &Output) -> Outcom
     rounds.fill()?;
     for case in &cases {
         for round in 0..arguments.rounds {
+            let found = rounds.measure(case, u64::from(round))?;
+            // It may have ended early, and is no result then.
             if interrupt.is_raised() {
                 return Ok(ExitCode::from(EXIT_INTERRUPTED));
             }
-            report.add(case, rounds.measure(case, u64::from(round))?);
+            report.add(case, found);
         }
         output.message(&report.sentence(case));
     }

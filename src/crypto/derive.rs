@@ -26,6 +26,13 @@ impl KeyType for OutputLen {
     }
 }
 
+/// A key that `random` fills, in memory that is wiped.
+pub(super) fn random_key(random: Random<'_>) -> Zeroizing<[u8; KEY_BYTES]> {
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
+    random(key.as_mut_slice());
+    key
+}
+
 /// `COUNT` bytes derived from `secret`, for the use that `label` names.
 ///
 /// # Panics

@@ -4,7 +4,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 pub use super::derive::WRAPPED_KEY_BYTES;
-use super::derive::{KEY_BYTES, derive, unwrap, wrap};
+use super::derive::{KEY_BYTES, derive, random_key, unwrap, wrap};
 use super::{BlockKey, MasterKey, Random, Suite};
 use crate::units::{KeyGeneration, SessionId};
 
@@ -17,9 +17,7 @@ impl DomainKey {
     /// A fresh key.
     #[must_use]
     pub fn generate(random: Random<'_>) -> Self {
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        random(key.as_mut_slice());
-        Self(key)
+        Self(random_key(random))
     }
 
     /// The key under the master key; it unwraps only with the same `associated` (the domain, its generation).

@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::derive::{KEY_BYTES, derive};
+use super::derive::{KEY_BYTES, derive, random_key};
 use super::mac::{Purpose, StaticMac};
 use super::seal::SessionKeys;
 use super::{Random, Suite};
@@ -17,9 +17,7 @@ impl MasterKey {
     /// A fresh key.
     #[must_use]
     pub fn generate(random: Random<'_>) -> Self {
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        random(key.as_mut_slice());
-        Self(key)
+        Self(random_key(random))
     }
 
     /// The key with these bytes. The caller wipes its own copy.

@@ -1,6 +1,7 @@
 //! Golden images: what every encoder gives for fixed values, keys and salts, kept in `tests/golden`.
 //!
 //! A difference means that pools on disk are not read any more. The same images are the examples of `FORMAT.md`.
+//! Higher layers take images from here to show that they read and write the same.
 //! `ROK_UPDATE_GOLDEN=1` writes images and examples anew, after the specification was changed.
 
 use crate::crypto::slot::{unwrap_with_key_file, wrap_with_key_file};
@@ -28,19 +29,22 @@ const DEVICE: Uuid = Uuid::from_u128(0x2000_0000_0000_4000_8000_0000_0000_0002);
 const VOLUME: Uuid = Uuid::from_u128(0x3000_0000_0000_4000_8000_0000_0000_0003);
 const MASTER: [u8; 32] = [0x11; 32];
 const KEY_FILE: [u8; 32] = [0x22; 32];
-const SALT: [u8; 32] = [0x33; 32];
+pub(crate) const SALT: [u8; 32] = [0x33; 32];
 /// What stands for randomness: each call fills with the next value.
 const FIRST_RANDOM: u8 = 0x40;
-const SESSION: SessionId = SessionId::new(5);
+pub(crate) const SESSION: SessionId = SessionId::new(5);
 const LANE: LaneIndex = LaneIndex::new(1);
 const CHAIN: ChainSequence = ChainSequence::new(9);
+/// Whose the stored leaf is.
+pub(crate) const LEAF_PLACE: (TreeId, LeafIndex, Epoch) = (TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
 /// Bytes of a row of an image.
 const ROW_BYTES: usize = 16;
 
 /// Every image, by the name of its file.
 fn images() -> Vec<(&'static str, Vec<u8>)> {
     let keys = session_keys(Suite::XtsGmac);
-    let leaf_key = key::leaf(TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
+    let (leaf_tree, index, epoch) = LEAF_PLACE;
+    let leaf_key = key::leaf(leaf_tree, index, epoch);
     vec![
         ("superblock", superblock().encode(&master().static_mac(Purpose::Superblock)).1),
         ("device-header", device_header().encode(&master().static_mac(Purpose::DeviceHeader)).1),
@@ -66,13 +70,13 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("key-checkpoint", key::CHECKPOINT.to_vec()),
         ("key-session", key::session(SESSION)),
         ("key-leaf", leaf_key),
-        ("key-epoch-leaf", key::epoch_leaf(TreeId::new(7), Epoch::new(2), LeafIndex::new(3))),
+        ("key-epoch-leaf", key::epoch_leaf(leaf_tree, epoch, index)),
         ("key-stretch", key::stretch(DeviceIndex::new(0), 2)),
         ("key-owner-group", key::owner_group(address(2000))),
     ]
 }
 
-fn master() -> MasterKey {
+pub(crate) fn master() -> MasterKey {
     MasterKey::from_bytes(MASTER)
 }
 
@@ -161,7 +165,7 @@ fn entry_fields(entry: Entry) -> Vec<u8> {
     [entry.place(), entry.sequence().get(), entry.mac()].iter().flat_map(|field| field.to_le_bytes()).collect()
 }
 
-fn leaf() -> Leaf {
+pub(crate) fn leaf() -> Leaf {
     let mut leaf = Leaf::default();
     for step in 0..3 {
         leaf.set(16 + step, Some(entry(2000 + u64::from(step), 50 + u64::from(step))));
@@ -170,7 +174,7 @@ fn leaf() -> Leaf {
     leaf
 }
 
-fn leaf_change() -> LeafChange {
+pub(crate) fn leaf_change() -> LeafChange {
     let mut change = LeafChange::default();
     change.removed.insert(17);
     change.entries.set(0, Some(entry(2500, 60)));
@@ -178,7 +182,8 @@ fn leaf_change() -> LeafChange {
 }
 
 fn leaf_value(keys: &SessionKeys) -> Vec<u8> {
-    let leaf_key = key::leaf(TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
+    let (tree, index, epoch) = LEAF_PLACE;
+    let leaf_key = key::leaf(tree, index, epoch);
     let base = keys.seal(SealKind::Leaf, &leaf_key, &leaf().encode());
     let associated = [&leaf_key[..], &base[..16], &[0]].concat();
     let mut value = Vec::new();
@@ -270,7 +275,7 @@ fn golden_path(name: &str) -> PathBuf {
     repository_path(&format!("tests/golden/{name}.hex"))
 }
 
-fn golden(name: &str) -> Vec<u8> {
+pub(crate) fn golden(name: &str) -> Vec<u8> {
     from_text(&std::fs::read_to_string(golden_path(name)).expect("every image has its file"))
 }
 
@@ -383,7 +388,6 @@ fn golden_seals_open_and_golden_keys_parse() {
         let elsewhere = RecordPlace { address: address(4001), ..record_place() };
         assert_eq!(Record::decode(&golden(name), &elsewhere, &session_keys(suite)), Err(FormatError::Checksum));
     }
-    let leaf = (TreeId::new(7), LeafIndex::new(3), Epoch::new(2));
-    assert_eq!(key::parse_leaf(&golden("key-leaf")), Ok(leaf));
+    assert_eq!(key::parse_leaf(&golden("key-leaf")), Ok(LEAF_PLACE));
     assert_eq!(key::parse_stretch(&golden("key-stretch")), Ok((DeviceIndex::new(0), 2)));
 }

@@ -9,7 +9,7 @@ pub mod codec;
 pub mod device_header;
 pub mod entry;
 #[cfg(test)]
-mod golden_tests;
+pub(crate) mod golden_tests;
 pub mod key;
 pub mod leaf;
 pub mod owner;

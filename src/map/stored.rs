@@ -127,3 +127,68 @@ fn store_error(error: crate::meta::MetaError) -> Error {
     let kind = if error.is_out_of_space { ErrorKind::NoSpace } else { ErrorKind::Other };
     Error::new(kind, format!("Reading meta/ failed: {}", error.message)).with_source(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::crypto::Suite;
+    use crate::format::golden_tests::{self as golden, LEAF_PLACE};
+    use crate::meta::{Durability, MemoryStore};
+    use crate::units::Sequence;
+
+    /// The keys of the session that sealed the golden images.
+    fn keys() -> KeyRing {
+        let keys = KeyRing::new(Suite::XtsGmac, Arc::new(golden::master()));
+        keys.begin_session(golden::SESSION, Sequence::new(1), golden::SALT);
+        keys
+    }
+
+    fn store_with(key: &str, value: &str) -> MemoryStore {
+        let store = MemoryStore::new();
+        let put = MetaOp::Put(Table::Leaves, golden::golden(key), golden::golden(value));
+        store.commit(&[put], Durability::Synced).expect("memory takes it");
+        store
+    }
+
+    fn changed_leaf() -> Leaf {
+        let mut leaf = golden::leaf();
+        leaf.apply(&golden::leaf_change());
+        leaf
+    }
+
+    #[test]
+    fn the_golden_value_is_read_as_its_leaf_with_its_change() {
+        let (tree, index, epoch) = LEAF_PLACE;
+        let (store, keys) = (store_with("key-leaf", "leaf-value"), keys());
+        let leaves = StoredLeaves { store: &store, keys: &keys };
+
+        let stored = leaves.newest(tree, epoch, index).expect("it opens").expect("it is there");
+
+        assert_eq!((stored.epoch, stored.change_count), (epoch, 1));
+        assert_ne!(stored.leaf, golden::leaf(), "the change is applied");
+        assert_eq!(stored.leaf, changed_leaf());
+    }
+
+    #[test]
+    fn storing_the_golden_leaf_and_its_change_gives_the_golden_value() {
+        let (tree, index, epoch) = LEAF_PLACE;
+        let (store, keys) = (MemoryStore::new(), keys());
+        let leaves = StoredLeaves { store: &store, keys: &keys };
+        let store_after = |leaf: &Leaf, change: &LeafChange| {
+            let before = leaves.newest(tree, epoch, index).expect("it opens");
+            let mut batch = Vec::new();
+            leaves.store((tree, epoch, index), before.as_ref(), leaf, change, &mut batch);
+            store.commit(&batch, Durability::Synced).expect("memory takes it");
+        };
+
+        store_after(&golden::leaf(), &LeafChange::default());
+        store_after(&changed_leaf(), &golden::leaf_change());
+
+        let value = store.get(Table::Leaves, &golden::golden("key-leaf")).expect("memory answers");
+        assert_eq!(value, Some(golden::golden("leaf-value")));
+        let index_entry = store.get(Table::EpochLeaves, &golden::golden("key-epoch-leaf")).expect("memory answers");
+        assert_eq!(index_entry, Some(Vec::new()));
+    }
+}

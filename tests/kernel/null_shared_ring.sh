@@ -45,8 +45,8 @@ discarded_range_reads_zeros() {
 
 fio_verifies() {
   /usr/bin/fio --name=verify --filename="$device" --rw=randwrite --bsrange=4k-64k --size=48M --ioengine=io_uring \
-    --iodepth=32 --direct=1 --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 --numjobs=2 \
-    --offset_increment=64M --cpus_allowed=0,1 --cpus_allowed_policy=split
+    --iodepth=32 --direct=1 --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_state_save=0 \
+    --numjobs=2 --offset_increment=64M --cpus_allowed=0,1 --cpus_allowed_policy=split
 }
 
 filesystem_is_clean() {

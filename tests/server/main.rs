@@ -1,6 +1,7 @@
 //! The program as its users meet it: the real binary, unprivileged, in directories of its own.
 
 mod api;
+mod bench;
 mod boot;
 mod canary;
 mod cli;

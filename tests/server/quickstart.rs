@@ -1,11 +1,14 @@
 //! The command `quickstart`: from nothing to an encrypted volume over NBD, and on with it the next time.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt as _;
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::clients::are_there;
 use crate::support::{Home, POOL_SIZE, Serving, finish, open_export, skip};
 
 /// Each of these tests takes the first free port from 10809 on: one at a time.
@@ -171,4 +174,142 @@ fn a_pool_that_does_not_fit_is_no_space() {
     let message = home.run(["quickstart", "--pool-size", "1P"]).failure(8);
 
     assert!(message.contains("--pool-size"), "{message}");
+}
+
+const UNINSTALL_QUESTION: &str = "Type \"delete\" to go on: ";
+
+/// `make uninstall-data` in this home.
+fn uninstall_command(home: &Home) -> Command {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/uninstall-data.sh"));
+    command.env("HOME", home.path("")).env("XDG_DATA_HOME", home.path("data")).stdin(Stdio::null());
+    command
+}
+
+/// `make uninstall-data`, which has said what it would delete and waits for the answer.
+struct Uninstalling {
+    child: Child,
+    stderr: ChildStderr,
+    said: String,
+}
+
+impl Uninstalling {
+    #[track_caller]
+    fn start(home: &Home) -> Self {
+        let mut child =
+            uninstall_command(home).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the script starts");
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        let mut uninstalling = Self { child, stderr, said: String::new() };
+        while !uninstalling.said.ends_with(UNINSTALL_QUESTION) {
+            let mut byte = [0];
+            let count = uninstalling.stderr.read(&mut byte).expect("stderr can be read");
+            assert_ne!(count, 0, "it ended without the question: {}", uninstalling.said);
+            uninstalling.said.push(char::from(byte[0]));
+        }
+        uninstalling
+    }
+
+    /// Its exit code, and all that it said.
+    #[track_caller]
+    fn answer(mut self, answer: &str) -> (Option<i32>, String) {
+        let mut stdin = self.child.stdin.take().expect("stdin is a pipe");
+        stdin.write_all(answer.as_bytes()).expect("the script reads");
+        drop(stdin);
+        self.stderr.read_to_string(&mut self.said).expect("what it says is UTF-8");
+        (self.child.wait().expect("it can be waited for").code(), self.said)
+    }
+}
+
+#[test]
+fn uninstall_data_refuses_while_the_pool_is_served() {
+    if !are_there(&["flock"]) {
+        return;
+    }
+    let _alone = one_at_a_time();
+    let home = Home::new();
+    let serving = start(&home);
+
+    let message = finish(uninstall_command(&home)).failure(7);
+
+    assert!(message.contains("is served") && message.contains("Ctrl-C"), "{message}");
+    assert_eq!(home.run(["ls", "-q"]).success(), "vol1\n");
+    serving.stop();
+    assert!(home.path("data/rok-blk/pool.key").exists() && home.path("data/rok-blk/pool").exists());
+}
+
+#[test]
+fn uninstall_data_refuses_while_another_command_serves_the_pool() {
+    if !are_there(&["flock"]) {
+        return;
+    }
+    let home = Home::new();
+    fs::create_dir_all(home.path("data/rok-blk")).expect("a data directory");
+    home.create_pool("data/rok-blk/pool");
+    let (pool, key) = (home.text("data/rok-blk/pool"), home.text("data/rok-blk/pool.key"));
+    let serving = Serving::start(home.command(["serve", "--pool", &pool, "--key-file", &key]));
+
+    let message = finish(uninstall_command(&home)).failure(7);
+
+    assert!(message.contains("data-0 is locked"), "{message}");
+    serving.stop();
+    assert!(home.path("data/rok-blk/pool/data-0").exists());
+}
+
+#[test]
+fn uninstall_data_asks_and_deletes_only_after_the_word() {
+    if !are_there(&["flock"]) {
+        return;
+    }
+    let _alone = one_at_a_time();
+    let home = Home::new();
+    start(&home).stop();
+
+    for refusal in ["", "yes\n", "Delete\n"] {
+        let (code, said) = Uninstalling::start(&home).answer(refusal);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("Nothing was deleted."), "{said}");
+        assert!(home.path("data/rok-blk/pool.key").exists() && home.path("data/rok-blk/pool").exists());
+    }
+    let (code, said) = Uninstalling::start(&home).answer("delete\n");
+
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains(&home.text("data/rok-blk")) && said.contains("the key file"), "{said}");
+    assert_eq!(fs::read_dir(home.path("data")).expect("the data directory").count(), 0);
+    assert!(finish(uninstall_command(&home)).success().is_empty(), "once more is no error");
+}
+
+#[test]
+fn a_pool_does_not_start_to_be_served_while_uninstall_data_has_it() {
+    if !are_there(&["flock"]) {
+        return;
+    }
+    let _alone = one_at_a_time();
+    let home = Home::new();
+    start(&home).stop();
+    let uninstalling = Uninstalling::start(&home);
+
+    let message = home.run(["quickstart"]).failure(7);
+
+    assert!(message.contains("another process"), "{message}");
+    let (code, said) = uninstalling.answer("delete\n");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!home.path("data/rok-blk").exists());
+}
+
+#[test]
+fn uninstall_data_refuses_a_pool_that_was_served_while_it_asked() {
+    if !are_there(&["flock"]) {
+        return;
+    }
+    let _alone = one_at_a_time();
+    let home = Home::new();
+    start(&home).stop();
+    let uninstalling = Uninstalling::start(&home);
+    let (pool, key) = (home.text("data/rok-blk/pool"), home.text("data/rok-blk/pool.key"));
+    let serving = Serving::start(home.command(["serve", "--pool", &pool, "--key-file", &key]));
+
+    let (code, said) = uninstalling.answer("delete\n");
+
+    assert_eq!(code, Some(7), "{said}");
+    serving.stop();
+    assert!(home.path("data/rok-blk/pool/data-0").exists());
 }

@@ -156,11 +156,17 @@ pub struct Serving {
 impl Serving {
     /// Starts it and waits until it says that it is ready.
     #[track_caller]
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::start_until(command, "Ready.")
+    }
+
+    /// Starts it and waits for a message that starts with `beginning`.
+    #[track_caller]
+    pub fn start_until(mut command: Command, beginning: &str) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         let messages = read_lines(child.stderr.take().expect("stderr is a pipe"));
         let mut serving = Self { child, messages, said: Vec::new() };
-        serving.wait_for("Ready.");
+        serving.wait_for(beginning);
         serving
     }
 

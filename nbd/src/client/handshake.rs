@@ -8,7 +8,7 @@ use std::fmt;
 
 use super::export_info::ExportInfo;
 use crate::limits;
-use crate::wire::fields::{Fields, truncated};
+use crate::wire::fields::{Fields, gather, truncated};
 use crate::wire::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
 use crate::wire::magic;
 use crate::wire::option::{
@@ -263,11 +263,7 @@ impl Handshake {
             Step::ExportNameAnswer if self.is_without_zeroes => 10,
             Step::ExportNameAnswer => 10 + EXPORT_NAME_ZEROES_SIZE,
         };
-        let count = rest.len().min(wanted_size - self.pending.len());
-        let (taken, remainder) = rest.split_at(count);
-        self.pending.extend_from_slice(taken);
-        *rest = remainder;
-        self.pending.len() == wanted_size
+        gather(&mut self.pending, wanted_size, rest)
     }
 
     /// Deals with the message of the present step, which is complete.

@@ -11,7 +11,7 @@ use super::info_request::InfoRequest;
 use super::option_replies::{OptionReplies, append_export_name_answer, is_sendable};
 use super::transmission::RequestRules;
 use crate::limits;
-use crate::wire::fields::{string, truncated};
+use crate::wire::fields::{gather, string, truncated};
 use crate::wire::flags::{ClientFlags, HandshakeFlags};
 use crate::wire::magic;
 use crate::wire::option::{OPTION_HEADER_SIZE, OptionError, OptionHeader, OptionKind};
@@ -176,11 +176,7 @@ impl Handshake {
                 return *remaining == 0;
             }
         };
-        let count = rest.len().min(wanted_size - self.pending.len());
-        let (taken, remainder) = rest.split_at(count);
-        self.pending.extend_from_slice(taken);
-        *rest = remainder;
-        self.pending.len() == wanted_size
+        gather(&mut self.pending, wanted_size, rest)
     }
 
     /// Deals with the message of the present step, which is complete, and goes on to the next step.

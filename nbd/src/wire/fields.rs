@@ -1,4 +1,5 @@
-//! A reader of big-endian fields over a slice. It never panics: a field that is not there is `None`.
+//! A reader of big-endian fields over a slice. It never panics: a field that is not there is `None`. Beside it what
+//! gathers a message that comes in pieces.
 
 /// The part of a message that was not read yet.
 #[derive(Clone, Copy)]
@@ -58,4 +59,15 @@ pub(crate) fn string(bytes: &[u8]) -> Option<&str> {
 /// The start of `text` that fits `size_max` bytes, cut between characters.
 pub(crate) fn truncated(text: &str, size_max: usize) -> &str {
     &text[..text.floor_char_boundary(size_max)]
+}
+
+/// Moves bytes from the start of `rest` behind `message` until that has `wanted_size` bytes; whether it has.
+///
+/// `message` must not be longer already.
+pub(crate) fn gather(message: &mut Vec<u8>, wanted_size: usize, rest: &mut &[u8]) -> bool {
+    let count = rest.len().min(wanted_size - message.len());
+    let (taken, remainder) = rest.split_at(count);
+    message.extend_from_slice(taken);
+    *rest = remainder;
+    message.len() == wanted_size
 }

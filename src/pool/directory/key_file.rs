@@ -29,9 +29,13 @@ pub fn generate_key_file(path: &Path) -> Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let mut file = options.open(path).map_err(|source| {
-        let is_taken = source.kind() == io::ErrorKind::AlreadyExists;
+        let kind = source.kind();
         let error = Error::from_io("Creating the key file", path, source);
-        if is_taken { error.with_hint("A key file is never overwritten: choose another path") } else { error }
+        match kind {
+            io::ErrorKind::AlreadyExists => error.with_hint("A key file is never overwritten: choose another path"),
+            io::ErrorKind::NotFound => error.with_hint("Make its directory first"),
+            _ => error,
+        }
     })?;
     let written = file.write_all(key.as_slice()).and_then(|()| file.sync_all());
     written.and_then(|()| super::sync_directory_of(path)).map_err(|source| {

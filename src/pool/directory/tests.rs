@@ -188,6 +188,21 @@ fn wrong_key_is_refused() {
 }
 
 #[test]
+fn a_key_file_is_made_only_where_a_directory_is_and_nothing_else() {
+    let place = Place::new();
+    generate_key_file(&place.key()).expect("a key file");
+    let key = fs::read(place.key()).expect("ours");
+
+    let taken = generate_key_file(&place.key()).expect_err("it is there");
+    let nowhere = generate_key_file(&place.path("nowhere/key")).expect_err("no such directory");
+
+    assert_eq!(taken.kind(), ErrorKind::Exists);
+    assert_eq!(fs::read(place.key()).expect("ours"), key);
+    assert_eq!(nowhere.kind(), ErrorKind::NotFound);
+    assert!(nowhere.hint().is_some_and(|hint| hint.contains("directory")), "{nowhere:?}");
+}
+
+#[test]
 fn missing_key_is_refused() {
     let place = Place::encrypted();
 
