@@ -28,7 +28,7 @@ use uuid::Uuid;
 type Failure = Box<dyn Error + Send + Sync>;
 
 const QUEUE_COUNT: u16 = 2;
-const MAP_CACHE_LEAVES: usize = 4096;
+const MAP_CACHE_BYTES: u64 = 16 << 20;
 const END_TIME_MAX: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
@@ -64,7 +64,7 @@ fn run() -> Result<(), Failure> {
 
 fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
     let key_file = Some(key_file.to_owned());
-    Ok(open(directory, &OpenOptions { key_file, lane_count: 1, map_cache_leaves: MAP_CACHE_LEAVES })?)
+    Ok(open(directory, &OpenOptions { key_file, lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES })?)
 }
 
 fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {

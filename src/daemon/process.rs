@@ -23,8 +23,8 @@ use crate::pool::directory::{self, OpenOptions, PoolDescription};
 const CONTROL_THREADS: usize = 2;
 /// Engine calls at once; further ones wait.
 const BLOCKING_THREADS_MAX: usize = 16;
-/// Leaves that the map keeps in memory: 16,384 × 6 KiB is about 100 MB and maps 16 GiB.
-const MAP_CACHE_LEAVES: usize = 16_384;
+/// Memory for decoded leaves; a full one takes about 6 KiB and maps 1 MiB, so this maps 40 GiB.
+const MAP_CACHE_BYTES: u64 = 256 << 20;
 /// How long requests that are under way may take when the daemon is told to stop.
 const REQUEST_GRACE: Duration = Duration::from_secs(10);
 /// How long the runtime waits for threads that are still in an engine call at the very end.
@@ -96,7 +96,7 @@ impl Daemon {
             &OpenOptions {
                 key_file: options.key_file.clone(),
                 lane_count: options.lane_count,
-                map_cache_leaves: MAP_CACHE_LEAVES,
+                map_cache_bytes: MAP_CACHE_BYTES,
             },
         )?;
         let place = PoolPlace { path: options.pool.clone(), description, open_time: begin.elapsed() };

@@ -109,6 +109,17 @@ impl Leaf {
         self.entries.is_empty()
     }
 
+    /// Bytes of memory that it takes.
+    #[must_use]
+    pub const fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.entries.capacity() * size_of::<Entry>()
+    }
+
+    /// Gives back memory that it does not need, before it is kept.
+    pub fn shrink(&mut self) {
+        self.entries.shrink_to_fit();
+    }
+
     /// Applies a change that was encoded behind this leaf.
     pub fn apply(&mut self, change: &LeafChange) {
         for slot in change.removed.iter() {

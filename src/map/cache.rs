@@ -1,17 +1,22 @@
-//! Decoded leaves, bounded in number, evicted by use (second chance).
+//! Decoded leaves, bounded in bytes, evicted by use (second chance).
 //!
-//! Invariant: a cached leaf is the stored one. A load that a checkpoint overtook is refused by
+//! Invariants: what the leaves of a stripe take is counted in `bytes`, and is at most the stripe's share, but for a
+//! single leaf, which always fits. A cached leaf is the stored one. A load that a checkpoint overtook is refused by
 //! [`LeafCache::insert`], since changes over what it read may be gone.
 
 use crate::format::leaf::Leaf;
 use crate::map::changes::stripe_of;
-use crate::units::{LeafIndex, TreeId, to_u64};
+use crate::units::{LeafIndex, TreeId, to_u64, to_usize};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-const STRIPE_COUNT_MAX: usize = 64;
+const STRIPE_COUNT_MAX: u64 = 64;
+/// A stripe has at least this much, so that a small cache is not all edges.
+const STRIPE_BYTES_MIN: u64 = 64 << 10;
+/// What a leaf takes beside itself: its counts, its slot in the table (half empty at worst), its place in the queue.
+const SLOT_BYTES: usize = 160;
 
 type Key = (TreeId, LeafIndex);
 
@@ -27,23 +32,34 @@ struct Stripe {
     slots: HashMap<Key, Slot, BuildHasherDefault<PlaceHasher>>,
     /// Keys in the order in which they are considered for eviction.
     queue: VecDeque<Key>,
+    /// What the slots take.
+    bytes: usize,
 }
 
 /// The cache of a pool, shared by its lanes.
 pub struct LeafCache {
     stripes: Box<[Mutex<Stripe>]>,
-    stripe_capacity: usize,
+    stripe_bytes_max: usize,
 }
 
 impl LeafCache {
-    /// A cache of at most about `leaf_count_max` leaves (6 KiB each when full).
+    /// A cache of at most about `bytes_max` (a full leaf has 6 KiB). A smaller one than a leaf keeps one leaf.
     #[must_use]
-    pub fn new(leaf_count_max: usize) -> Self {
-        let stripe_count = leaf_count_max.clamp(1, STRIPE_COUNT_MAX);
+    pub fn new(bytes_max: u64) -> Self {
+        let stripe_count = (bytes_max / STRIPE_BYTES_MIN).clamp(1, STRIPE_COUNT_MAX);
         Self {
             stripes: (0..stripe_count).map(|_| Mutex::default()).collect(),
-            stripe_capacity: (leaf_count_max / stripe_count).max(1),
+            stripe_bytes_max: to_usize(bytes_max / stripe_count),
         }
+    }
+
+    /// Bytes that the cached leaves take, and how many leaves these are.
+    #[must_use]
+    pub fn size(&self) -> (u64, u64) {
+        self.stripes.iter().fold((0, 0), |(bytes, count), stripe| {
+            let stripe = stripe.lock();
+            (bytes + to_u64(stripe.bytes), count + to_u64(stripe.slots.len()))
+        })
     }
 
     /// Looks at a cached leaf; `None` if it is not cached.
@@ -67,22 +83,25 @@ impl LeafCache {
             return false;
         }
         let key = (tree, leaf_index);
-        if stripe.slots.insert(key, Slot { leaf, is_used: true }).is_none() {
-            stripe.queue.push_back(key);
+        stripe.bytes += bytes_of(&leaf);
+        match stripe.slots.insert(key, Slot { leaf, is_used: true }) {
+            Some(old) => stripe.bytes -= bytes_of(&old.leaf),
+            None => stripe.queue.push_back(key),
         }
-        while stripe.slots.len() > self.stripe_capacity {
-            stripe.evict_one();
-        }
+        stripe.evict(self.stripe_bytes_max);
         true
     }
 
     /// Puts what a checkpoint stored in the place of what is cached. Call it after the commit.
     pub fn replace(&self, tree: TreeId, leaf_index: LeafIndex, leaf: &Arc<Leaf>) {
-        let mut stripe = self.stripe(tree, leaf_index).lock();
+        let stripe = &mut *self.stripe(tree, leaf_index).lock();
         stripe.version += 1;
         if let Some(slot) = stripe.slots.get_mut(&(tree, leaf_index)) {
+            stripe.bytes += bytes_of(leaf);
+            stripe.bytes -= bytes_of(&slot.leaf);
             slot.leaf = Arc::clone(leaf);
         }
+        stripe.evict(self.stripe_bytes_max);
     }
 
     fn stripe(&self, tree: TreeId, leaf: LeafIndex) -> &Mutex<Stripe> {
@@ -113,16 +132,102 @@ impl Hasher for PlaceHasher {
     }
 }
 
+fn bytes_of(leaf: &Leaf) -> usize {
+    leaf.memory_bytes() + SLOT_BYTES
+}
+
 impl Stripe {
+    fn evict(&mut self, bytes_max: usize) {
+        while self.bytes > bytes_max && self.slots.len() > 1 {
+            self.evict_one();
+        }
+    }
+
     fn evict_one(&mut self) {
         while let Some(key) = self.queue.pop_front() {
             let slot = self.slots.get_mut(&key).expect("each queued key has a slot");
             if std::mem::take(&mut slot.is_used) {
                 self.queue.push_back(key);
             } else {
+                self.bytes -= bytes_of(&slot.leaf);
                 self.slots.remove(&key);
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::entry::Entry;
+    use crate::units::{Address, DeviceIndex, KeyGeneration, Sequence};
+
+    const TREE: TreeId = TreeId::new(1);
+
+    fn full_leaf() -> Arc<Leaf> {
+        let mut leaf = Leaf::default();
+        for slot in 0..=u8::MAX {
+            let address = Address::new(DeviceIndex::new(0), u64::from(slot));
+            leaf.set(slot, Some(Entry::new(address, KeyGeneration::new(1), Sequence::new(1), 0)));
+        }
+        leaf.shrink();
+        Arc::new(leaf)
+    }
+
+    fn insert(cache: &LeafCache, index: u64) {
+        let index = LeafIndex::new(index);
+        assert!(cache.insert(TREE, index, full_leaf(), cache.version(TREE, index)));
+    }
+
+    #[test]
+    fn leaves_take_no_more_than_the_bound_and_nearly_all_of_it() {
+        let bytes_max = 1 << 20;
+        let cache = LeafCache::new(bytes_max);
+        (0..1000).for_each(|index| insert(&cache, index));
+        let (bytes, count) = cache.size();
+        assert!(bytes <= bytes_max, "{bytes}");
+        // A stripe of 64 KiB has place for ten full leaves.
+        assert!(bytes > bytes_max * 3 / 4, "{bytes}");
+        assert_eq!(bytes, count * to_u64(bytes_of(&full_leaf())));
+    }
+
+    #[test]
+    fn a_cache_smaller_than_a_leaf_keeps_the_last_one() {
+        let cache = LeafCache::new(1);
+        insert(&cache, 1);
+        insert(&cache, 2);
+        assert!(cache.look(TREE, LeafIndex::new(1), |_| ()).is_none());
+        assert!(cache.look(TREE, LeafIndex::new(2), |_| ()).is_some());
+    }
+
+    #[test]
+    fn a_leaf_that_a_checkpoint_made_larger_counts_with_its_new_size() {
+        let cache = LeafCache::new(1 << 20);
+        let index = LeafIndex::new(3);
+        assert!(cache.insert(TREE, index, Arc::new(Leaf::default()), 0));
+        cache.replace(TREE, index, &full_leaf());
+        assert_eq!(cache.size(), (to_u64(bytes_of(&full_leaf())), 1));
+    }
+
+    #[test]
+    fn a_leaf_that_is_used_outlives_those_that_are_not() {
+        // One stripe with place for eight leaves.
+        let cache = LeafCache::new(8 * to_u64(bytes_of(&full_leaf())));
+        (0..8).for_each(|index| insert(&cache, index));
+        for index in 8..100 {
+            assert!(cache.look(TREE, LeafIndex::new(7), |_| ()).is_some(), "before {index}");
+            insert(&cache, index);
+        }
+        assert!(cache.look(TREE, LeafIndex::new(8), |_| ()).is_none());
+    }
+
+    #[test]
+    fn a_load_that_a_checkpoint_overtook_is_refused() {
+        let cache = LeafCache::new(1 << 20);
+        let index = LeafIndex::new(5);
+        let version = cache.version(TREE, index);
+        cache.replace(TREE, index, &full_leaf());
+        assert!(!cache.insert(TREE, index, full_leaf(), version));
     }
 }

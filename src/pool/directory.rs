@@ -76,8 +76,8 @@ pub struct OpenOptions {
     pub key_file: Option<PathBuf>,
     /// Lanes that will run, 1 to 64.
     pub lane_count: u16,
-    /// Decoded leaves that are kept in memory.
-    pub map_cache_leaves: usize,
+    /// Memory for decoded leaves, in bytes.
+    pub map_cache_bytes: u64,
 }
 
 /// An open pool and the files that its lanes do I/O on.
@@ -139,7 +139,7 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         devices: listed.collect(),
         store: Arc::new(store),
         lane_count: options.lane_count,
-        limits: Limits { cached_leaves_max: options.map_cache_leaves, ..Limits::default() },
+        limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
     file.repair(&mac);
     let pool = super::open(parts, &mut system_random)?;

@@ -38,8 +38,8 @@ pub struct Limits {
     pub changes_hard_max: u64,
     /// Records of one lane that start a checkpoint.
     pub records_soft_max: u64,
-    /// Decoded leaves that are kept.
-    pub cached_leaves_max: usize,
+    /// Memory for decoded leaves, in bytes.
+    pub map_cache_bytes: u64,
 }
 
 impl Default for Limits {
@@ -49,7 +49,7 @@ impl Default for Limits {
             changes_soft_max: 100_000,
             changes_hard_max: 400_000,
             records_soft_max: 20_000,
-            cached_leaves_max: 40_960,
+            map_cache_bytes: 256 << 20,
         }
     }
 }
@@ -199,7 +199,7 @@ fn assemble(
         keys: Arc::new(keys),
         limits: parts.limits,
         changes: Changes::default(),
-        leaves: LeafCache::new(parts.limits.cached_leaves_max),
+        leaves: LeafCache::new(parts.limits.map_cache_bytes),
         space: Mutex::new(space),
         stored: Mutex::new(stored),
         catalog: Mutex::new(catalog),

@@ -4,7 +4,7 @@ use crate::crypto::CipherCache;
 use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};
 use crate::error::IoError;
 use crate::pool::{DoneBatch, FLIGHT_SOFT_MAX, Log, Pool};
-use crate::units::{AddressRun, LaneIndex, to_u64};
+use crate::units::{AddressRun, LaneIndex, LeafIndex, TreeId, to_u64};
 use crate::volume::range_lock::RangeLocks;
 use crate::volume::read::Reread;
 use crate::volume::request::{Completion, Done, FlushWaiter, Operation, Part, Read, Request, RunningFlush, Ticket};
@@ -12,7 +12,7 @@ use async_executor::LocalExecutor;
 use futures_channel::oneshot;
 use slab::Slab;
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -44,6 +44,9 @@ const TASKS_PER_TURN: usize = 256;
 /// answered makes room for other requests, which should reach the device before the lane goes on with the rest.
 const DECRYPTED_PER_TURN_MIN: usize = 8;
 
+/// Who waits for a leaf that another task loads.
+pub(super) type LoadWaiter = oneshot::Sender<Result<(), IoError>>;
+
 pub(super) struct State<D> {
     pub disk: D,
     pub log: Log,
@@ -62,6 +65,8 @@ pub(super) struct State<D> {
     pub done: Vec<(Completion, Result<(), IoError>)>,
     /// Reads that need a task.
     pub spawn_later: Vec<Reread>,
+    /// Leaves that are being loaded, and who else waits for each.
+    pub loads: BTreeMap<(TreeId, LeafIndex), Vec<LoadWaiter>>,
     /// What has completed and was not taken yet, oldest first.
     completions: Vec<DiskCompletion>,
     /// Blocks that may still be decrypted in this turn.
@@ -111,6 +116,7 @@ impl<D: Disk + 'static> Engine<D> {
                 flush_running: None,
                 done: Vec::new(),
                 spawn_later: Vec::new(),
+                loads: BTreeMap::new(),
                 completions: Vec::new(),
                 decrypt_budget: 0,
                 is_yielding: false,

@@ -203,8 +203,30 @@ impl<D: Disk + 'static> Engine<D> {
         Ok(entries)
     }
 
-    /// Loads a leaf into the cache, off the lane.
+    /// Loads a leaf into the cache. Who misses it while it is loaded waits for that load, as long as it is on this lane.
     async fn load_leaf(&self, volume: &Volume, leaf: LeafIndex) -> Result<(), IoError> {
+        let key = (volume.tree, leaf);
+        let running = self.state.borrow_mut().loads.get_mut(&key).map(|waiters| {
+            let (sender, receiver) = oneshot::channel();
+            waiters.push(sender);
+            receiver
+        });
+        if let Some(running) = running {
+            return running.await.map_err(|_| IoError::ShuttingDown)?;
+        }
+        self.state.borrow_mut().loads.insert(key, Vec::new());
+        let result = self.load_into_cache(volume, leaf).await;
+        let waiters = self.state.borrow_mut().loads.remove(&key);
+        for waiter in waiters.into_iter().flatten() {
+            if waiter.send(result).is_err() {
+                tracing::trace!("who waited for the leaf is gone");
+            }
+        }
+        result
+    }
+
+    /// Loads a leaf off the lane, again if a checkpoint overtook it.
+    async fn load_into_cache(&self, volume: &Volume, leaf: LeafIndex) -> Result<(), IoError> {
         loop {
             let version = self.pool.leaves().version(volume.tree, leaf);
             let (sender, receiver) = oneshot::channel();
@@ -215,16 +237,17 @@ impl<D: Disk + 'static> Engine<D> {
                 drop(sender.send(stored.resolve(&lineage, leaf)));
             }));
             let loaded = receiver.await.map_err(|_| IoError::ShuttingDown)?;
-            let loaded: Arc<Leaf> = Arc::new(loaded.map_err(|error| {
+            let mut loaded: Leaf = loaded.map_err(|error| {
                 tracing::error!(%error, "loading a leaf failed");
                 IoError::Io
-            })?);
+            })?;
+            loaded.shrink();
             let version = if is_planted(Bug::OvertakenLoadCached) {
                 self.pool.leaves().version(volume.tree, leaf)
             } else {
                 version
             };
-            if self.pool.leaves().insert(volume.tree, leaf, loaded, version) {
+            if self.pool.leaves().insert(volume.tree, leaf, Arc::new(loaded), version) {
                 return Ok(());
             }
         }

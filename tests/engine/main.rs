@@ -4,6 +4,7 @@
 //! `ROK_OPERATIONS` how long each is.
 #![expect(clippy::print_stdout, reason = "a test prints what it counted")]
 
+mod cold_leaf;
 mod fragmented;
 mod model;
 mod sector;

@@ -114,6 +114,13 @@ pub struct Life {
     checkpoint: Option<Checkpoint>,
 }
 
+impl Life {
+    /// Jobs that wait for a blocking thread.
+    pub fn job_count(&self) -> usize {
+        self.blocking.jobs.borrow().len()
+    }
+}
+
 /// The machine. Its device and store outlive the lives of the pool.
 pub struct World {
     pub random: SmallRng,
@@ -144,7 +151,8 @@ impl World {
             changes_soft_max,
             changes_hard_max: changes_soft_max * random.random_range(1..5),
             records_soft_max: random.random_range(5..200),
-            cached_leaves_max: *[1, 2, 4096].get(random.random_range(0..3)).expect("in range"),
+            // One leaf, two leaves at most, or all.
+            map_cache_bytes: *[1, 13_000, 32 << 20].get(random.random_range(0..3)).expect("in range"),
         };
         let world = Self {
             device: SimDevice::new("sim", device_bytes),

@@ -23,7 +23,7 @@ const DISK_PREFIX: u16 = 1;
 const VOLUME_NAME: &str = "bench";
 const SECTOR_SIZE: u32 = 4096;
 /// More leaves than the volumes of usual benches have: leaf misses are not what is measured.
-const MAP_CACHE_LEAVES: usize = 262_144;
+const MAP_CACHE_BYTES: u64 = 2 << 30;
 
 /// A lane with one open volume.
 pub(super) struct EngineSide {
@@ -46,7 +46,7 @@ impl EngineSide {
     /// What opening a pool can fail with; `Unsupported` if io_uring is refused.
     pub(super) fn open(place: &Place) -> Result<Self> {
         let ring = build_ring()?;
-        let options = OpenOptions { key_file: place.key_file(), lane_count: 1, map_cache_leaves: MAP_CACHE_LEAVES };
+        let options = OpenOptions { key_file: place.key_file(), lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES };
         let OpenPool { pool, devices } = open(&place.pool(), &options)?;
         let volumes = Volumes::new(Arc::clone(&pool));
         let id = Uuid::new_v4();

@@ -77,7 +77,7 @@ fn plain(size_bytes: u64) -> CreateOptions {
 }
 
 fn open_options(key_file: Option<PathBuf>) -> OpenOptions {
-    OpenOptions { key_file, lane_count: 2, map_cache_leaves: 64 }
+    OpenOptions { key_file, lane_count: 2, map_cache_bytes: 1 << 20 }
 }
 
 /// The error, whose kind and words the caller looks at.
