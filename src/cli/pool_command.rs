@@ -13,7 +13,7 @@ use crate::crypto::Suite;
 use crate::daemon::host;
 use crate::daemon::resource::PoolAnswer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::directory::{self, CreateOptions, DeviceSource};
+use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource};
 
 /// `pool create DIR`.
 pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
@@ -39,7 +39,7 @@ pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
         generate_key(key_file, output)?;
     }
     let suite = if arguments.no_encryption { Suite::Plain } else { Suite::XtsGmac };
-    let options = CreateOptions { device, suite, key_file: arguments.key_file.clone() };
+    let options = CreateOptions { device, suite, credential: arguments.key_file.clone().map(Credential::KeyFile) };
     let description =
         directory::create(&arguments.directory, &options).map_err(|error| Failed::about(error, &shown))?;
     Ok(output.reference(&PoolAnswer::new(&arguments.directory, description), &shown)?)

@@ -15,6 +15,7 @@ use crate::daemon::control_socket::{make_private_directory, nbd_path_beside};
 use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
+use crate::pool::directory::Credential;
 
 /// Lanes if nobody says how many: more than this share too little.
 const LANE_COUNT_MAX: usize = 8;
@@ -24,20 +25,21 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
     prepare_process(global.verbose)?;
     let socket = prepare_socket(global)?;
     let nbd_unix = arguments.nbd_unix.clone().unwrap_or_else(|| nbd_path_beside(&socket));
+    let pool = absolute(&arguments.pool)?;
     let options = DaemonOptions {
-        pool: absolute(&arguments.pool)?,
-        key_file: arguments.key_file.clone(),
+        pool: pool.clone(),
+        credential: arguments.key_file.clone().map(Credential::KeyFile),
         nbd_unix: Some(absolute(&nbd_unix)?),
         nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
         lane_count: lane_count(arguments.lanes),
-        socket,
+        socket: socket.clone(),
     };
     for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {
         warn_open(address);
     }
-    let daemon = Daemon::start(&options)?;
-    output.message(&format!("Serving the pool in {}.", options.pool.display()));
-    output.message(&format!("Control socket: {}", options.socket.display()));
+    let daemon = Daemon::start(options)?;
+    output.message(&format!("Serving the pool in {}.", pool.display()));
+    output.message(&format!("Control socket: {}", socket.display()));
     let introduced = print_uris(&daemon, output);
     finish(daemon, introduced, "Ready.", output)
 }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind};
-use crate::pool::directory::PoolDescription;
+use crate::pool::directory::{KeySlotDescription, PoolDescription};
 use crate::volume::VolumeInfo;
 
 /// Which version of the API speaks.
@@ -239,7 +239,7 @@ impl PoolAnswer {
     #[must_use]
     pub fn new(path: &Path, description: PoolDescription) -> Self {
         let device = |(name, size_bytes)| PoolDevice { name, size_bytes };
-        let key_slot = |(slot, method): (u8, &str)| KeySlot { slot, method: method.to_owned() };
+        let key_slot = |slot: KeySlotDescription| KeySlot { slot: slot.index, method: slot.method.to_owned() };
         Self {
             api: ApiVersion::V1,
             kind: Kind::Pool,
