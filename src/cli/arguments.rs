@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::credential::CredentialArguments;
 use super::size::parse_size;
 use crate::daemon::volume_rule;
 use crate::error::{Error, ErrorKind};
@@ -132,9 +133,8 @@ pub(super) struct Serve {
     /// The pool's directory
     #[arg(long, value_name = "DIR")]
     pub(super) pool: PathBuf,
-    /// What unlocks the pool
-    #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) credential: CredentialArguments,
     /// Serve NBD over TCP here too, like 127.0.0.1:10809; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     pub(super) nbd_listen: Vec<SocketAddr>,
@@ -178,7 +178,8 @@ pub(super) enum PoolCommand {
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("device_source").required(true).args(["size", "device"]))]
-#[command(group = clap::ArgGroup::new("protection").required(true).args(["key_file", "no_encryption"]))]
+#[command(group = clap::ArgGroup::new("protection").required(true)
+    .args(["key_file", "passphrase", "passphrase_file", "no_encryption"]))]
 pub(super) struct CreatePool {
     /// The directory; it is created
     #[arg(value_name = "DIR")]
@@ -189,9 +190,8 @@ pub(super) struct CreatePool {
     /// Store data on this block device; what it holds is lost
     #[arg(long, value_name = "PATH")]
     pub(super) device: Option<PathBuf>,
-    /// What will unlock the pool
-    #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) credential: CredentialArguments,
     /// Write a new random key to the key file first
     #[arg(long, requires = "key_file")]
     pub(super) generate_key: bool,

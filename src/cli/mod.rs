@@ -6,6 +6,7 @@
 mod arguments;
 mod bench;
 mod client;
+mod credential;
 mod export_command;
 mod failure;
 mod output;

@@ -15,7 +15,6 @@ use crate::daemon::control_socket::{make_private_directory, nbd_path_beside};
 use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
-use crate::pool::directory::Credential;
 
 /// Lanes if nobody says how many: more than this share too little.
 const LANE_COUNT_MAX: usize = 8;
@@ -28,7 +27,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
     let pool = absolute(&arguments.pool)?;
     let options = DaemonOptions {
         pool: pool.clone(),
-        credential: arguments.key_file.clone().map(Credential::KeyFile),
+        credential: arguments.credential.read()?,
         nbd_unix: Some(absolute(&nbd_unix)?),
         nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
         lane_count: lane_count(arguments.lanes),
@@ -49,18 +48,26 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
 /// # Errors
 /// If the kernel refuses to keep secrets out of core files.
 pub(super) fn prepare_process(verbose: u8) -> Result<()> {
-    host::forbid_core_dumps().map_err(|error| {
-        let message = "This process cannot keep its keys out of core files";
-        Error::new(ErrorKind::Other, message)
-            .with_hint(format!("{}=1 serves all the same", host::ALLOW_CORE_VARIABLE))
-            .with_source(error)
-    })?;
-    host::create_private_files();
+    keep_secrets()?;
     start_log(verbose);
     if let Err(error) = host::raise_open_file_limit() {
         tracing::warn!(%error, "the limit of open files was not raised");
     }
     Ok(())
+}
+
+/// Keeps keys out of core files, and other users out of the files that this process makes.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn keep_secrets() -> Result<()> {
+    host::create_private_files();
+    host::forbid_core_dumps().map_err(|error| {
+        let message = "This process cannot keep its keys out of core files";
+        Error::new(ErrorKind::Other, message)
+            .with_hint(format!("{}=1 goes on all the same", host::ALLOW_CORE_VARIABLE))
+            .with_source(error)
+    })
 }
 
 /// The control socket's path; the directory of a default one is made.

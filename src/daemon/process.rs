@@ -273,7 +273,9 @@ fn check_credential(description: &PoolDescription, options: &DaemonOptions) -> R
         Some(Credential::Passphrase(_)) => return Ok(()),
         None => {
             let message = format!("The pool in {} is encrypted, and no key was given", options.pool.display());
-            return Err(Error::new(ErrorKind::Key, message).with_hint("Name its key file with --key-file"));
+            return Err(Error::new(ErrorKind::Key, message).with_hint(
+                "Name its key file with --key-file, or give its passphrase with --passphrase or --passphrase-file",
+            ));
         }
     };
     match std::fs::metadata(path) {

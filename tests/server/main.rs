@@ -9,6 +9,7 @@ mod damage;
 mod failures;
 mod history;
 mod images;
+mod key;
 mod kill;
 mod lane_nbd;
 mod load;
