@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::credential::CredentialArguments;
+use super::key_command::KeyCommand;
 use super::size::parse_size;
 use crate::daemon::volume_rule;
 use crate::error::{Error, ErrorKind};
@@ -74,6 +75,16 @@ pub(super) enum Command {
     Pool {
         #[command(subcommand)]
         command: PoolCommand,
+    },
+    /// Change which key files and passphrases open a pool
+    #[command(after_help = "Each slot wraps the pool's one master key for one key file or passphrase. Without --pool \
+        the daemon changes the pool that it serves; with it, the pool in DIR is changed directly, which must not be \
+        served. rm and rotate overwrite the slot in both copies of the superblock; they write no data anew. So the \
+        old key still opens an older copy of the superblock (a backup, or what a flash device kept of it): if such a \
+        copy and the old key may be in wrong hands, move the data to a new pool.")]
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
     },
     /// Create a volume; it takes space when it is written
     Create(Create),

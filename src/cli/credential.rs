@@ -59,6 +59,62 @@ impl CredentialArguments {
     }
 }
 
+/// What is to open the pool from now on.
+#[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("new").required(true)
+    .args(["new_key_file", "new_passphrase", "new_passphrase_file"]))]
+pub(super) struct NewCredentialArguments {
+    /// This key file is to open the pool; the daemon of a served pool reads it itself
+    #[arg(long, value_name = "FILE")]
+    new_key_file: Option<PathBuf>,
+    /// Write a new random key to the new key file first
+    #[arg(long, requires = "new_key_file")]
+    generate_key: bool,
+    /// Ask on the terminal for the passphrase that is to open the pool
+    #[arg(long)]
+    new_passphrase: bool,
+    /// The passphrase in the first line of FILE is to open the pool; - is standard input
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+}
+
+impl NewCredentialArguments {
+    pub(super) fn key_file(&self) -> Option<&Path> {
+        self.new_key_file.as_deref()
+    }
+
+    pub(super) const fn is_generated(&self) -> bool {
+        self.generate_key
+    }
+
+    /// The credential. Asks for it where it has to.
+    ///
+    /// # Errors
+    /// As [`CredentialArguments::read_new`].
+    pub(super) fn read(&self) -> Result<Option<Credential>> {
+        let passphrase = match &self.new_passphrase_file {
+            Some(path) => Some(read_file(path)?),
+            None if self.new_passphrase => Some(ask_twice()?),
+            None => None,
+        };
+        Ok(passphrase.map(Credential::Passphrase).or_else(|| self.new_key_file.clone().map(Credential::KeyFile)))
+    }
+}
+
+/// Standard input has one first line.
+///
+/// # Errors
+/// `Usage` if both passphrases are to come from there.
+pub(super) fn refuse_shared_input(present: &CredentialArguments, new: &NewCredentialArguments) -> Result<()> {
+    let is_input = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| path.as_os_str() == STANDARD_INPUT);
+    if is_input(&present.passphrase_file) && is_input(&new.new_passphrase_file) {
+        return Err(Error::new(ErrorKind::Usage, "Standard input cannot give both passphrases")
+            .with_hint("Give one of them in a file, or on the terminal"));
+    }
+    Ok(())
+}
+
 fn ask(prompt: &str) -> Result<Passphrase> {
     passphrase(ask_for_text(prompt)?)
 }

@@ -99,7 +99,7 @@ impl Daemon {
                 map_cache_leaves: MAP_CACHE_LEAVES,
             },
         )?;
-        let place = PoolPlace { path: options.pool.clone(), description, open_time: begin.elapsed() };
+        let place = PoolPlace { path: options.pool.clone(), open_time: begin.elapsed() };
         let server = Server::start(pool.pool, ServerOptions { devices: pool.devices })?;
         let listeners = match listen_everywhere(&server, &options) {
             Ok(listeners) => listeners,
@@ -111,7 +111,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let control = Arc::new(Control::new(server, place, listeners));
+        let control = Arc::new(Control::new(server, place, pool.key_slots, listeners));
         let (stop_api, stopped) = oneshot::channel();
         let api = serve_api(&runtime, api_listener, Arc::clone(&control), stopped);
         let nbd_unix = options.nbd_unix;

@@ -1,293 +1,217 @@
-//! Passphrases and key slots: where keys come from, who opens a pool after which change, and what nobody gets to see.
+//! Key slots: who opens a pool after which change, and what is left of a key that was taken away.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::Instant;
+use std::fs;
 
 use crate::scan::Needles;
-use crate::support::{Finished, Home, POOL_SIZE, Serving, WAIT_MAX, finish, skip};
+use crate::support::{Finished, Home, OTHER_PASSPHRASE, PASSPHRASE, Serving};
 
-const PASSPHRASE: &str = "correct horse battery staple";
-const OTHER_PASSPHRASE: &str = "wrong horse battery staple";
+/// Where the first key slot is in a copy of the superblock: salt and wrapped master key.
+const FIRST_SLOT: std::ops::Range<usize> = 48 + 64 + 4..48 + 64 + 4 + 32 + 60;
 
-impl Home {
-    /// Writes a passphrase to a file that only its owner can read; the file's path.
-    fn passphrase_file(&self, name: &str, passphrase: &str) -> String {
-        let mut options = File::options();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(self.path(name));
-        writeln!(file.expect("a file"), "{passphrase}").expect("it takes a line");
-        self.text(name)
-    }
-
-    /// With a pool `pool` that a passphrase opens, and the passphrase's file.
-    fn with_passphrase() -> (Self, String) {
-        let home = Self::new();
-        let file = home.passphrase_file("passphrase", PASSPHRASE);
-        let pool = home.text("pool");
-        home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--passphrase-file", &file]).success();
-        (home, file)
-    }
-
-    /// Serves the pool `pool` with these options.
-    fn serve_with(&self, options: &[&str]) -> Serving {
-        Serving::start(self.command(["serve", "--pool", &self.text("pool")].iter().chain(options)))
-    }
-
-    /// Tries to serve the pool `pool` with these options, which must not work.
-    fn serve_fails(&self, options: &[&str]) -> Finished {
-        self.run(["serve", "--pool", &self.text("pool")].iter().chain(options))
-    }
+/// Pieces of what the pool's first key slot holds now.
+fn first_slot(home: &Home) -> Needles {
+    let mut needles = Needles::default();
+    needles.add_pieces("slot", &fs::read(home.path("pool/superblock")).expect("readable")[FIRST_SLOT]);
+    needles
 }
 
-/// A pipe that holds `text`, to be somebody's standard input.
-fn input(text: &str) -> std::io::PipeReader {
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    writer.write_all(text.as_bytes()).expect("a pipe holds this much");
-    reader
+fn is_in_pool(needles: &Needles, home: &Home) -> bool {
+    !needles.in_directory(&home.path("pool")).0.is_empty()
 }
 
-/// `inner`, started by another program.
-fn wrapped(program: &str, arguments: &[&str], inner: &Command) -> Command {
-    let mut command = Command::new(program);
-    command.args(arguments).arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
-    copy_environment(inner, &mut command);
-    command
+/// Runs `key` with these arguments behind `place`, which says how the pool is reached.
+fn key(home: &Home, place: &[&str], arguments: &[&str]) -> Finished {
+    home.run(["key"].iter().chain(&arguments[..1]).chain(place).chain(&arguments[1..]))
 }
 
-fn copy_environment(source: &Command, target: &mut Command) {
-    for (name, value) in source.get_envs() {
-        match value {
-            Some(value) => target.env(name, value),
-            None => target.env_remove(name),
-        };
-    }
+/// Adds, rotates and removes keys of the pool `pool`, whose first key is `pool.key`. At its end the passphrase of
+/// `second` opens it, in slot 1, and nothing else.
+fn change_keys(home: &Home, place: &[&str]) {
+    let (pool_key, spare_key) = (home.text("pool.key"), home.text("spare.key"));
+    let (first, second) =
+        (home.passphrase_file("first", PASSPHRASE), home.passphrase_file("second", "second passphrase"));
+    let first_key = ["--key-file", pool_key.as_str()];
+    let run = |arguments: &[&[&str]]| key(home, place, &arguments.concat());
+
+    assert_eq!(run(&[&["add"], &first_key, &["--new-passphrase-file", &first]]).success(), "1\n");
+    assert_eq!(run(&[&["add"], &first_key, &["--new-key-file", &spare_key, "--generate-key"]]).success(), "2\n");
+    assert_eq!(
+        run(&[&["ls", "-o", "plain", "--bytes"]]).success(),
+        "0\tkey-file\t-\n1\tpassphrase\t67108864, 3 passes, parallelism 4\n2\tkey-file\t-\n"
+    );
+
+    let old_slot = first_slot(home);
+    assert!(is_in_pool(&old_slot, home), "the search finds what is there");
+    let by_passphrase = ["--passphrase-file", first.as_str()];
+    let rotated = run(&[&["rotate", "0"], &by_passphrase, &["--new-passphrase-file", &second]]);
+    assert!(rotated.stderr.contains("Data was not encrypted anew"), "{rotated:?}");
+    assert_eq!(rotated.success(), "0\n");
+    assert!(!is_in_pool(&old_slot, home), "nothing of the old wrapping is left");
+    run(&[&["rm", "2"], &first_key]).failure(10);
+
+    run(&[&["rotate", "1"], &["--passphrase-file", &second], &["--new-passphrase-file", &second]]).success();
+    run(&[&["rm", "2"], &by_passphrase]).failure(10);
+    assert_eq!(run(&[&["rm", "2"], &["--passphrase-file", &second]]).success(), "2\n");
+    assert_eq!(run(&[&["rm", "0"], &["--passphrase-file", &second]]).success(), "0\n");
+    assert_eq!(run(&[&["ls", "-q"]]).success(), "1\n");
+}
+
+/// Only the passphrase that [`change_keys`] ends with opens the pool.
+fn check_changed_keys(home: &Home) {
+    home.serve_fails(&["--key-file", &home.text("pool.key")]).failure(10);
+    home.serve_fails(&["--key-file", &home.text("spare.key")]).failure(10);
+    home.serve_fails(&["--passphrase-file", &home.text("first")]).failure(10);
+    let _serving = home.serve_with(&["--passphrase-file", &home.text("second")]);
+    assert_eq!(home.run(["ls", "-q"]).success(), "vol1\n", "the data is as it was");
 }
 
 #[test]
-fn a_passphrase_opens_the_pool_that_was_created_with_it() {
-    let (home, file) = Home::with_passphrase();
-    assert!(home.run(["pool", "show", &home.text("pool")]).success().contains("0: passphrase"));
-
-    let serving = home.serve_with(&["--passphrase-file", &file]);
+fn keys_of_a_pool_that_nobody_serves_are_changed_in_its_directory() {
+    let home = Home::with_pool();
+    let serving = home.serve(&[]);
     home.run(["create", "vol1", "--size", "1G"]).success();
     serving.stop();
 
+    change_keys(&home, &["--pool", &home.text("pool")]);
+
+    check_changed_keys(&home);
+}
+
+#[test]
+fn keys_of_a_served_pool_are_changed_by_its_daemon() {
+    let home = Home::with_pool();
+    let serving = home.serve(&[]);
+    home.run(["create", "vol1", "--size", "1G"]).success();
+
+    change_keys(&home, &[]);
+
+    assert_eq!(home.run(["pool", "show", "--json"]).json()["key_slots"][0]["slot"], 1);
+    home.run(["show", "vol1"]).success();
+    // Changes are durable when they return, not when the daemon ends well.
+    serving.kill();
+    check_changed_keys(&home);
+}
+
+#[test]
+fn a_served_pool_is_not_changed_in_its_directory() {
+    let home = Home::with_pool();
+    let _serving = home.serve(&[]);
+    let before = fs::read(home.path("pool/superblock")).expect("readable");
+    let (pool, key_file) = (home.text("pool"), home.text("pool.key"));
+
+    let message = home
+        .run(
+            ["key", "add", "--pool", &pool, "--key-file", &key_file, "--new-passphrase-file"]
+                .iter()
+                .chain(&[home.passphrase_file("passphrase", PASSPHRASE).as_str()]),
+        )
+        .failure(7);
+
+    assert!(message.contains("is in use") && message.contains("--pool"), "{message}");
+    assert!(fs::read(home.path("pool/superblock")).expect("readable") == before);
+    let listed = home.run(["key", "ls", "--pool", &pool, "--json"]).json();
+    assert_eq!(listed, home.run(["key", "ls", "--json"]).json(), "listing needs neither lock nor key");
+    assert_eq!((&listed["kind"], &listed["items"][0]["method"]), (&"KeyList".into(), &"key-file".into()));
+}
+
+#[test]
+fn changes_of_keys_that_are_not_possible_say_why() {
+    let home = Home::with_pool();
+    let (pool, key_file) = (home.text("pool"), home.text("pool.key"));
+    let file = home.passphrase_file("passphrase", PASSPHRASE);
     let wrong = home.passphrase_file("wrong", OTHER_PASSPHRASE);
-    let message = home.serve_fails(&["--passphrase-file", &wrong]).failure(10);
-    assert!(message.contains("The passphrase does not open"), "{message}");
-    let message = home.serve_fails(&[]).failure(10);
-    assert!(message.contains("--passphrase"), "{message}");
-    home.create_pool("other");
-    home.serve_fails(&["--key-file", &home.text("other.key")]).failure(10);
-    let _serving = home.serve_with(&["--passphrase-file", &file]);
-    assert_eq!(home.run(["ls", "-q"]).success(), "vol1\n");
-}
+    let with_key = ["--key-file", key_file.as_str()];
+    let new = ["--new-passphrase-file", file.as_str()];
+    let cases: [(&[&[&str]], i32, &str); 10] = [
+        (&[&["rm", "0"], &with_key], 6, "the last one"),
+        (&[&["rm", "5"], &with_key], 4, "key ls"),
+        (&[&["rotate", "5"], &with_key, &new], 4, "key ls"),
+        (&[&["rm", "8"], &with_key], 2, "0..=7"),
+        (&[&["rotate", "0"], &["--passphrase-file", &wrong], &new], 10, "does not open"),
+        (&[&["add"], &["--passphrase-file", &wrong], &new], 10, "does not open"),
+        (&[&["add"], &new], 2, "--key-file"),
+        (&[&["add"], &with_key], 2, "--new-key-file"),
+        (&[&["add"], &with_key, &["--new-key-file", &key_file, "--generate-key"]], 5, "there already"),
+        (&[&["add"], &["--passphrase-file", "-", "--new-passphrase-file", "-"]], 2, "both"),
+    ];
 
-#[test]
-fn a_passphrase_comes_from_standard_input() {
-    let home = Home::new();
-    let pool = home.text("pool");
-    let mut create = home.command(["pool", "create", &pool, "--size", POOL_SIZE, "--passphrase-file", "-"]);
-    create.stdin(input(PASSPHRASE));
-    finish(create).success();
-
-    for (text, code) in [(OTHER_PASSPHRASE, 10), ("short", 10), ("", 10)] {
-        let mut command = home.command(["serve", "--pool", &pool, "--passphrase-file", "-"]);
-        command.stdin(input(text));
-        finish(command).failure(code);
-    }
-    let mut command = home.command(["serve", "--pool", &pool, "--passphrase-file", "-"]);
-    // Only the first line counts.
-    command.stdin(input(&format!("{PASSPHRASE}\nmore")));
-    Serving::start(command).stop();
-}
-
-#[test]
-fn a_passphrase_is_in_neither_arguments_environment_nor_memory_of_the_process() {
-    let (home, file) = Home::with_passphrase();
-    let mut command = home.command(["serve", "--pool", &home.text("pool"), "--passphrase-file", &file]);
-    // Else nobody but root could look.
-    command.env("ROK_ALLOW_CORE", "1").env("ROK_LOG", "trace");
-    let serving = Serving::start(command);
-    let process = format!("/proc/{}", serving.process_id());
-    let mut needles = Needles::default();
-    needles.add("passphrase", PASSPHRASE.as_bytes());
-    needles.add("option", b"--passphrase-file");
-    needles.add("variable", b"XDG_RUNTIME_DIR=");
-
-    let arguments = needles.in_bytes(&fs::read(format!("{process}/cmdline")).expect("readable"));
-    let environment = needles.in_bytes(&fs::read(format!("{process}/environ")).expect("readable"));
-
-    // What is there is found, so what is not found is not there.
-    assert_eq!(arguments.into_iter().collect::<Vec<_>>(), ["option"]);
-    assert_eq!(environment.into_iter().collect::<Vec<_>>(), ["variable"]);
-    match memory_of(&process) {
-        Ok(memory) => {
-            let found: Vec<_> = memory.iter().flat_map(|region| needles.in_bytes(region)).collect();
-            assert!(found.iter().any(|name| name == "option"), "the arguments are in its memory: {found:?}");
-            assert!(!found.iter().any(|name| name == "passphrase"), "it was not wiped");
+    for place in [["--pool", pool.as_str()].as_slice(), &[]] {
+        let _serving = place.is_empty().then(|| home.serve(&[]));
+        for (arguments, code, words) in cases {
+            let before = fs::read(home.path("pool/superblock")).expect("readable");
+            let message = key(&home, place, &arguments.concat()).failure(code);
+            assert!(message.contains(words), "{arguments:?}: {message}");
+            assert!(fs::read(home.path("pool/superblock")).expect("readable") == before, "{arguments:?}");
         }
-        Err(error) => skip(&format!("this system keeps the memory of processes from their user: {error}")),
     }
+    key(&home, &[], &["ls"]).failure(11);
+    key(&home, &["--pool", &home.text("nowhere")], &["ls"]).failure(4);
+}
+
+#[test]
+fn there_are_eight_slots_and_no_more() {
+    let home = Home::with_pool();
+    let place = ["--pool", &home.text("pool")];
+    let key_file = home.text("pool.key");
+    let add = |name: &str| {
+        key(&home, &place, &["add", "--key-file", &key_file, "--new-key-file", &home.text(name), "--generate-key"])
+    };
+    for slot in 1..8 {
+        assert_eq!(add(&slot.to_string()).success(), format!("{slot}\n"));
+    }
+
+    assert!(add("ninth").failure(8).contains("key rm"));
+
+    let _serving = home.serve_with(&["--key-file", &home.text("7")]);
+}
+
+#[test]
+fn a_dry_run_of_a_change_of_keys_changes_nothing() {
+    let home = Home::with_pool();
+    let pool = home.text("pool");
+    let (key_file, new_key) = (home.text("pool.key"), home.text("new.key"));
+    let file = home.passphrase_file("passphrase", PASSPHRASE);
+    let before = fs::read(home.path("pool/superblock")).expect("readable");
+    let plans: [&[&str]; 2] = [
+        &["add", "--key-file", &key_file, "--new-key-file", &new_key, "--generate-key", "-n"],
+        &["rotate", "0", "--key-file", &key_file, "--new-passphrase-file", &file, "-n"],
+    ];
+    for (plan, slot) in plans.into_iter().zip(["1\n", "0\n"]) {
+        let plan = key(&home, &["--pool", &pool], plan);
+        assert!(plan.stderr.starts_with("Would "), "{plan:?}");
+        assert_eq!(plan.success(), slot);
+    }
+
+    assert!(fs::read(home.path("pool/superblock")).expect("readable") == before);
+    assert!(!home.path("new.key").exists());
+    let arguments = ["rotate", "0", "--key-file", &key_file, "--new-passphrase-file", &file, "--json"];
+    let plan = key(&home, &["--pool", &pool], &[&arguments[..], &["-n"]].concat()).json();
+    let real = key(&home, &["--pool", &pool], &arguments).json();
+    assert_eq!((&plan["is_dry_run"], &real["is_dry_run"]), (&true.into(), &false.into()));
+    assert_eq!((&plan["before"], &plan["after"]), (&real["before"], &real["after"]));
+    assert_eq!((&real["kind"], &real["action"], &real["ref"]), (&"KeyChange".into(), &"rotate".into(), &"0".into()));
+}
+
+#[test]
+fn passphrases_that_go_through_the_daemon_are_not_in_its_log_or_its_pool() {
+    let home = Home::with_pool();
+    let (pool, key_file) = (home.text("pool"), home.text("pool.key"));
+    let mut command = home.command(["serve", "--pool", &pool, "--key-file", &key_file]);
+    command.env("ROK_LOG", "trace");
+    let serving = Serving::start(command);
+    let (file, wrong) = (home.passphrase_file("file", PASSPHRASE), home.passphrase_file("wrong", OTHER_PASSPHRASE));
+    key(&home, &[], &["add", "--key-file", &key_file, "--new-passphrase-file", &file]).success();
+    key(&home, &[], &["rm", "0", "--passphrase-file", &wrong]).failure(10);
+    key(&home, &[], &["rm", "0", "--passphrase-file", &file]).success();
+
     serving.signal(libc::SIGTERM);
     let (_, _, said) = serving.wait();
-    assert!(!needles.in_bytes(said.join("\n").as_bytes()).contains("passphrase"), "{said:#?}");
-}
 
-/// What the process can write to: heap, stacks, data.
-fn memory_of(process: &str) -> std::io::Result<Vec<Vec<u8>>> {
-    let memory = File::open(format!("{process}/mem"))?;
-    let mut regions = Vec::new();
-    for line in fs::read_to_string(format!("{process}/maps"))?.lines() {
-        let (range, rest) = line.split_once(' ').expect("a range and the rest");
-        if !rest.starts_with("rw-p") {
-            continue;
-        }
-        let (start, end) = range.split_once('-').expect("two addresses");
-        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).expect("an address"));
-        let mut bytes = vec![0; usize::try_from(end - start).expect("64-bit")];
-        memory.read_exact_at(&mut bytes, start)?;
-        regions.push(bytes);
-    }
-    Ok(regions)
-}
-
-#[test]
-fn a_passphrase_file_that_others_can_read_is_refused() {
-    let (home, file) = Home::with_passphrase();
-    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("ours");
-
-    let message = home.serve_fails(&["--passphrase-file", &file]).failure(10);
-
-    assert!(message.contains(&format!("chmod 600 {file}")), "{message}");
-}
-
-#[test]
-fn without_a_terminal_there_is_nobody_to_ask() {
-    let (home, _) = Home::with_passphrase();
-    let inner = home.command(["serve", "--pool", &home.text("pool"), "--passphrase"]);
-
-    // In a session of its own, which has no terminal even where this test has one.
-    let message = finish(wrapped("setsid", &["--wait"], &inner)).failure(2);
-
-    assert!(message.contains("--passphrase-file"), "{message}");
-}
-
-#[test]
-fn one_way_to_open_a_pool_is_enough() {
-    let (home, file) = Home::with_passphrase();
-    let (pool, key) = (home.text("pool"), home.text("key"));
-
-    for two in [["--passphrase", "--key-file", &key], ["--passphrase", "--passphrase-file", &file]] {
-        home.serve_fails(&two).failure(2);
-        home.run(["pool", "create", &home.text("new"), "--size", POOL_SIZE].iter().chain(&two)).failure(2);
-    }
-    home.run(["pool", "create", &home.text("new"), "--size", POOL_SIZE, "--passphrase-file", &file, "--no-encryption"])
-        .failure(2);
-    // A passphrase behind the option is no argument of it.
-    home.run(["serve", "--pool", &pool, "--passphrase", PASSPHRASE]).failure(2);
-}
-
-/// A command on a terminal of its own, and what appears there.
-struct Terminal {
-    child: std::process::Child,
-    device: String,
-    seen: String,
-    output: Receiver<Vec<u8>>,
-}
-
-impl Terminal {
-    fn start(inner: &Command) -> Self {
-        let words: Vec<_> = [inner.get_program()].into_iter().chain(inner.get_args()).collect();
-        let quoted: Vec<String> =
-            words.iter().map(|word| format!("'{}'", word.to_str().expect("UTF-8, without quotes"))).collect();
-        let mut command = Command::new("script");
-        command.args(["-qec", &format!("tty; exec {}", quoted.join(" ")), "/dev/null"]);
-        copy_environment(inner, &mut command);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script is there");
-        let mut stdout = child.stdout.take().expect("a pipe");
-        let (sender, output) = channel();
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = stdout.read(&mut buffer) {
-                if sender.send(buffer[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut terminal = Self { child, device: String::new(), seen: String::new(), output };
-        terminal.wait_for("\n");
-        terminal.device = terminal.seen.lines().next().expect("a line").trim().to_owned();
-        terminal
-    }
-
-    fn wait_for(&mut self, words: &str) {
-        let deadline = Instant::now() + WAIT_MAX;
-        while !self.seen.contains(words) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(bytes) = self.output.recv_timeout(left) else {
-                panic!("{words:?} never appeared, but {:?}", self.seen);
-            };
-            self.seen.push_str(&String::from_utf8_lossy(&bytes));
-        }
-    }
-
-    /// Answers a prompt, as soon as the terminal does not show what is typed any more.
-    fn answer(&mut self, prompt: &str, line: &str) {
-        self.wait_for(prompt);
-        let deadline = Instant::now() + WAIT_MAX;
-        while !self.is_silent() {
-            assert!(Instant::now() < deadline, "the terminal shows what is typed");
-        }
-        writeln!(self.child.stdin.as_mut().expect("a pipe"), "{line}").expect("it reads");
-    }
-
-    fn is_silent(&self) -> bool {
-        let output = Command::new("stty").args(["-F", &self.device, "-a"]).output().expect("stty is there");
-        String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == "-echo")
-    }
-
-    /// Its exit code and all that appeared.
-    fn end(mut self) -> (Option<i32>, String) {
-        let deadline = Instant::now() + WAIT_MAX;
-        while let Ok(bytes) = self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            self.seen.push_str(&String::from_utf8_lossy(&bytes));
-        }
-        assert!(Instant::now() < deadline, "it did not end: {:?}", self.seen);
-        (self.child.wait().expect("it can be waited for").code(), self.seen)
-    }
-}
-
-#[test]
-fn a_passphrase_is_asked_for_twice_and_never_shown() {
-    let home = Home::new();
-    let pool = home.text("pool");
-    let create = home.command(["pool", "create", &pool, "--size", POOL_SIZE, "--passphrase"]);
-
-    let mut terminal = Terminal::start(&create);
-    terminal.answer("New passphrase: ", PASSPHRASE);
-    terminal.answer("The same again: ", OTHER_PASSPHRASE);
-    let (code, seen) = terminal.end();
-    assert_eq!(code, Some(2), "{seen}");
-    assert!(seen.contains("differ") && !Path::new(&pool).exists(), "{seen}");
-
-    let mut terminal = Terminal::start(&create);
-    terminal.answer("New passphrase: ", PASSPHRASE);
-    terminal.answer("The same again: ", PASSPHRASE);
-    let (code, seen) = terminal.end();
-    assert_eq!(code, Some(0), "{seen}");
-    assert!(!seen.contains(PASSPHRASE), "{seen}");
-
-    let mut terminal = Terminal::start(&home.command(["serve", "--pool", &pool, "--passphrase"]));
-    terminal.answer("Passphrase: ", OTHER_PASSPHRASE);
-    let (code, seen) = terminal.end();
-    assert_eq!(code, Some(10), "{seen}");
-    assert!(!seen.contains(OTHER_PASSPHRASE), "{seen}");
-    let file = home.passphrase_file("passphrase", PASSPHRASE);
-    home.serve_with(&["--passphrase-file", &file]).stop();
+    let mut needles = Needles::default();
+    needles.add("passphrase", PASSPHRASE.as_bytes());
+    needles.add("wrong passphrase", OTHER_PASSPHRASE.as_bytes());
+    needles.add("change", b"a key slot was changed");
+    let log = needles.in_bytes(said.join("\n").as_bytes());
+    assert_eq!(log.into_iter().collect::<Vec<_>>(), ["change"], "{said:#?}");
+    assert!(!is_in_pool(&needles, &home));
 }

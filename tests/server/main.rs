@@ -14,6 +14,7 @@ mod kill;
 mod lane_nbd;
 mod load;
 mod nbd_client;
+mod passphrase;
 mod process;
 mod quickstart;
 mod scan;

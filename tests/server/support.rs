@@ -1,9 +1,10 @@
 //! Starting the program, waiting for what it says, and talking to it. Every wait is bounded.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -18,6 +19,9 @@ use tempfile::TempDir;
 pub const WAIT_MAX: Duration = Duration::from_secs(120);
 /// Small enough to be filled with zeros in no time, large enough for every lane's reserve.
 pub const POOL_SIZE: &str = "64M";
+/// What opens a pool, and what does not.
+pub const PASSPHRASE: &str = "correct horse battery staple";
+pub const OTHER_PASSPHRASE: &str = "wrong horse battery staple";
 
 /// What a command came to.
 #[derive(Debug)]
@@ -112,6 +116,33 @@ impl Home {
         let (pool, key) = (self.text("pool"), self.text("pool.key"));
         let arguments = ["serve", "--pool", &pool, "--key-file", &key, "--nbd-listen", "127.0.0.1:0"];
         Serving::start(self.command(arguments.iter().chain(further)))
+    }
+
+    /// Writes a passphrase to a file that only its owner can read; the file's path.
+    pub fn passphrase_file(&self, name: &str, passphrase: &str) -> String {
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(self.path(name));
+        writeln!(file.expect("a file"), "{passphrase}").expect("it takes a line");
+        self.text(name)
+    }
+
+    /// With a pool `pool` that a passphrase opens, and the passphrase's file.
+    pub fn with_passphrase() -> (Self, String) {
+        let home = Self::new();
+        let file = home.passphrase_file("passphrase", PASSPHRASE);
+        let pool = home.text("pool");
+        home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--passphrase-file", &file]).success();
+        (home, file)
+    }
+
+    /// Serves the pool `pool` with these options.
+    pub fn serve_with(&self, options: &[&str]) -> Serving {
+        Serving::start(self.command(["serve", "--pool", &self.text("pool")].iter().chain(options)))
+    }
+
+    /// Tries to serve the pool `pool` with these options, which must not work.
+    pub fn serve_fails(&self, options: &[&str]) -> Finished {
+        self.run(["serve", "--pool", &self.text("pool")].iter().chain(options))
     }
 
     /// Where the program's control socket is.
