@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -290,15 +290,19 @@ pub struct Answer {
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
     let mut stream = UnixStream::connect(socket).expect("the daemon listens");
     stream.set_read_timeout(Some(WAIT_MAX)).expect("a timeout");
-    write!(
+    let written = write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
-    )
-    .expect("the daemon reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("the daemon answers");
+    );
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer).map(|_| ());
+    // A daemon that refuses a body answers and closes before it has read all of it.
+    for (result, refused) in [(written, ErrorKind::BrokenPipe), (read, ErrorKind::ConnectionReset)] {
+        assert!(result.as_ref().err().is_none_or(|error| error.kind() == refused), "{result:?}");
+    }
+    let answer = String::from_utf8(answer).expect("the answer is UTF-8");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).expect("a status line").parse().expect("a status");
     let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("the body is JSON") };
