@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use zeroize::Zeroizing;
 
+use super::failure::EXIT_INTERRUPTED;
 use crate::crypto::Passphrase;
+use crate::daemon::host;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::directory::{Credential, passphrase, read_passphrase, read_passphrase_file};
 
@@ -128,11 +130,14 @@ fn ask_twice() -> Result<Passphrase> {
 }
 
 fn ask_for_text(prompt: &str) -> Result<Zeroizing<String>> {
-    rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|error| {
-        Error::new(ErrorKind::Usage, "The passphrase cannot be asked for: there is no terminal")
+    // At Ctrl-C rpassword raises SIGINT before it has the terminal show again what is typed.
+    match host::without_interrupts(|| rpassword::prompt_password(prompt)) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => host::exit_now(EXIT_INTERRUPTED),
+        Err(error) => Err(Error::new(ErrorKind::Usage, "The passphrase cannot be asked for: there is no terminal")
             .with_hint("Give it with --passphrase-file FILE, or with - for FILE on standard input")
-            .with_source(error)
-    })
+            .with_source(error)),
+    }
 }
 
 fn read_file(path: &Path) -> Result<Passphrase> {

@@ -161,7 +161,7 @@ fn one_way_to_open_a_pool_is_enough() {
     home.run(["serve", "--pool", &pool, "--passphrase", PASSPHRASE]).failure(2);
 }
 
-/// A command on a terminal of its own, and what appears there.
+/// A command on a terminal of its own, and what appears there; behind it, how it left the terminal.
 struct Terminal {
     child: std::process::Child,
     device: String,
@@ -175,7 +175,8 @@ impl Terminal {
         let quoted: Vec<String> =
             words.iter().map(|word| format!("'{}'", word.to_str().expect("UTF-8, without quotes"))).collect();
         let mut command = Command::new("script");
-        command.args(["-qec", &format!("tty; exec {}", quoted.join(" ")), "/dev/null"]);
+        let line = format!("tty; {}; code=$?; stty -a; exit $code", quoted.join(" "));
+        command.args(["-qec", &line, "/dev/null"]);
         copy_environment(inner, &mut command);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script is there");
         let mut stdout = child.stdout.take().expect("a pipe");
@@ -258,4 +259,22 @@ fn a_passphrase_is_asked_for_twice_and_never_shown() {
     assert!(!seen.contains(OTHER_PASSPHRASE), "{seen}");
     let file = home.passphrase_file("passphrase", PASSPHRASE);
     home.serve_with(&["--passphrase-file", &file]).stop();
+}
+
+#[test]
+fn an_interrupted_prompt_leaves_the_terminal_as_it_was() {
+    const CTRL_C: &str = "\u{3}";
+    let home = Home::new();
+    let create = home.command(["pool", "create", &home.text("pool"), "--size", POOL_SIZE, "--passphrase"]);
+
+    let mut terminal = Terminal::start(&create);
+    terminal.answer("New passphrase: ", CTRL_C);
+    let (code, seen) = terminal.end();
+
+    assert_eq!(code, Some(130), "{seen}");
+    let settings: Vec<&str> = seen.split_whitespace().collect();
+    for setting in ["echo", "icanon", "isig"] {
+        assert!(settings.contains(&setting), "{setting}: {seen}");
+    }
+    assert!(!home.path("pool").exists());
 }
