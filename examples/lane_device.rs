@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use rok_blk::crypto::Suite;
 use rok_blk::lane::{AttachedDevice, DeviceTarget, ListenAddress, Server, ServerOptions};
-use rok_blk::pool::directory::{CreateOptions, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open};
+use rok_blk::pool::directory::{
+    CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open,
+};
 use rok_ublk::{Control, Device, DeviceParameters};
 use uuid::Uuid;
 
@@ -55,7 +57,8 @@ fn run() -> Result<(), Failure> {
     let key_file = directory.with_extension("key");
     generate_key_file(&key_file)?;
     let device = DeviceSource::Block { path: block_device.into() };
-    create(directory, &CreateOptions { device, suite: Suite::XtsGmac, key_file: Some(key_file.clone()) })?;
+    let credential = Some(Credential::KeyFile(key_file.clone()));
+    create(directory, &CreateOptions { device, suite: Suite::XtsGmac, credential })?;
     serve(directory, &key_file, Path::new(socket), size_bytes)?;
     // The end was clean if nothing is left to recover; what is asked here is that the pool opens at all.
     drop(open_pool(directory, &key_file)?);
@@ -63,12 +66,12 @@ fn run() -> Result<(), Failure> {
 }
 
 fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
-    let key_file = Some(key_file.to_owned());
-    Ok(open(directory, &OpenOptions { key_file, lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES })?)
+    let credential = Some(Credential::KeyFile(key_file.to_owned()));
+    Ok(open(directory, &OpenOptions { credential, lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES })?)
 }
 
 fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {
-    let OpenPool { pool, devices } = open_pool(directory, key_file)?;
+    let OpenPool { pool, devices, .. } = open_pool(directory, key_file)?;
     let server = Server::start(pool, ServerOptions { devices })?;
     for name in ["disk", "export"] {
         server.volumes().create(Uuid::new_v4(), name, size_bytes, 512, 0)?;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::credential::CredentialArguments;
+use super::key_command::KeyCommand;
 use super::size::parse_size;
 use crate::daemon::volume_rule;
 use crate::error::{Error, ErrorKind};
@@ -74,6 +76,16 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: PoolCommand,
     },
+    /// Change which key files and passphrases open a pool
+    #[command(after_help = "Each slot wraps the pool's one master key for one key file or passphrase. Without --pool \
+        the daemon changes the pool that it serves; with it, the pool in DIR is changed directly, which must not be \
+        served. rm and rotate overwrite the slot in both copies of the superblock; they write no data anew. So the \
+        old key still opens an older copy of the superblock (a backup, or what a flash device kept of it): if such a \
+        copy and the old key may be in wrong hands, move the data to a new pool.")]
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Create a volume; it takes space when it is written
     Create(Create),
     /// List volumes
@@ -132,9 +144,8 @@ pub(super) struct Serve {
     /// The pool's directory
     #[arg(long, value_name = "DIR")]
     pub(super) pool: PathBuf,
-    /// What unlocks the pool
-    #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) credential: CredentialArguments,
     /// Serve NBD over TCP here too, like 127.0.0.1:10809; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     pub(super) nbd_listen: Vec<SocketAddr>,
@@ -178,7 +189,8 @@ pub(super) enum PoolCommand {
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("device_source").required(true).args(["size", "device"]))]
-#[command(group = clap::ArgGroup::new("protection").required(true).args(["key_file", "no_encryption"]))]
+#[command(group = clap::ArgGroup::new("protection").required(true)
+    .args(["key_file", "passphrase", "passphrase_file", "no_encryption"]))]
 pub(super) struct CreatePool {
     /// The directory; it is created
     #[arg(value_name = "DIR")]
@@ -189,9 +201,8 @@ pub(super) struct CreatePool {
     /// Store data on this block device; what it holds is lost
     #[arg(long, value_name = "PATH")]
     pub(super) device: Option<PathBuf>,
-    /// What will unlock the pool
-    #[arg(long, value_name = "FILE")]
-    pub(super) key_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) credential: CredentialArguments,
     /// Write a new random key to the key file first
     #[arg(long, requires = "key_file")]
     pub(super) generate_key: bool,

@@ -1,13 +1,15 @@
 //! The command line: arguments in, requests to the daemon's API, tables or JSON out.
 //!
 //! stdout is data, stderr is everything else. It holds no logic that the API lacks, except for what needs no daemon:
-//! creating a pool, and starting the daemon itself.
+//! creating a pool, changing the keys of one that nobody serves, and starting the daemon itself.
 
 mod arguments;
 mod bench;
 mod client;
+mod credential;
 mod export_command;
 mod failure;
+mod key_command;
 mod output;
 mod pool_command;
 mod quickstart_command;
@@ -55,6 +57,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
             pool_command::show_offline(&directory, output)?;
         }
         Command::Pool { command: PoolCommand::Show { directory: None } } => pool_command::show(&client()?, output)?,
+        Command::Key { command } => key_command::run(&command, &global, output)?,
         Command::Create(arguments) => volume_command::create(&arguments, &client()?, output)?,
         Command::List => volume_command::list(&client()?, output)?,
         Command::Show { name } => volume_command::show(&name, &client()?, output)?,

@@ -8,9 +8,9 @@ use super::arguments::CreatePool;
 use super::client::Client;
 use super::failure::{Failed, Outcome};
 use super::output::Output;
+use super::serve_command::keep_secrets;
 use super::table::Table;
 use crate::crypto::Suite;
-use crate::daemon::host;
 use crate::daemon::resource::PoolAnswer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::directory::{self, CreateOptions, DeviceSource};
@@ -18,7 +18,8 @@ use crate::pool::directory::{self, CreateOptions, DeviceSource};
 /// `pool create DIR`.
 pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
     let shown = arguments.directory.display().to_string();
-    check_key_file(arguments).map_err(|error| Failed::about(error, &shown))?;
+    let key_file = arguments.credential.key_file.as_deref();
+    check_key_file(key_file, arguments.generate_key).map_err(|error| Failed::about(error, &shown))?;
     if directory::describe(&arguments.directory).is_ok() {
         let error = Error::new(ErrorKind::Exists, format!("There is a pool in {shown} already"))
             .with_hint("Choose another directory");
@@ -34,12 +35,13 @@ pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
         let plan = json!({"api": "rok-blk/v1", "kind": "Pool", "path": shown, "is_dry_run": true});
         return Ok(output.reference(&plan, &shown)?);
     }
-    host::create_private_files();
-    if let Some(key_file) = arguments.key_file.as_deref().filter(|_| arguments.generate_key) {
+    keep_secrets()?;
+    let credential = arguments.credential.read_new()?;
+    if let Some(key_file) = key_file.filter(|_| arguments.generate_key) {
         generate_key(key_file, output)?;
     }
     let suite = if arguments.no_encryption { Suite::Plain } else { Suite::XtsGmac };
-    let options = CreateOptions { device, suite, key_file: arguments.key_file.clone() };
+    let options = CreateOptions { device, suite, credential };
     let description =
         directory::create(&arguments.directory, &options).map_err(|error| Failed::about(error, &shown))?;
     Ok(output.reference(&PoolAnswer::new(&arguments.directory, description), &shown)?)
@@ -91,11 +93,11 @@ fn print(pool: &PoolAnswer, output: &Output) -> Outcome<()> {
 }
 
 /// The key file must be there, or must not be there if it is to be written.
-fn check_key_file(arguments: &CreatePool) -> Result<()> {
-    let Some(path) = &arguments.key_file else {
+pub(super) fn check_key_file(path: Option<&Path>, is_generated: bool) -> Result<()> {
+    let Some(path) = path else {
         return Ok(());
     };
-    match (std::fs::symlink_metadata(path), arguments.generate_key) {
+    match (std::fs::symlink_metadata(path), is_generated) {
         (Ok(_), true) => {
             Err(Error::new(ErrorKind::Exists, format!("The key file {} is there already", path.display()))
                 .with_hint("Leave out --generate-key to use it, or choose another path"))

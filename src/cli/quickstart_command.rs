@@ -19,7 +19,7 @@ use crate::daemon::volume_rule::SECTOR_SIZE_DEFAULT;
 use crate::daemon::{Daemon, DaemonOptions, TcpListen, host};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
-use crate::pool::directory::{self, CreateOptions, DeviceSource};
+use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource};
 
 const POOL_SIZE_BYTES_DEFAULT: u64 = 8 << 30;
 /// Of the free space, a new pool takes at most this part.
@@ -47,13 +47,13 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
     }
     let options = DaemonOptions {
         pool: place.pool(),
-        key_file: Some(place.key_file()),
+        credential: Some(Credential::KeyFile(place.key_file())),
         nbd_unix: Some(nbd_path_beside(&socket)),
         nbd_tcp: vec![TcpListen { address: SocketAddr::from((Ipv4Addr::LOCALHOST, NBD_PORT)), port_tries: PORT_TRIES }],
         lane_count: lane_count(arguments.lanes),
         socket,
     };
-    let daemon = Daemon::start(&options)?;
+    let daemon = Daemon::start(options)?;
     let introduced =
         create_volume_if_none(&daemon, output).map_err(Failed::from).and_then(|()| introduce(&daemon, global, output));
     finish(daemon, introduced, "Ready. Ctrl-C stops it; the next start goes on with the same pool.", output)
@@ -131,7 +131,7 @@ impl Place {
         let options = CreateOptions {
             device: DeviceSource::File { size_bytes },
             suite: Suite::XtsGmac,
-            key_file: Some(self.key_file()),
+            credential: Some(Credential::KeyFile(self.key_file())),
         };
         directory::create(&draft, &options)?;
         fs::rename(&draft, self.pool()).map_err(|error| Error::from_io("Renaming", &draft, error))?;

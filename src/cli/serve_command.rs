@@ -24,20 +24,21 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
     prepare_process(global.verbose)?;
     let socket = prepare_socket(global)?;
     let nbd_unix = arguments.nbd_unix.clone().unwrap_or_else(|| nbd_path_beside(&socket));
+    let pool = absolute(&arguments.pool)?;
     let options = DaemonOptions {
-        pool: absolute(&arguments.pool)?,
-        key_file: arguments.key_file.clone(),
+        pool: pool.clone(),
+        credential: arguments.credential.read()?,
         nbd_unix: Some(absolute(&nbd_unix)?),
         nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
         lane_count: lane_count(arguments.lanes),
-        socket,
+        socket: socket.clone(),
     };
     for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {
         warn_open(address);
     }
-    let daemon = Daemon::start(&options)?;
-    output.message(&format!("Serving the pool in {}.", options.pool.display()));
-    output.message(&format!("Control socket: {}", options.socket.display()));
+    let daemon = Daemon::start(options)?;
+    output.message(&format!("Serving the pool in {}.", pool.display()));
+    output.message(&format!("Control socket: {}", socket.display()));
     let introduced = print_uris(&daemon, output);
     finish(daemon, introduced, "Ready.", output)
 }
@@ -47,18 +48,26 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
 /// # Errors
 /// If the kernel refuses to keep secrets out of core files.
 pub(super) fn prepare_process(verbose: u8) -> Result<()> {
-    host::forbid_core_dumps().map_err(|error| {
-        let message = "This process cannot keep its keys out of core files";
-        Error::new(ErrorKind::Other, message)
-            .with_hint(format!("{}=1 serves all the same", host::ALLOW_CORE_VARIABLE))
-            .with_source(error)
-    })?;
-    host::create_private_files();
+    keep_secrets()?;
     start_log(verbose);
     if let Err(error) = host::raise_open_file_limit() {
         tracing::warn!(%error, "the limit of open files was not raised");
     }
     Ok(())
+}
+
+/// Keeps keys out of core files, and other users out of the files that this process makes.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn keep_secrets() -> Result<()> {
+    host::create_private_files();
+    host::forbid_core_dumps().map_err(|error| {
+        let message = "This process cannot keep its keys out of core files";
+        Error::new(ErrorKind::Other, message)
+            .with_hint(format!("{}=1 goes on all the same", host::ALLOW_CORE_VARIABLE))
+            .with_source(error)
+    })
 }
 
 /// The control socket's path; the directory of a default one is made.

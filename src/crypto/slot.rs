@@ -1,21 +1,21 @@
 //! Key slots: the master key, wrapped under keys that users hold.
 //!
 //! A slot is bound to its pool, its position and its kind. All kinds wrap alike: AES-256-GCM-SIV under a key that
-//! HKDF derives from the user's secret and the slot's salt. Where the bytes lie is told by the superblock's format.
+//! HKDF derives from the user's secret and the slot's salt; a passphrase becomes a secret by Argon2id first, under the
+//! same salt. Where the bytes lie is told by the superblock's format.
 
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::derive::{KEY_BYTES, WRAPPED_KEY_BYTES, derive, unwrap, wrap};
-use super::{MasterKey, Random, Suite};
+use super::{MasterKey, Passphrase, PassphraseCosts, Random, Suite};
 
 /// Slots of a pool.
 pub const SLOT_COUNT_MAX: u8 = 8;
 /// Size of a slot's parameters.
 pub const SLOT_PARAMETERS_BYTES: usize = 16;
 
-/// What opens a slot. The number is stored. 3 is reserved for a passphrase (Argon2id, with its costs in the slot's
-/// parameters), 4 for a systemd credential.
+/// What opens a slot. The number is stored. 4 is reserved for a systemd credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum SlotKind {
@@ -23,6 +23,8 @@ pub enum SlotKind {
     KeyFile = 1,
     /// Nothing: the wrapping key is derived from zeros, so that anybody can open it. Only with [`Suite::Plain`].
     Clear = 2,
+    /// A passphrase, by Argon2id. Its costs are the slot's parameters.
+    Passphrase = 3,
 }
 
 impl SlotKind {
@@ -32,6 +34,7 @@ impl SlotKind {
         match code {
             1 => Some(Self::KeyFile),
             2 => Some(Self::Clear),
+            3 => Some(Self::Passphrase),
             _ => None,
         }
     }
@@ -52,7 +55,7 @@ pub struct KeySlot {
     pub label: String,
     /// Random, drawn with each wrapping.
     pub salt: [u8; 32],
-    /// Costs of the derivation; zeros for the kinds so far. Bound by the wrapping.
+    /// [`PassphraseCosts`] of a passphrase, else zeros. Bound by the wrapping.
     pub parameters: [u8; SLOT_PARAMETERS_BYTES],
     /// Nonce 12, ciphertext 32, tag 16.
     pub wrapped: [u8; WRAPPED_KEY_BYTES],
@@ -70,6 +73,12 @@ pub enum KeyError {
     /// The pool is encrypted, and a slot that anybody can open is in it.
     #[error("an encrypted pool must not have its key in the clear")]
     ClearKey,
+    /// What the slot says that a guess at its passphrase costs is out of its limits.
+    #[error("the slot's costs are out of their limits")]
+    Costs,
+    /// The memory that the slot's costs ask for is not there.
+    #[error("there is not enough memory to try the passphrase")]
+    Memory,
 }
 
 /// A slot that the 32 bytes of a key file open. Its label is empty.
@@ -81,7 +90,8 @@ pub fn wrap_with_key_file(
     slot_index: u8,
     random: Random<'_>,
 ) -> KeySlot {
-    wrap_slot(SlotKind::KeyFile, master, key_file_bytes, &place(pool, slot_index), random)
+    let slot = fresh_slot(SlotKind::KeyFile, [0; SLOT_PARAMETERS_BYTES], random);
+    wrap_slot(slot, master, key_file_bytes, &place(pool, slot_index), random)
 }
 
 /// The master key, if the slot is for these bytes of a key file.
@@ -97,6 +107,42 @@ pub fn unwrap_with_key_file(
     unwrap_slot(SlotKind::KeyFile, slot, key_file_bytes, &place(pool, slot_index))
 }
 
+/// A slot that a passphrase opens, where each guess costs `costs`. Its label is empty.
+///
+/// # Errors
+/// [`KeyError::Memory`].
+pub fn wrap_with_passphrase(
+    master: &MasterKey,
+    passphrase: &Passphrase,
+    costs: PassphraseCosts,
+    pool: &Uuid,
+    slot_index: u8,
+    random: Random<'_>,
+) -> Result<KeySlot, KeyError> {
+    let slot = fresh_slot(SlotKind::Passphrase, costs.to_parameters(), random);
+    let secret = passphrase.stretch(&slot.salt, costs)?;
+    Ok(wrap_slot(slot, master, &secret, &place(pool, slot_index), random))
+}
+
+/// The master key, if the slot is for this passphrase. Costs the time and memory that the slot asks for.
+///
+/// # Errors
+/// [`KeyError::Wrong`] for another passphrase, pool or position, or a damaged slot; [`KeyError::Costs`] before anything
+/// is allocated; [`KeyError::Memory`]; [`KeyError::OtherKind`].
+pub fn unwrap_with_passphrase(
+    slot: &KeySlot,
+    passphrase: &Passphrase,
+    pool: &Uuid,
+    slot_index: u8,
+) -> Result<MasterKey, KeyError> {
+    if slot.kind != SlotKind::Passphrase {
+        return Err(KeyError::OtherKind);
+    }
+    let costs = PassphraseCosts::from_parameters(&slot.parameters).ok_or(KeyError::Costs)?;
+    let secret = passphrase.stretch(&slot.salt, costs)?;
+    unwrap_slot(SlotKind::Passphrase, slot, &secret, &place(pool, slot_index))
+}
+
 /// A slot that anybody can open, for a pool without encryption. Its label is empty.
 ///
 /// # Panics
@@ -104,7 +150,8 @@ pub fn unwrap_with_key_file(
 #[must_use]
 pub fn wrap_clear(master: &MasterKey, suite: Suite, pool: &Uuid, slot_index: u8, random: Random<'_>) -> KeySlot {
     assert!(suite == Suite::Plain, "the key of an encrypted pool must not be stored in the clear");
-    wrap_slot(SlotKind::Clear, master, &[0; KEY_BYTES], &place(pool, slot_index), random)
+    let slot = fresh_slot(SlotKind::Clear, [0; SLOT_PARAMETERS_BYTES], random);
+    wrap_slot(slot, master, &[0; KEY_BYTES], &place(pool, slot_index), random)
 }
 
 /// The master key of a pool without encryption.
@@ -119,19 +166,23 @@ pub fn unwrap_clear(slot: &KeySlot, suite: Suite, pool: &Uuid, slot_index: u8) -
     unwrap_slot(SlotKind::Clear, slot, &[0; KEY_BYTES], &place(pool, slot_index))
 }
 
+/// A slot with a new salt, in which nothing is wrapped yet.
+fn fresh_slot(kind: SlotKind, parameters: [u8; SLOT_PARAMETERS_BYTES], random: Random<'_>) -> KeySlot {
+    let mut salt = [0; 32];
+    random(&mut salt);
+    KeySlot { kind, label: String::new(), salt, parameters, wrapped: [0; WRAPPED_KEY_BYTES] }
+}
+
 fn wrap_slot(
-    kind: SlotKind,
+    slot: KeySlot,
     master: &MasterKey,
     secret: &[u8; KEY_BYTES],
     place: &[u8; PLACE_BYTES],
     random: Random<'_>,
 ) -> KeySlot {
-    let mut salt = [0; 32];
-    random(&mut salt);
-    let parameters = [0; SLOT_PARAMETERS_BYTES];
-    let associated = associated(kind, place, &parameters);
-    let wrapped = wrap(&wrapping_key(secret, &salt), &associated, master.expose(), random);
-    KeySlot { kind, label: String::new(), salt, parameters, wrapped }
+    let associated = associated(slot.kind, place, &slot.parameters);
+    let wrapped = wrap(&wrapping_key(secret, &slot.salt), &associated, master.expose(), random);
+    KeySlot { wrapped, ..slot }
 }
 
 fn unwrap_slot(
@@ -230,6 +281,70 @@ mod tests {
         }
     }
 
+    fn passphrase(text: &str) -> Passphrase {
+        Passphrase::new(zeroize::Zeroizing::new(text.to_owned())).expect("long enough")
+    }
+
+    /// The least there is: the tests are about the slot.
+    fn costs() -> PassphraseCosts {
+        PassphraseCosts::new(8, 1, 1).expect("the least")
+    }
+
+    fn passphrase_slot() -> KeySlot {
+        wrap_with_passphrase(&master(), &passphrase("correct horse"), costs(), &POOL, 4, &mut counting())
+            .expect("8 KiB")
+    }
+
+    #[test]
+    fn passphrase_opens_its_slot() {
+        let slot = passphrase_slot();
+
+        let opened = unwrap_with_passphrase(&slot, &passphrase("correct horse"), &POOL, 4).expect("the right one");
+
+        assert_eq!(opened.expose(), master().expose());
+        assert_eq!(PassphraseCosts::from_parameters(&slot.parameters), Some(costs()));
+    }
+
+    #[test]
+    fn wrong_passphrase_pool_position_or_kind_is_refused() {
+        let slot = passphrase_slot();
+        let open = |slot: &KeySlot, text: &str, pool: u128, index| {
+            unwrap_with_passphrase(slot, &passphrase(text), &Uuid::from_u128(pool), index).err()
+        };
+        let other_kind = KeySlot { kind: SlotKind::KeyFile, ..slot.clone() };
+
+        assert_eq!(open(&slot, "correct horsf", 1, 4), Some(KeyError::Wrong));
+        assert_eq!(open(&slot, "correct horse", 2, 4), Some(KeyError::Wrong));
+        assert_eq!(open(&slot, "correct horse", 1, 5), Some(KeyError::Wrong));
+        assert_eq!(open(&other_kind, "correct horse", 1, 4), Some(KeyError::OtherKind));
+        assert_eq!(unwrap_with_key_file(&slot, &FILE, &POOL, 4).err(), Some(KeyError::OtherKind));
+    }
+
+    #[test]
+    fn changed_salt_costs_or_wrapping_of_a_passphrase_are_refused() {
+        let slot = passphrase_slot();
+        let other_costs = PassphraseCosts::new(16, 1, 1).expect("within the limits").to_parameters();
+        let mut damaged = [slot.clone(), slot.clone(), KeySlot { parameters: other_costs, ..slot }];
+        damaged[0].salt[31] ^= 1;
+        damaged[1].wrapped[59] ^= 1;
+
+        for slot in &damaged {
+            let opened = unwrap_with_passphrase(slot, &passphrase("correct horse"), &POOL, 4);
+            assert_eq!(opened.err(), Some(KeyError::Wrong));
+        }
+    }
+
+    /// 4 TiB: an attempt to allocate it would be `KeyError::Memory`, or the end of the process.
+    #[test]
+    fn costs_without_limit_are_refused_before_anything_is_allocated() {
+        let mut slot = passphrase_slot();
+        slot.parameters[..4].fill(0xff);
+
+        let opened = unwrap_with_passphrase(&slot, &passphrase("correct horse"), &POOL, 4);
+
+        assert_eq!(opened.err(), Some(KeyError::Costs));
+    }
+
     #[test]
     fn clear_slot_opens_only_without_encryption() {
         let slot = wrap_clear(&master(), Suite::Plain, &POOL, 0, &mut counting());
@@ -261,7 +376,7 @@ mod tests {
     fn only_known_kinds_decode() {
         let known: Vec<_> = (0..=u8::MAX).filter_map(SlotKind::from_code).collect();
 
-        assert_eq!(known, [SlotKind::KeyFile, SlotKind::Clear]);
+        assert_eq!(known, [SlotKind::KeyFile, SlotKind::Clear, SlotKind::Passphrase]);
         assert!(known.iter().all(|kind| SlotKind::from_code(kind.code()) == Some(*kind)));
     }
 }

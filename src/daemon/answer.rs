@@ -82,6 +82,11 @@ pub(super) struct Options<T>(pub(super) T);
 #[from_request(via(Path), rejection(Refusal))]
 pub(super) struct Name(pub(super) String);
 
+/// The key slot in the path; a rejection is a [`Refusal`].
+#[derive(serde::Deserialize, FromRequestParts)]
+#[from_request(via(Path), rejection(Refusal))]
+pub(super) struct Slot(pub(super) u8);
+
 /// Runs `work` where it may block. It runs to its end also if the client goes away.
 pub(super) async fn run<T, W>(control: Arc<Control>, reference: Option<String>, work: W) -> Answer<T>
 where

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
-use super::request::{CreateVolume, ResizeVolume};
+use super::key_resource::{KeyChangeAnswer, KeyList};
+use super::request::{CreateVolume, KeyCredential, ResizeVolume};
 use super::resource::{
     Action, ApiVersion, Change, Export, ExportList, Kind, PoolAnswer, PoolState, Space, Status, Volume, VolumeAnswer,
     VolumeList, time_text,
@@ -19,7 +20,7 @@ use super::resource::{
 use super::volume_rule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
-use crate::pool::directory::PoolDescription;
+use crate::pool::directory::{self, KeyChange, KeySlots};
 use crate::volume::VolumeInfo;
 
 /// From this share of the pool on, `status` warns.
@@ -32,22 +33,28 @@ pub struct Control {
     listeners: Vec<ListenAddress>,
     started_at: u64,
     changes: Mutex<()>,
+    /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
+    key_slots: Mutex<KeySlots>,
 }
 
 /// Where the open pool came from.
 pub(super) struct PoolPlace {
     /// Its directory.
     pub(super) path: PathBuf,
-    /// What it is made of.
-    pub(super) description: PoolDescription,
     /// How long it took to open it.
     pub(super) open_time: Duration,
 }
 
 impl Control {
-    /// Over a server that runs on the pool of `place` and listens on `listeners`.
-    pub(super) fn new(server: Arc<Server>, place: PoolPlace, listeners: Vec<ListenAddress>) -> Self {
-        Self { server, place, listeners, started_at: seconds_since_1970(), changes: Mutex::new(()) }
+    /// Over a server that runs on the pool of `place` with these key slots and listens on `listeners`.
+    pub(super) fn new(
+        server: Arc<Server>,
+        place: PoolPlace,
+        key_slots: KeySlots,
+        listeners: Vec<ListenAddress>,
+    ) -> Self {
+        let (changes, key_slots) = (Mutex::new(()), Mutex::new(key_slots));
+        Self { server, place, listeners, started_at: seconds_since_1970(), changes, key_slots }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -215,9 +222,38 @@ impl Control {
     }
 
     /// What the pool is made of.
-    #[must_use]
-    pub fn pool(&self) -> PoolAnswer {
-        PoolAnswer::new(&self.place.path, self.place.description.clone())
+    ///
+    /// # Errors
+    /// What reading its superblock reports.
+    pub fn pool(&self) -> Result<PoolAnswer> {
+        Ok(PoolAnswer::new(&self.place.path, directory::describe(&self.place.path)?))
+    }
+
+    /// The key slots in use.
+    ///
+    /// # Errors
+    /// What reading the pool's superblock reports.
+    pub fn keys(&self) -> Result<KeyList> {
+        Ok(KeyList::new(directory::describe(&self.place.path)?.key_slots))
+    }
+
+    /// Changes a key slot. That the pool is open is not enough: `credential` must open a slot too.
+    ///
+    /// # Errors
+    /// `Usage` if `credential` names none, and what [`KeySlots::change`] reports.
+    pub fn change_key(
+        &self,
+        credential: &KeyCredential,
+        change: &KeyChange,
+        is_dry_run: bool,
+    ) -> Result<KeyChangeAnswer> {
+        let credential = credential.credential()?;
+        let changed = self.key_slots.lock().change(&credential, change, is_dry_run)?;
+        let answer = KeyChangeAnswer::new(change, is_dry_run, &changed);
+        if !is_dry_run {
+            tracing::info!(slot = answer.reference, action = ?answer.action, "a key slot was changed");
+        }
+        Ok(answer)
     }
 
     /// Where the pool's space is.

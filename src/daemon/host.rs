@@ -32,6 +32,18 @@ pub fn forbid_core_dumps() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0_u64, 0_u64, 0_u64, 0_u64) })
 }
 
+/// Runs `work` while SIGINT does nothing to this process, for work that has to put a terminal back in order first.
+///
+/// Process-wide: call it before any other thread starts.
+pub fn without_interrupts<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: takes integers only; SIG_IGN is no handler, so that nothing of ours runs in a signal's context.
+    let before = unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    let result = work();
+    // SAFETY: `before` is what this call returned for the same signal: a disposition that was in force.
+    unsafe { libc::signal(libc::SIGINT, before) };
+    result
+}
+
 /// Files and sockets that this process creates are for its user only.
 ///
 /// Process-wide: call it before any thread creates files.

@@ -7,12 +7,14 @@
 pub mod control;
 pub mod control_socket;
 pub mod host;
+pub mod key_resource;
 pub mod request;
 pub mod resource;
 pub mod volume_rule;
 
 mod answer;
 mod export_routes;
+mod key_routes;
 mod peer_listener;
 mod pool_routes;
 mod process;

@@ -18,7 +18,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
 #[utoipa::path(get, path = "/v1/pool", responses(
     (status = 200, body = PoolAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn pool(State(control): State<Arc<Control>>) -> Answer<PoolAnswer> {
-    run(control, None, |control| Ok(control.pool())).await
+    run(control, None, Control::pool).await
 }
 
 /// Says where the pool's space is.

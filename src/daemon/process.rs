@@ -17,7 +17,7 @@ use super::{host, router};
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ListenAddress, Server, ServerOptions};
-use crate::pool::directory::{self, OpenOptions, PoolDescription};
+use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
 /// Threads of the control plane. It is not on the data path.
 const CONTROL_THREADS: usize = 2;
@@ -45,7 +45,7 @@ pub struct DaemonOptions {
     /// The pool's directory.
     pub pool: PathBuf,
     /// What unlocks the pool.
-    pub key_file: Option<PathBuf>,
+    pub credential: Option<Credential>,
     /// The control socket; its directory is there.
     pub socket: PathBuf,
     /// The NBD socket; its directory is there.
@@ -77,15 +77,15 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Opens the pool and serves it. When this returns, clients can connect.
+    /// Opens the pool and serves it. When this returns, clients can connect. A passphrase in the options is wiped then.
     ///
     /// From here on SIGINT, SIGTERM and SIGHUP do not end the process; see [`Self::wait_for_signal`].
     ///
     /// # Errors
     /// `Busy` if a daemon has the socket, the pool or all the ports; `Key`, `Integrity` and others of opening a pool.
-    pub fn start(options: &DaemonOptions) -> Result<Self> {
+    pub fn start(options: DaemonOptions) -> Result<Self> {
         let description = directory::describe(&options.pool).map_err(|error| no_pool_hint(error, &options.pool))?;
-        check_key_file(&description, options)?;
+        check_credential(&description, &options)?;
         let socket = ControlSocket::claim(&options.socket)?;
         let runtime = start_runtime()?;
         let signals = runtime.block_on(async { Signals::new() })?;
@@ -94,14 +94,14 @@ impl Daemon {
         let pool = directory::open(
             &options.pool,
             &OpenOptions {
-                key_file: options.key_file.clone(),
+                credential: options.credential.clone(),
                 lane_count: options.lane_count,
                 map_cache_bytes: MAP_CACHE_BYTES,
             },
         )?;
-        let place = PoolPlace { path: options.pool.clone(), description, open_time: begin.elapsed() };
+        let place = PoolPlace { path: options.pool.clone(), open_time: begin.elapsed() };
         let server = Server::start(pool.pool, ServerOptions { devices: pool.devices })?;
-        let listeners = match listen_everywhere(&server, options) {
+        let listeners = match listen_everywhere(&server, &options) {
             Ok(listeners) => listeners,
             Err(error) => {
                 // The pool was opened, so it is closed; that this fails too would hide the cause.
@@ -111,10 +111,10 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let control = Arc::new(Control::new(server, place, listeners));
+        let control = Arc::new(Control::new(server, place, pool.key_slots, listeners));
         let (stop_api, stopped) = oneshot::channel();
         let api = serve_api(&runtime, api_listener, Arc::clone(&control), stopped);
-        let nbd_unix = options.nbd_unix.clone();
+        let nbd_unix = options.nbd_unix;
         Ok(Self { runtime, signals, control, api, stop_api, nbd_unix, _socket: socket })
     }
 
@@ -263,14 +263,20 @@ fn listen_on_free_port(server: &Server, tcp: &TcpListen) -> Result<ListenAddress
     Err(Error::new(ErrorKind::Busy, message).with_hint("Stop it, or choose another port with --nbd-listen"))
 }
 
-/// An encrypted pool needs a key file that is there: said before anything is locked or bound.
-fn check_key_file(description: &PoolDescription, options: &DaemonOptions) -> Result<()> {
+/// An encrypted pool needs a passphrase, or a key file that is there: said before anything is locked or bound.
+fn check_credential(description: &PoolDescription, options: &DaemonOptions) -> Result<()> {
     if description.suite == Suite::Plain {
         return Ok(());
     }
-    let Some(path) = &options.key_file else {
-        let message = format!("The pool in {} is encrypted, and no key was given", options.pool.display());
-        return Err(Error::new(ErrorKind::Key, message).with_hint("Name its key file with --key-file"));
+    let path = match &options.credential {
+        Some(Credential::KeyFile(path)) => path,
+        Some(Credential::Passphrase(_)) => return Ok(()),
+        None => {
+            let message = format!("The pool in {} is encrypted, and no key was given", options.pool.display());
+            return Err(Error::new(ErrorKind::Key, message).with_hint(
+                "Name its key file with --key-file, or give its passphrase with --passphrase or --passphrase-file",
+            ));
+        }
     };
     match std::fs::metadata(path) {
         Ok(_) => Ok(()),

@@ -1,9 +1,13 @@
 //! What the API takes. A field it does not know is an error: a misspelled option must not be ignored.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
+use zeroize::Zeroizing;
 
 use super::volume_rule::SECTOR_SIZE_DEFAULT;
+use crate::crypto::Passphrase;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pool::directory::Credential;
 
 /// Largest body of a request.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
@@ -45,6 +49,92 @@ pub struct ResizeVolume {
     pub shrink: bool,
 }
 
+/// What opens a key slot: one of the two.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyCredential {
+    /// Absolute path of a key file, which the daemon reads: its content is not in the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_file: Option<String>,
+    /// A passphrase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    passphrase: Option<PassphraseText>,
+}
+
+/// A passphrase as a string of JSON. Its `Debug` shows nothing of it.
+#[derive(Clone, Debug)]
+struct PassphraseText(Passphrase);
+
+impl Serialize for PassphraseText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.expose())
+    }
+}
+
+impl<'de> Deserialize<'de> for PassphraseText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        Passphrase::new(text).map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+impl KeyCredential {
+    /// For a request with this credential.
+    ///
+    /// # Errors
+    /// If the key file's path cannot be made absolute; `Usage` if it is no UTF-8.
+    pub fn new(credential: &Credential) -> Result<Self> {
+        Ok(match credential {
+            Credential::KeyFile(path) => {
+                let path = std::path::absolute(path).map_err(|error| Error::from_io("Resolving", path, error))?;
+                let path = path.into_os_string().into_string().map_err(|path| {
+                    Error::new(ErrorKind::Usage, format!("The path {} is no UTF-8", path.display()))
+                        .with_hint("Move the key file to another path")
+                })?;
+                Self { key_file: Some(path), passphrase: None }
+            }
+            Credential::Passphrase(passphrase) => {
+                Self { key_file: None, passphrase: Some(PassphraseText(passphrase.clone())) }
+            }
+        })
+    }
+
+    /// The credential that the request names.
+    ///
+    /// # Errors
+    /// `Usage` if it is not exactly one, or the path is not absolute.
+    pub fn credential(&self) -> Result<Credential> {
+        match (&self.key_file, &self.passphrase) {
+            (Some(path), None) if path.starts_with('/') => Ok(Credential::KeyFile(path.into())),
+            (Some(path), None) => Err(Error::new(ErrorKind::Usage, format!("The path {path:?} is not absolute"))
+                .with_hint("The daemon's working directory is not the client's")),
+            (None, Some(passphrase)) => Ok(Credential::Passphrase(passphrase.0.clone())),
+            (Some(_), Some(_)) | (None, None) => {
+                Err(Error::new(ErrorKind::Usage, "A credential is either a key_file or a passphrase"))
+            }
+        }
+    }
+}
+
+/// Wraps the master key for a new key.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKey {
+    /// Opens a slot of the pool now.
+    pub credential: KeyCredential,
+    /// Opens the slot afterwards.
+    pub new: KeyCredential,
+}
+
+/// Removes a key slot.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveKey {
+    /// Opens a slot that stays.
+    pub credential: KeyCredential,
+}
+
 /// Options of every request that changes something.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -73,4 +163,41 @@ pub struct RemoveOptions {
 
 const fn default_sector_size() -> u32 {
     SECTOR_SIZE_DEFAULT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> serde_json::Result<KeyCredential> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn a_credential_survives_its_json_and_its_debug_shows_no_passphrase() {
+        let passphrase = Passphrase::new("correct \"horse\"".to_owned().into()).expect("long enough");
+        let sent = KeyCredential::new(&Credential::Passphrase(passphrase)).expect("nothing to resolve");
+        let json = serde_json::to_string(&sent).expect("plain data");
+
+        let received = parse(&json).expect("our own");
+
+        assert_eq!(json, r#"{"passphrase":"correct \"horse\""}"#);
+        let Ok(Credential::Passphrase(passphrase)) = received.credential() else { panic!("{received:?}") };
+        assert_eq!(passphrase.expose(), "correct \"horse\"");
+        let request = NewKey { credential: received.clone(), new: received };
+        assert!(!format!("{request:?}").contains("horse"));
+        let path = KeyCredential::new(&Credential::KeyFile("key".into())).expect("there is a working directory");
+        let Ok(Credential::KeyFile(path)) = path.credential() else { panic!("{path:?}") };
+        assert!(path.is_absolute() && path.ends_with("key"));
+    }
+
+    #[test]
+    fn a_credential_is_exactly_one_of_the_two() {
+        for json in ["{}", r#"{"key_file":"/k","passphrase":"correct horse"}"#, r#"{"key_file":"k"}"#] {
+            assert_eq!(parse(json).expect("well-formed").credential().expect_err(json).kind(), ErrorKind::Usage);
+        }
+        for json in [r#"{"passphrase":"short"}"#, r#"{"password":"correct horse"}"#] {
+            parse(json).expect_err(json);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::key_resource::KeySlot;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind};
 use crate::pool::directory::PoolDescription;
@@ -32,6 +33,8 @@ pub enum Kind {
     Change,
     ChangeList,
     ExportList,
+    KeyList,
+    KeyChange,
     Pool,
     Space,
     Status,
@@ -204,15 +207,6 @@ pub struct PoolDevice {
     pub size_bytes: u64,
 }
 
-/// One of the ways to unlock a pool.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct KeySlot {
-    /// Its number.
-    pub slot: u8,
-    /// What unlocks it.
-    pub method: String,
-}
-
 /// What a pool is made of. It is readable without a key.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct PoolAnswer {
@@ -239,7 +233,6 @@ impl PoolAnswer {
     #[must_use]
     pub fn new(path: &Path, description: PoolDescription) -> Self {
         let device = |(name, size_bytes)| PoolDevice { name, size_bytes };
-        let key_slot = |(slot, method): (u8, &str)| KeySlot { slot, method: method.to_owned() };
         Self {
             api: ApiVersion::V1,
             kind: Kind::Pool,
@@ -251,7 +244,7 @@ impl PoolAnswer {
                 Suite::XtsGmac => "aes-256-xts+gmac".to_owned(),
             },
             devices: description.devices.into_iter().map(device).collect(),
-            key_slots: description.key_slots.into_iter().map(key_slot).collect(),
+            key_slots: description.key_slots.into_iter().map(KeySlot::new).collect(),
         }
     }
 }

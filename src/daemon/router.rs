@@ -13,11 +13,11 @@ use utoipa_axum::routes;
 use super::answer::Refusal;
 use super::control::Control;
 use super::request::BODY_BYTES_MAX;
-use super::{export_routes, pool_routes, volume_routes};
+use super::{export_routes, key_routes, pool_routes, volume_routes};
 use crate::error::{Error, ErrorKind};
 
 #[derive(OpenApi)]
-#[openapi(info(title = "rok-blk control API", description = "Volumes, exports and the pool of one daemon."))]
+#[openapi(info(title = "rok-blk control API", description = "Volumes, exports, keys and the pool of one daemon."))]
 struct Description;
 
 /// The router over `control`.
@@ -40,6 +40,7 @@ fn all_routes() -> OpenApiRouter<Arc<Control>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(volume_routes::routes())
         .merge(export_routes::routes())
+        .merge(key_routes::routes())
         .merge(pool_routes::routes())
         .routes(routes!(openapi))
 }

@@ -4,8 +4,12 @@
 //! Higher layers take images from here to show that they read and write the same.
 //! `ROK_UPDATE_GOLDEN=1` writes images and examples anew, after the specification was changed.
 
-use crate::crypto::slot::{unwrap_with_key_file, wrap_with_key_file};
-use crate::crypto::{BlockCipher, DomainKey, MasterKey, Purpose, SealKind, SessionKeys, Suite, domain_place};
+use crate::crypto::slot::{
+    KeySlot, SlotKind, unwrap_with_key_file, unwrap_with_passphrase, wrap_with_key_file, wrap_with_passphrase,
+};
+use crate::crypto::{
+    BlockCipher, DomainKey, MasterKey, Passphrase, PassphraseCosts, Purpose, SealKind, SessionKeys, Suite, domain_place,
+};
 use crate::format::bitmap::{self, STRETCH_WORDS};
 use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, TreeRecord, TreeState, VolumeRecord};
 use crate::format::device_header::DeviceHeader;
@@ -47,6 +51,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
     let leaf_key = key::leaf(leaf_tree, index, epoch);
     vec![
         ("superblock", superblock().encode(&master().static_mac(Purpose::Superblock)).1),
+        ("superblock-passphrase", superblock_with_passphrase().encode(&master().static_mac(Purpose::Superblock)).1),
         ("device-header", device_header().encode(&master().static_mac(Purpose::DeviceHeader)).1),
         ("session", session().encode(&master().static_mac(Purpose::Session))),
         ("volume", volume().encode()),
@@ -102,10 +107,32 @@ fn entry(block: u64, sequence: u64) -> Entry {
 
 fn superblock() -> Superblock {
     let slot = wrap_with_key_file(&master(), &KEY_FILE, &POOL, 0, &mut counting());
-    let (kind, salt, wrapped, parameters) = (slot.kind.code(), slot.salt, slot.wrapped, slot.parameters);
     let device = DeviceRecord { id: DEVICE, block_count: 262_144, name: "data-0".to_owned() };
-    let slots = vec![KeySlotRecord { index: 0, kind, salt, wrapped, parameters }];
+    let slots = vec![slot_record(0, slot)];
     Superblock { pool: POOL, generation: 6, suite: Suite::XtsGmac, devices: vec![device], slots }
+}
+
+fn superblock_with_passphrase() -> Superblock {
+    let mut superblock = Superblock { generation: 8, ..superblock() };
+    let costs = PassphraseCosts::new(8, 1, 1).expect("the least");
+    let slot = wrap_with_passphrase(&master(), &passphrase(), costs, &POOL, 1, &mut counting()).expect("8 KiB");
+    superblock.slots.push(slot_record(1, slot));
+    superblock
+}
+
+fn passphrase() -> Passphrase {
+    Passphrase::new("correct horse".to_owned().into()).expect("long enough")
+}
+
+fn slot_record(index: u8, slot: KeySlot) -> KeySlotRecord {
+    let KeySlot { kind, salt, wrapped, parameters, .. } = slot;
+    KeySlotRecord { index, kind: kind.code(), salt, wrapped, parameters }
+}
+
+fn slot_of(record: &KeySlotRecord) -> KeySlot {
+    let kind = SlotKind::from_code(record.kind).expect("known");
+    let KeySlotRecord { salt, wrapped, parameters, .. } = *record;
+    KeySlot { kind, label: String::new(), salt, parameters, wrapped }
 }
 
 fn device_header() -> DeviceHeader {
@@ -337,20 +364,25 @@ fn golden_superblock_header_and_session_decode_and_verify() {
     let decoded = Superblock::decode(&bytes);
     assert_eq!(decoded, Ok(superblock()));
     assert!(superblock::verify(&bytes, &mac));
-    let record = &superblock().slots[0];
-    let slot = crate::crypto::slot::KeySlot {
-        kind: crate::crypto::slot::SlotKind::KeyFile,
-        label: String::new(),
-        salt: record.salt,
-        parameters: record.parameters,
-        wrapped: record.wrapped,
-    };
-    let opened = unwrap_with_key_file(&slot, &KEY_FILE, &POOL, 0).expect("the key file opens it");
-    assert_eq!(opened.expose(), &MASTER);
+    let opened = unwrap_with_key_file(&slot_of(&superblock().slots[0]), &KEY_FILE, &POOL, 0);
+    assert_eq!(opened.expect("the key file opens it").expose(), &MASTER);
 
     let header = DeviceHeader::decode(&golden("device-header"), &master().static_mac(Purpose::DeviceHeader));
     assert_eq!(header, Ok(device_header()));
     assert_eq!(Session::decode(&golden("session"), &master().static_mac(Purpose::Session)), Ok(session()));
+}
+
+#[test]
+fn golden_superblock_with_a_passphrase_decodes_and_opens_both_ways() {
+    let bytes = golden("superblock-passphrase");
+    let decoded = Superblock::decode(&bytes).expect("our own");
+    assert!(superblock::verify(&bytes, &master().static_mac(Purpose::Superblock)));
+    let [key_file, with_passphrase] = [0, 1].map(|index| slot_of(&decoded.slots[index]));
+
+    let by_key_file = unwrap_with_key_file(&key_file, &KEY_FILE, &POOL, 0).expect("the key file opens it");
+    let by_passphrase = unwrap_with_passphrase(&with_passphrase, &passphrase(), &POOL, 1).expect("so does this");
+
+    assert_eq!([by_key_file.expose(), by_passphrase.expose()], [&MASTER; 2]);
 }
 
 #[test]

@@ -39,12 +39,12 @@ pub struct DeviceRecord {
 pub struct KeySlotRecord {
     /// Position, below [`KEY_SLOTS_MAX`].
     pub index: u8,
-    /// What unwraps it: 1 a key file, 2 nothing (the key is in the clear: `--no-encryption`); 3 passphrase
-    /// and 4 systemd credential are reserved.
+    /// What unwraps it: 1 a key file, 2 nothing (the key is in the clear: `--no-encryption`), 3 a passphrase; 4, a
+    /// systemd credential, is reserved.
     pub kind: u8,
     /// Enters the key that wraps.
     pub salt: [u8; 32],
-    /// Nonce, wrapped key and tag; for a clear slot the key, then zeros.
+    /// Nonce, wrapped key and tag.
     pub wrapped: [u8; 60],
     /// Parameters of the kind; zeros where there are none.
     pub parameters: [u8; 16],
@@ -142,7 +142,10 @@ impl Superblock {
             return Err(FormatError::Field("key slot count"));
         }
         let devices = (0..device_count).map(|_| decode_device(&mut reader)).collect::<Result<_, _>>()?;
-        let slots = (0..slot_count).map(|_| decode_slot(&mut reader)).collect::<Result<_, _>>()?;
+        let slots: Vec<KeySlotRecord> = (0..slot_count).map(|_| decode_slot(&mut reader)).collect::<Result<_, _>>()?;
+        if (1..slot_count).any(|at| slots[..at].iter().any(|slot| slot.index == slots[at].index)) {
+            return Err(FormatError::Field("key slot index"));
+        }
         reader.reserved(reader.remaining() - 64)?;
         Ok(Self { pool, generation, suite, devices, slots })
     }
@@ -181,4 +184,31 @@ fn decode_slot(reader: &mut Reader<'_>) -> Result<KeySlotRecord, FormatError> {
         return Err(FormatError::Field("key slot index"));
     }
     Ok(KeySlotRecord { index, kind, salt: reader.array()?, wrapped: reader.array()?, parameters: reader.array()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{MasterKey, Purpose};
+
+    #[test]
+    fn two_slots_with_one_index_are_refused() {
+        let device = DeviceRecord { id: Uuid::from_u128(2), block_count: 4096, name: "data-0".to_owned() };
+        let slot = |index| KeySlotRecord { index, kind: 1, salt: [0; 32], wrapped: [0; 60], parameters: [0; 16] };
+        let decoded = |indexes: [u8; 3]| {
+            let slots = indexes.map(slot).to_vec();
+            let superblock = Superblock {
+                pool: Uuid::from_u128(1),
+                generation: 1,
+                suite: Suite::XtsGmac,
+                devices: vec![device.clone()],
+                slots,
+            };
+            let mac = MasterKey::from_bytes([3; 32]).static_mac(Purpose::Superblock);
+            Superblock::decode(&superblock.encode(&mac).1).map(|decoded| decoded.slots.len())
+        };
+
+        assert_eq!(decoded([5, 0, 7]), Ok(3), "they need not ascend");
+        assert_eq!(decoded([5, 0, 5]), Err(FormatError::Field("key slot index")));
+    }
 }

@@ -13,21 +13,26 @@
 //! Invariant: the devices are locked before anything else of the pool is opened or changed, and as long as it is open.
 
 mod creation;
+mod credential;
 mod key_file;
+mod key_slots;
 mod listed_device;
+mod passphrase_file;
 mod superblock_file;
 #[cfg(test)]
 mod tests;
 
 pub use creation::create;
+pub use credential::Credential;
 pub use key_file::generate_key_file;
+pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};
+pub use passphrase_file::{passphrase, read_passphrase, read_passphrase_file};
 
-use crate::crypto::slot::{self, KeySlot, SlotKind};
-use crate::crypto::{MasterKey, Purpose, Suite, system_random};
+use crate::crypto::{Suite, system_random};
 use crate::disk::{Device, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::LANES_MAX;
-use crate::format::superblock::{DeviceRecord, KeySlotRecord, Superblock};
+use crate::format::superblock::DeviceRecord;
 use crate::meta::{RocksOptions, RocksStore};
 use crate::pool::{Limits, Parts, Pool};
 use crate::units::BLOCK_SIZE_U64;
@@ -65,15 +70,15 @@ pub struct CreateOptions {
     pub device: DeviceSource,
     /// How blocks are protected.
     pub suite: Suite,
-    /// An existing key file; needed with [`Suite::XtsGmac`], refused with [`Suite::Plain`].
-    pub key_file: Option<PathBuf>,
+    /// What opens the first key slot; needed with [`Suite::XtsGmac`], refused with [`Suite::Plain`].
+    pub credential: Option<Credential>,
 }
 
 /// How [`open`] opens.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
-    /// The key file; needed if the pool is encrypted, refused if it is not.
-    pub key_file: Option<PathBuf>,
+    /// What opens a key slot; needed if the pool is encrypted, refused if it is not.
+    pub credential: Option<Credential>,
     /// Lanes that will run, 1 to 64.
     pub lane_count: u16,
     /// Memory for decoded leaves, in bytes.
@@ -84,8 +89,10 @@ pub struct OpenOptions {
 pub struct OpenPool {
     /// The pool.
     pub pool: Arc<Pool>,
-    /// Its devices by index, locked as long as one of the two lives.
+    /// Its devices by index, locked as long as one of the three lives.
     pub devices: Vec<Arc<FileDevice>>,
+    /// Its key slots.
+    pub key_slots: KeySlots,
 }
 
 /// What a pool is, as far as no key is needed to know it. Only [`open`] verifies that it is true.
@@ -99,8 +106,8 @@ pub struct PoolDescription {
     pub suite: Suite,
     /// Name and size in bytes of each device.
     pub devices: Vec<(String, u64)>,
-    /// Position and kind of each key slot in use.
-    pub key_slots: Vec<(u8, &'static str)>,
+    /// The key slots in use.
+    pub key_slots: Vec<KeySlotDescription>,
 }
 
 /// Opens the pool in `directory`: locks its devices, unlocks its key, recovers.
@@ -113,11 +120,9 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         let message = format!("{} lanes are not possible", options.lane_count);
         return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {LANES_MAX}")));
     }
-    let mut file = SuperblockFile::read(directory)?;
-    let master = unlock(directory, &file.superblock, options.key_file.as_deref())?;
-    let mac = master.static_mac(Purpose::Superblock);
-    file.verify(&mac)?;
-    let devices = open_devices(directory, &file.superblock)?;
+    let (file, devices) = lock(directory)?;
+    let master = credential::unlock(directory, &file, options.credential.as_ref())?;
+    check_sizes(&devices, &file.superblock.devices)?;
     let meta = directory.join(META_NAME);
     // Opening would make an empty one where it is missing.
     if !meta.join(META_MARK_NAME).exists() {
@@ -132,6 +137,7 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         let listed: Arc<dyn Device> = Arc::new(ListedDevice::new(Arc::clone(device), size_bytes));
         (listed, record.id)
     });
+    file.repair(&master);
     let parts = Parts {
         id: file.superblock.pool,
         suite: file.superblock.suite,
@@ -141,9 +147,9 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         lane_count: options.lane_count,
         limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
-    file.repair(&mac);
     let pool = super::open(parts, &mut system_random)?;
-    Ok(OpenPool { pool, devices })
+    let key_slots = KeySlots::of(directory, devices.clone());
+    Ok(OpenPool { pool, devices, key_slots })
 }
 
 /// Says what the pool in `directory` is. Needs no key, takes no lock, changes nothing.
@@ -158,7 +164,7 @@ pub fn describe(directory: &Path) -> Result<PoolDescription> {
         format_version,
         suite: superblock.suite,
         devices: devices.collect(),
-        key_slots: superblock.slots.iter().map(|slot| (slot.index, slot_word(slot.kind))).collect(),
+        key_slots: superblock.slots.iter().map(key_slots::describe).collect(),
     })
 }
 
@@ -171,17 +177,35 @@ fn store_error(action: &str, path: &Path, error: crate::meta::MetaError) -> Erro
     Error::new(kind, format!("{action} {} failed: {error}", path.display())).with_source(error)
 }
 
-fn open_devices(directory: &Path, superblock: &Superblock) -> Result<Vec<Arc<FileDevice>>> {
-    let open = |record: &DeviceRecord| {
-        let device = FileDevice::open(&directory.join(&record.name)).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                let message = format!("Device {} is missing in {}", record.name, directory.display());
-                Error::new(ErrorKind::Integrity, message)
-                    .with_hint("Put it back under that name, or plug the disk in that the link names")
-                    .with_source(error)
-            }
-            _ => error,
-        })?;
+/// Locks the pool's devices and reads its superblock, which nobody else changes from then on. What it says is not
+/// verified yet.
+fn lock(directory: &Path) -> Result<(SuperblockFile, Vec<Arc<FileDevice>>)> {
+    let listed = SuperblockFile::read(directory)?.superblock.devices;
+    let devices = listed.iter().map(|record| open_device(directory, record)).collect::<Result<_>>()?;
+    // Read again: until now another process could change it. What was read then could bring a removed key slot back.
+    let file = SuperblockFile::read(directory)?;
+    if file.superblock.devices != listed {
+        let message = format!("The devices of the pool at {} were changed at this moment", directory.display());
+        return Err(Error::new(ErrorKind::Busy, message).with_hint("Try again"));
+    }
+    Ok((file, devices))
+}
+
+fn open_device(directory: &Path, record: &DeviceRecord) -> Result<Arc<FileDevice>> {
+    let device = FileDevice::open(&directory.join(&record.name)).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            let message = format!("Device {} is missing in {}", record.name, directory.display());
+            Error::new(ErrorKind::Integrity, message)
+                .with_hint("Put it back under that name, or plug the disk in that the link names")
+                .with_source(error)
+        }
+        _ => error,
+    })?;
+    Ok(Arc::new(device))
+}
+
+fn check_sizes(devices: &[Arc<FileDevice>], records: &[DeviceRecord]) -> Result<()> {
+    for (device, record) in devices.iter().zip(records) {
         let (has, needs) = (device.size_bytes(), record.block_count * BLOCK_SIZE_U64);
         if has < needs {
             let message = format!("Device {} has shrunk: it has {has} bytes and the pool needs {needs}", record.name);
@@ -191,57 +215,13 @@ fn open_devices(directory: &Path, superblock: &Superblock) -> Result<Vec<Arc<Fil
         if has > needs {
             tracing::warn!(device = record.name, has, needs, "the device is larger than the pool uses");
         }
-        Ok(Arc::new(device))
-    };
-    superblock.devices.iter().map(open).collect()
-}
-
-const KEY_FILE_HINT: &str = "Give the key file that the pool was created with";
-
-/// The master key, from the first slot that opens.
-fn unlock(directory: &Path, superblock: &Superblock, key_file: Option<&Path>) -> Result<MasterKey> {
-    let at = directory.display();
-    let wrong = |message: String| Error::new(ErrorKind::Key, message).with_hint(KEY_FILE_HINT);
-    match (superblock.suite, key_file) {
-        (Suite::XtsGmac, None) => Err(wrong(format!("The pool at {at} is encrypted, and no key file was given"))),
-        (Suite::XtsGmac, Some(path)) => {
-            let key = key_file::read(path)?;
-            slots(superblock)
-                .find_map(|(index, slot)| slot::unwrap_with_key_file(&slot, &key, &superblock.pool, index).ok())
-                .ok_or_else(|| wrong(format!("The key file {} does not open the pool at {at}", path.display())))
-        }
-        // Else a pool that somebody put in the place of an encrypted one would take what is to be secret.
-        (Suite::Plain, Some(path)) => {
-            let message = format!("The pool at {at} is not encrypted, so {} is not its key", path.display());
-            Err(Error::new(ErrorKind::Key, message).with_hint("Leave the key file out if that is what you expect"))
-        }
-        (Suite::Plain, None) => slots(superblock)
-            .find_map(|(index, slot)| slot::unwrap_clear(&slot, Suite::Plain, &superblock.pool, index).ok())
-            .ok_or_else(|| {
-                Error::new(ErrorKind::Integrity, format!("The superblock of the pool at {at} has no key that opens"))
-                    .with_hint("Restore it from a backup")
-            }),
     }
+    Ok(())
 }
 
-/// The slots whose kind this version knows.
-fn slots(superblock: &Superblock) -> impl Iterator<Item = (u8, KeySlot)> {
-    superblock.slots.iter().filter_map(|record| {
-        let kind = SlotKind::from_code(record.kind)?;
-        let KeySlotRecord { index, salt, wrapped, parameters, .. } = record.clone();
-        Some((index, KeySlot { kind, label: String::new(), salt, parameters, wrapped }))
-    })
-}
-
-const fn slot_word(kind: u8) -> &'static str {
-    match kind {
-        1 => "key-file",
-        2 => "clear",
-        3 => "passphrase",
-        4 => "systemd-credential",
-        _ => "unknown",
-    }
-}
+/// What to do about a key that is missing or wrong.
+const KEY_HINT: &str =
+    "Give a key file or a passphrase that the pool was given; rok-blk pool show DIR lists its key slots";
 
 /// Makes the entry of `path` in its directory durable.
 fn sync_directory_of(path: &Path) -> io::Result<()> {

@@ -11,7 +11,8 @@ use crate::schema::violations;
 use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
-const REQUESTS: [(&str, &str, &str, &str); 13] = [
+/// `HOME` stands for the home's path.
+const REQUESTS: [(&str, &str, &str, &str); 17] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -22,6 +23,20 @@ const REQUESTS: [(&str, &str, &str, &str); 13] = [
     ("PUT", "/v1/exports/{name}", "/v1/exports/a", ""),
     ("GET", "/v1/exports", "/v1/exports", ""),
     ("GET", "/v1/pool", "/v1/pool", ""),
+    (
+        "POST",
+        "/v1/keys",
+        "/v1/keys",
+        r#"{"credential":{"key_file":"HOME/pool.key"},"new":{"passphrase":"correct horse"}}"#,
+    ),
+    ("GET", "/v1/keys", "/v1/keys", ""),
+    (
+        "POST",
+        "/v1/keys/{slot}/rotate",
+        "/v1/keys/1/rotate",
+        r#"{"credential":{"passphrase":"correct horse"},"new":{"passphrase":"other horse"}}"#,
+    ),
+    ("POST", "/v1/keys/{slot}/remove", "/v1/keys/1/remove", r#"{"credential":{"key_file":"HOME/pool.key"}}"#),
     ("GET", "/v1/space", "/v1/space", ""),
     ("GET", "/v1/status", "/v1/status", ""),
     ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?now=true", ""),
@@ -65,7 +80,7 @@ fn every_route_is_described_and_every_description_has_a_route() {
     assert_eq!(described, tried, "REQUESTS of this test lacks a route, or has one too many");
     for path in document["paths"].as_object().expect("paths").keys() {
         // The router itself says which methods a path takes.
-        let answer = request(&home.socket(), "PATCH", &path.replace("{name}", "a"), "");
+        let answer = request(&home.socket(), "PATCH", &path.replace("{name}", "a").replace("{slot}", "1"), "");
         assert_eq!(answer.status, 405, "{path}");
         let allow = answer.head.lines().find_map(|line| line.strip_prefix("allow: ")).expect("an Allow header");
         let routed: BTreeSet<_> = allow.split(',').filter(|method| *method != "HEAD").map(str::to_owned).collect();
@@ -82,7 +97,7 @@ fn answers_are_what_the_document_describes() {
     let document = document(&home);
 
     for (method, path, target, body) in REQUESTS {
-        let answer = request(&home.socket(), method, target, body);
+        let answer = request(&home.socket(), method, target, &body.replace("HOME/", &home.text("")));
         assert_eq!(answer.status, 200, "{method} {target}: {}", answer.body);
         let found = answer_violations(&document, method, path, &answer);
         assert_eq!(found, Vec::<String>::new(), "{method} {target}: {}", answer.body);
@@ -112,6 +127,8 @@ fn failures_have_the_form_the_document_describes() {
     let _serving = home.serve(&[]);
     let document = document(&home);
     request(&home.socket(), "POST", "/v1/volumes", r#"{"name":"a","size":1048576}"#);
+    let foreign_key = r#"{"credential":{"passphrase":"correct horse"}}"#;
+    let foreign_rotation = r#"{"credential":{"passphrase":"correct horse"},"new":{"passphrase":"correct horse"}}"#;
     let misspelled = r#"{"name":"b","size":4096,"sectorsize":512}"#;
     let too_large = format!(r#"{{"name":"{}","size":4096}}"#, "x".repeat(1 << 20));
     let cases = [
@@ -124,6 +141,10 @@ fn failures_have_the_form_the_document_describes() {
         ("POST", "/v1/volumes", "/v1/volumes?dryrun=true", r#"{"name":"b","size":4096}"#, 400, "usage"),
         ("POST", "/v1/volumes/{name}/resize", "/v1/volumes/a/resize", r#"{"size":4096}"#, 400, "usage"),
         ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a", "", 400, "usage"),
+        ("POST", "/v1/keys/{slot}/remove", "/v1/keys/0/remove", foreign_key, 403, "permission"),
+        ("POST", "/v1/keys", "/v1/keys", r#"{"credential":{},"new":{}}"#, 400, "usage"),
+        ("POST", "/v1/keys/{slot}/remove", "/v1/keys/first/remove", foreign_key, 400, "usage"),
+        ("POST", "/v1/keys/{slot}/rotate", "/v1/keys/0/rotate", foreign_rotation, 403, "key"),
     ];
 
     for (method, path, target, body, status, code) in cases {

@@ -1,9 +1,10 @@
 //! Starting the program, waiting for what it says, and talking to it. Every wait is bounded.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -18,6 +19,9 @@ use tempfile::TempDir;
 pub const WAIT_MAX: Duration = Duration::from_secs(120);
 /// Small enough to be filled with zeros in no time, large enough for every lane's reserve.
 pub const POOL_SIZE: &str = "64M";
+/// What opens a pool, and what does not.
+pub const PASSPHRASE: &str = "correct horse battery staple";
+pub const OTHER_PASSPHRASE: &str = "wrong horse battery staple";
 
 /// What a command came to.
 #[derive(Debug)]
@@ -112,6 +116,33 @@ impl Home {
         let (pool, key) = (self.text("pool"), self.text("pool.key"));
         let arguments = ["serve", "--pool", &pool, "--key-file", &key, "--nbd-listen", "127.0.0.1:0"];
         Serving::start(self.command(arguments.iter().chain(further)))
+    }
+
+    /// Writes a passphrase to a file that only its owner can read; the file's path.
+    pub fn passphrase_file(&self, name: &str, passphrase: &str) -> String {
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(self.path(name));
+        writeln!(file.expect("a file"), "{passphrase}").expect("it takes a line");
+        self.text(name)
+    }
+
+    /// With a pool `pool` that a passphrase opens, and the passphrase's file.
+    pub fn with_passphrase() -> (Self, String) {
+        let home = Self::new();
+        let file = home.passphrase_file("passphrase", PASSPHRASE);
+        let pool = home.text("pool");
+        home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--passphrase-file", &file]).success();
+        (home, file)
+    }
+
+    /// Serves the pool `pool` with these options.
+    pub fn serve_with(&self, options: &[&str]) -> Serving {
+        Serving::start(self.command(["serve", "--pool", &self.text("pool")].iter().chain(options)))
+    }
+
+    /// Tries to serve the pool `pool` with these options, which must not work.
+    pub fn serve_fails(&self, options: &[&str]) -> Finished {
+        self.run(["serve", "--pool", &self.text("pool")].iter().chain(options))
     }
 
     /// Where the program's control socket is.
@@ -265,15 +296,19 @@ pub struct Answer {
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
     let mut stream = UnixStream::connect(socket).expect("the daemon listens");
     stream.set_read_timeout(Some(WAIT_MAX)).expect("a timeout");
-    write!(
+    let written = write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
         body.len()
-    )
-    .expect("the daemon reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("the daemon answers");
+    );
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer).map(|_| ());
+    // A daemon that refuses a body answers and closes before it has read all of it.
+    for (result, refused) in [(written, ErrorKind::BrokenPipe), (read, ErrorKind::ConnectionReset)] {
+        assert!(result.as_ref().err().is_none_or(|error| error.kind() == refused), "{result:?}");
+    }
+    let answer = String::from_utf8(answer).expect("the answer is UTF-8");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).expect("a status line").parse().expect("a status");
     let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("the body is JSON") };

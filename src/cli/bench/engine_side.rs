@@ -46,8 +46,8 @@ impl EngineSide {
     /// What opening a pool can fail with; `Unsupported` if io_uring is refused.
     pub(super) fn open(place: &Place) -> Result<Self> {
         let ring = build_ring()?;
-        let options = OpenOptions { key_file: place.key_file(), lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES };
-        let OpenPool { pool, devices } = open(&place.pool(), &options)?;
+        let options = OpenOptions { credential: place.credential(), lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES };
+        let OpenPool { pool, devices, .. } = open(&place.pool(), &options)?;
         let volumes = Volumes::new(Arc::clone(&pool));
         let id = Uuid::new_v4();
         volumes.create(id, VOLUME_NAME, place.span_bytes(), SECTOR_SIZE, 0)?;

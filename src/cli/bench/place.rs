@@ -9,7 +9,7 @@ use crate::cli::failure::tell;
 use crate::crypto::Suite;
 use crate::disk::FileDevice;
 use crate::error::{Error, Result};
-use crate::pool::directory::{CreateOptions, DeviceSource, create, generate_key_file};
+use crate::pool::directory::{CreateOptions, Credential, DeviceSource, create, generate_key_file};
 
 /// A directory of this process only.
 #[derive(Debug)]
@@ -32,13 +32,13 @@ impl Place {
             .create(&directory)
             .map_err(|error| Error::from_io("Creating", &directory, error))?;
         let place = Self { directory, is_encrypted: !arguments.no_encryption, span_bytes };
-        if let Some(key_file) = place.key_file() {
-            generate_key_file(&key_file)?;
+        if place.is_encrypted {
+            generate_key_file(&place.key_file())?;
         }
         let options = CreateOptions {
             device: DeviceSource::File { size_bytes: arguments.pool_size },
             suite: if place.is_encrypted { Suite::XtsGmac } else { Suite::Plain },
-            key_file: place.key_file(),
+            credential: place.credential(),
         };
         create(&place.pool(), &options)?;
         drop(FileDevice::create(&place.raw_file(), arguments.pool_size)?);
@@ -54,8 +54,12 @@ impl Place {
     }
 
     /// `None` without encryption.
-    pub(super) fn key_file(&self) -> Option<PathBuf> {
-        self.is_encrypted.then(|| self.directory.join("pool.key"))
+    pub(super) fn credential(&self) -> Option<Credential> {
+        self.is_encrypted.then(|| Credential::KeyFile(self.key_file()))
+    }
+
+    fn key_file(&self) -> PathBuf {
+        self.directory.join("pool.key")
     }
 
     pub(super) fn raw_file(&self) -> PathBuf {

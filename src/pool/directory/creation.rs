@@ -5,10 +5,10 @@
 
 use super::superblock_file;
 use super::{
-    CreateOptions, DeviceSource, META_NAME, PoolDescription, describe, key_file, open_store, store_error,
+    CreateOptions, DeviceSource, META_NAME, PoolDescription, credential, describe, open_store, store_error,
     sync_directory_of,
 };
-use crate::crypto::slot::{self, KeySlot};
+use crate::crypto::slot;
 use crate::crypto::{MasterKey, Purpose, Suite, system_random};
 use crate::disk::{Device, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,7 +37,7 @@ const DEVICE_NAME: &str = "data-0";
 /// Makes a pool in `directory`, which must be missing (its parent not) or empty. Writes all of a file-backed device.
 ///
 /// # Errors
-/// `Exists` if something is there, `Usage` for options that make no sense, `Key` for the key file, `NoSpace` naming
+/// `Exists` if something is there, `Usage` for options that make no sense, `Key` for the key file or passphrase, `NoSpace` naming
 /// what is free, `Busy` if the block device is in use, else the system's. What was made is then removed.
 pub fn create(directory: &Path, options: &CreateOptions) -> Result<PoolDescription> {
     let id = random_id();
@@ -259,23 +259,21 @@ fn fill(
 }
 
 fn wrap_master(master: &MasterKey, options: &CreateOptions, pool: Uuid) -> Result<KeySlotRecord> {
-    let slot = match (options.suite, &options.key_file) {
-        (Suite::XtsGmac, Some(path)) => {
-            let key = key_file::read(path)?;
-            slot::wrap_with_key_file(master, &key, &pool, FIRST_SLOT, &mut system_random)
-        }
+    match (options.suite, &options.credential) {
+        (Suite::XtsGmac, Some(credential)) => credential.wrap(master, &pool, FIRST_SLOT),
         (Suite::XtsGmac, None) => {
-            return Err(Error::new(ErrorKind::Usage, "An encrypted pool needs a key file")
-                .with_hint("Give one, or ask for no encryption"));
+            Err(Error::new(ErrorKind::Usage, "An encrypted pool needs a key file or a passphrase")
+                .with_hint("Give one, or ask for no encryption"))
         }
-        (Suite::Plain, None) => slot::wrap_clear(master, Suite::Plain, &pool, FIRST_SLOT, &mut system_random),
+        (Suite::Plain, None) => {
+            let slot = slot::wrap_clear(master, Suite::Plain, &pool, FIRST_SLOT, &mut system_random);
+            Ok(credential::slot_record(FIRST_SLOT, slot))
+        }
         (Suite::Plain, Some(_)) => {
-            let message = "A pool without encryption takes no key file";
-            return Err(Error::new(ErrorKind::Usage, message).with_hint("Leave one of the two options out"));
+            let message = "A pool without encryption takes neither key file nor passphrase";
+            Err(Error::new(ErrorKind::Usage, message).with_hint("Leave one of the two options out"))
         }
-    };
-    let KeySlot { kind, salt, wrapped, parameters, .. } = slot;
-    Ok(KeySlotRecord { index: FIRST_SLOT, kind: kind.code(), salt, wrapped, parameters })
+    }
 }
 
 fn random_id() -> Uuid {

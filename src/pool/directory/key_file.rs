@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "the standard library does not tell the process's user")]
 
-use super::KEY_FILE_HINT;
+use super::KEY_HINT;
 use crate::crypto::system_random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::to_u64;
@@ -15,7 +15,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 /// Size of a key file.
-const KEY_FILE_BYTES: usize = 32;
+pub(super) const KEY_FILE_BYTES: usize = 32;
 /// Permissions of group and others.
 const FOREIGN_PERMISSIONS: u32 = 0o077;
 
@@ -54,7 +54,7 @@ pub fn generate_key_file(path: &Path) -> Result<()> {
 pub(super) fn read(path: &Path) -> Result<Zeroizing<[u8; KEY_FILE_BYTES]>> {
     let unreadable = |source: io::Error| {
         Error::new(ErrorKind::Key, format!("Reading the key file {} failed: {source}", path.display()))
-            .with_hint(KEY_FILE_HINT)
+            .with_hint(KEY_HINT)
             .with_source(source)
     };
     // Without the flag, opening a pipe would wait for its other end.
@@ -67,10 +67,22 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<[u8; KEY_FILE_BYTES]>> {
 }
 
 fn check(path: &Path, metadata: &Metadata) -> Result<()> {
-    let refuse = |reason: &str| Error::new(ErrorKind::Key, format!("The key file {} {reason}", path.display()));
+    let name = format!("The key file {}", path.display());
+    let refuse = |reason: &str| Error::new(ErrorKind::Key, format!("{name} {reason}"));
     if !metadata.is_file() {
         return Err(refuse("is no regular file").with_hint("A key file has 32 random bytes"));
     }
+    check_is_private(&name, path, metadata)?;
+    if metadata.len() != to_u64(KEY_FILE_BYTES) {
+        let reason = format!("has {} bytes, and a key has {KEY_FILE_BYTES}", metadata.len());
+        return Err(refuse(&reason).with_hint(KEY_HINT));
+    }
+    Ok(())
+}
+
+/// Checks that a file with a secret, which errors call `name`, is this user's or root's, and closed to others.
+pub(super) fn check_is_private(name: &str, path: &Path, metadata: &Metadata) -> Result<()> {
+    let refuse = |reason: &str| Error::new(ErrorKind::Key, format!("{name} {reason}"));
     // SAFETY: the call has no arguments, touches no memory and cannot fail.
     let user = unsafe { libc::geteuid() };
     if metadata.uid() != user && metadata.uid() != 0 {
@@ -80,10 +92,6 @@ fn check(path: &Path, metadata: &Metadata) -> Result<()> {
     if metadata.mode() & FOREIGN_PERMISSIONS != 0 {
         let reason = format!("can be used by others (mode {:03o})", metadata.mode() & 0o777);
         return Err(refuse(&reason).with_hint(format!("Run: chmod 600 {}", path.display())));
-    }
-    if metadata.len() != to_u64(KEY_FILE_BYTES) {
-        let reason = format!("has {} bytes, and a key has {KEY_FILE_BYTES}", metadata.len());
-        return Err(refuse(&reason).with_hint(KEY_FILE_HINT));
     }
     Ok(())
 }

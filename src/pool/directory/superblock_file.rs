@@ -1,9 +1,9 @@
 //! The file `superblock`: two copies, of which the newest valid one counts.
 
-use crate::crypto::StaticMac;
+use crate::crypto::{MasterKey, Purpose, StaticMac};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FormatError;
-use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
+use crate::format::superblock::{KeySlotRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
 use crate::units::to_usize;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -26,9 +26,18 @@ pub(super) struct SuperblockFile {
     /// Its format version.
     pub format_version: u32,
     bytes: Vec<u8>,
-    /// What is wrong with the other copy.
-    damage: Option<FormatError>,
+    other: OtherCopy,
     path: PathBuf,
+}
+
+/// How the copy that does not count is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OtherCopy {
+    /// It says the same.
+    Same,
+    /// It is from before a change that was interrupted.
+    Behind,
+    Damaged(FormatError),
 }
 
 impl SuperblockFile {
@@ -41,59 +50,96 @@ impl SuperblockFile {
         let path = directory.join(FILE_NAME);
         let file = File::open(&path).map_err(|source| missing(directory, &path, source))?;
         let mut newest: Option<(Superblock, Vec<u8>)> = None;
-        let mut damage = None;
+        let mut other = OtherCopy::Same;
         for offset in SUPERBLOCK_OFFSETS {
             let bytes = read_copy(&file, offset).map_err(|source| Error::from_io("Reading", &path, source))?;
-            match Superblock::decode(&bytes) {
-                Ok(found) => {
-                    if newest.as_ref().is_some_and(|(newest, _)| newest.pool != found.pool) {
-                        let message = format!("The two copies in {} are of different pools", path.display());
-                        return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it from a backup"));
-                    }
-                    if newest.as_ref().is_none_or(|(newest, _)| newest.generation < found.generation) {
-                        newest = Some((found, bytes));
-                    }
-                }
+            let found = match Superblock::decode(&bytes) {
+                Ok(found) => found,
                 Err(FormatError::NewerVersion(version)) => return Err(newer(directory, version)),
-                Err(error) => damage = Some(error),
+                Err(error) => {
+                    other = OtherCopy::Damaged(error);
+                    continue;
+                }
+            };
+            if let Some((newest, _)) = &newest {
+                if newest.pool != found.pool {
+                    let message = format!("The two copies in {} are of different pools", path.display());
+                    return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it from a backup"));
+                }
+                if *newest != (Superblock { generation: newest.generation, ..found.clone() }) {
+                    other = OtherCopy::Behind;
+                }
+            }
+            if newest.as_ref().is_none_or(|(newest, _)| newest.generation < found.generation) {
+                newest = Some((found, bytes));
             }
         }
         let Some((superblock, bytes)) = newest else {
-            let reason = damage.map_or_else(String::new, |damage| format!(": {damage}"));
+            let reason = if let OtherCopy::Damaged(error) = other { format!(": {error}") } else { String::new() };
             let message = format!("Both copies in {} are damaged{reason}", path.display());
             return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"));
         };
         let mut version = [0; 4];
         version.copy_from_slice(&bytes[VERSION_BYTES]);
-        Ok(Self { superblock, format_version: u32::from_le_bytes(version), bytes, damage, path })
+        Ok(Self { superblock, format_version: u32::from_le_bytes(version), bytes, other, path })
     }
 
     /// Checks that who knows the master key wrote the copy that counts.
     ///
     /// # Errors
     /// `Integrity` if not.
-    pub fn verify(&self, mac: &StaticMac) -> Result<()> {
-        if verify(&self.bytes, mac) {
+    pub fn verify(&self, master: &MasterKey) -> Result<()> {
+        if verify(&self.bytes, &master.static_mac(Purpose::Superblock)) {
             return Ok(());
         }
         let message = format!("{} was changed by somebody without the pool's key", self.path.display());
         Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"))
     }
 
-    /// Writes the copy that is damaged anew, if one is. The pool can be used also where this fails, so that a failure
-    /// is only told in the log. Call it after [`Self::verify`], with the pool's devices locked.
-    pub fn repair(&mut self, mac: &StaticMac) {
-        let Some(damage) = self.damage.take() else { return };
+    /// Writes the other copy anew, if it is damaged or from before an interrupted change: else a later damage of this
+    /// copy would bring key slots back that were removed. The pool can be used also where this fails, so that a failure
+    /// is only told in the log. Call it after [`Self::verify`], with the pool's devices locked since before the read.
+    pub fn repair(&self, master: &MasterKey) {
+        let reason = match self.other {
+            OtherCopy::Same => return,
+            OtherCopy::Behind => "it is from before a change that was interrupted".to_owned(),
+            OtherCopy::Damaged(error) => error.to_string(),
+        };
         // The other copy is the next generation's place.
-        self.superblock.generation += 1;
-        let (offset, bytes) = self.superblock.encode(mac);
+        let (offset, bytes) =
+            self.later(1, self.superblock.slots.clone()).encode(&master.static_mac(Purpose::Superblock));
         let path = self.path.display();
         match write_copy(&self.path, offset, &bytes) {
-            Ok(()) => tracing::warn!(%path, %damage, "one copy of the superblock was damaged and was written anew"),
-            Err(error) => {
-                tracing::warn!(%path, %damage, %error, "one copy of the superblock is damaged and cannot be written");
-            }
+            Ok(()) => tracing::warn!(%path, reason, "one copy of the superblock was written anew"),
+            Err(error) => tracing::warn!(%path, reason, %error, "one copy of the superblock cannot be written anew"),
         }
+    }
+
+    /// Puts `slots` in the place of those there are, in both copies, one after the other, each durable before the next
+    /// step: a crash leaves the old slots or the new ones. Afterwards no copy has the old ones. Call it after
+    /// [`Self::verify`], with the pool's devices locked since before the read.
+    ///
+    /// # Errors
+    /// The system's. The new slots may hold already, and the old ones may be in one copy still.
+    pub fn replace_slots(&self, slots: Vec<KeySlotRecord>, master: &MasterKey) -> Result<()> {
+        for (offset, bytes) in self.copies_with(slots, master) {
+            write_copy(&self.path, offset, &bytes).map_err(|source| {
+                Error::from_io("Writing", &self.path, source)
+                    .with_hint("Look with rok-blk key ls which slots hold now, and repeat the change")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Place and bytes of the copies with other slots, in the order in which they are written: first the one that does
+    /// not count, so that one valid copy is there at any time.
+    pub(super) fn copies_with(&self, slots: Vec<KeySlotRecord>, master: &MasterKey) -> [(u64, Vec<u8>); 2] {
+        let mac = master.static_mac(Purpose::Superblock);
+        [self.later(1, slots.clone()), self.later(2, slots)].map(|superblock| superblock.encode(&mac))
+    }
+
+    fn later(&self, changes: u64, slots: Vec<KeySlotRecord>) -> Superblock {
+        Superblock { generation: self.superblock.generation + changes, slots, ..self.superblock.clone() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tests of pools on the file system.
 
+mod key_slots;
+
 use super::creation::link_device;
 use super::*;
 use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS};
@@ -47,7 +49,7 @@ impl Place {
     }
 
     fn encrypted_options(&self) -> CreateOptions {
-        CreateOptions { suite: Suite::XtsGmac, key_file: Some(self.key()), ..plain(SIZE_BYTES) }
+        CreateOptions { suite: Suite::XtsGmac, credential: Some(Credential::KeyFile(self.key())), ..plain(SIZE_BYTES) }
     }
 
     fn open_plain(&self) -> Result<OpenPool> {
@@ -73,11 +75,15 @@ impl Place {
 }
 
 fn plain(size_bytes: u64) -> CreateOptions {
-    CreateOptions { device: DeviceSource::File { size_bytes }, suite: Suite::Plain, key_file: None }
+    CreateOptions { device: DeviceSource::File { size_bytes }, suite: Suite::Plain, credential: None }
 }
 
 fn open_options(key_file: Option<PathBuf>) -> OpenOptions {
-    OpenOptions { key_file, lane_count: 2, map_cache_bytes: 1 << 20 }
+    open_options_with(key_file.map(Credential::KeyFile))
+}
+
+fn open_options_with(credential: Option<Credential>) -> OpenOptions {
+    OpenOptions { credential, lane_count: 2, map_cache_bytes: 1 << 20 }
 }
 
 /// The error, whose kind and words the caller looks at.
@@ -135,7 +141,7 @@ fn description_says_what_was_created() {
     assert_eq!(created.format_version, crate::format::FORMAT_VERSION);
     assert_eq!(created.suite, Suite::XtsGmac);
     assert_eq!(created.devices, [("data-0".to_owned(), SIZE_BYTES)]);
-    assert_eq!(created.key_slots, [(0, "key-file")]);
+    assert_eq!(created.key_slots, [KeySlotDescription { index: 0, method: "key-file", costs: None }]);
 }
 
 #[test]
@@ -539,7 +545,7 @@ fn impossible_sizes_and_options_are_refused_before_anything_is_made() {
     let without_key = CreateOptions { suite: Suite::XtsGmac, ..plain(SIZE_BYTES) };
     assert_eq!(create(&place.pool(), &without_key).expect_err("no key").kind(), ErrorKind::Usage);
     assert_eq!(create(&place.pool(), &place.encrypted_options()).expect_err("no file").kind(), ErrorKind::Key);
-    let needless_key = CreateOptions { key_file: Some(place.key()), ..plain(SIZE_BYTES) };
+    let needless_key = CreateOptions { credential: Some(Credential::KeyFile(place.key())), ..plain(SIZE_BYTES) };
     assert_eq!(create(&place.pool(), &needless_key).expect_err("not both").kind(), ErrorKind::Usage);
     let no_block_device =
         CreateOptions { device: DeviceSource::Block { path: place.path("file") }, ..plain(SIZE_BYTES) };
