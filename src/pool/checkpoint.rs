@@ -10,7 +10,6 @@ use crate::format::bitmap::{self, replace};
 use crate::format::catalog::{ChainStart, CheckpointRecord, TreeRecord, TreeState};
 use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
-use crate::format::owner::{self, OwnerRun};
 use crate::format::{key, leaf};
 use crate::map::StoredLeaves;
 use crate::meta::{Durability, MetaOp, Table};
@@ -18,11 +17,11 @@ use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
 use crate::pool::leaf_work::{AppliedLeaf, LeafWork, apply_changes, leaf_work};
-use crate::pool::owners::merge_owners;
+use crate::pool::owners::Owners;
 use crate::pool::{Catalog, CatalogStore, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, BlockIndex, ChainSequence, CheckpointId, DeviceIndex, Epoch, LaneIndex, LeafIndex,
-    STRETCH_BLOCKS, Sequence, TreeId, to_usize,
+    Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, LeafIndex, STRETCH_BLOCKS, Sequence,
+    TreeId, to_usize,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,7 +71,7 @@ pub struct Checkpoint {
     pending: Vec<LeafWork>,
     /// Blocks that nothing will map once the last batch is stored.
     dead: Vec<Address>,
-    owners: BTreeMap<Address, (TreeId, Epoch, BlockIndex)>,
+    owners: Owners,
     deletions_left: usize,
 }
 
@@ -89,7 +88,7 @@ impl Checkpoint {
             next_sequence: Sequence::new(0),
             pending: Vec::new(),
             dead: Vec::new(),
-            owners: BTreeMap::new(),
+            owners: Owners::new(),
             deletions_left: DELETIONS_PER_CHECKPOINT,
         }
     }
@@ -182,6 +181,8 @@ impl Checkpoint {
             self.pending = leaf_work(self.pool.changes.frozen(stripe));
             self.pending.reverse();
             stripe += 1;
+            // At once: a step without space comes again, and what it stores then must not be taken a second time.
+            self.phase = Phase::Leaves(stripe);
         }
         let from = self.pending.len().saturating_sub(LEAVES_PER_BATCH);
         let works: Vec<&LeafWork> = self.pending[from..].iter().rev().collect();
@@ -302,31 +303,21 @@ impl Checkpoint {
 
     /// Stores whom the new blocks were written for, a bounded number of groups a step.
     fn store_owners(&mut self) -> Result<Phase> {
-        let mut batch = Vec::new();
-        while batch.len() < OWNER_GROUPS_PER_BATCH {
+        let mut groups = Vec::new();
+        while groups.len() < OWNER_GROUPS_PER_BATCH {
             let Some((first, _)) = self.owners.first_key_value() else { break };
             let group = first.block() >> key::OWNER_GROUP_SHIFT;
             let group_key = key::owner_group(*first);
             let end = Address::new(first.device(), (group + 1) << key::OWNER_GROUP_SHIFT);
             let later = self.owners.split_off(&end);
-            let new = std::mem::replace(&mut self.owners, later);
-            let old =
-                self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
-            let body = owner::encode(&merge_owners(self.read_owners(&group_key, old.as_deref()), &new));
-            let value = self.pool.keys.seal(SealKind::Owners, &group_key, &body);
-            batch.push(MetaOp::Put(Table::Owners, group_key, value));
+            groups.push((group_key, std::mem::replace(&mut self.owners, later)));
         }
-        let committed = self.pool.store.commit(&batch, Durability::Buffered);
-        committed.map_err(|error| meta_error("Storing owners", error))?;
+        if let Err(error) = self.pool.store_owners(&groups) {
+            // A step without space comes again.
+            self.owners.extend(groups.into_iter().flat_map(|(_, group)| group));
+            return Err(error);
+        }
         Ok(if self.owners.is_empty() { Phase::Last } else { Phase::Owners })
-    }
-
-    /// Owners are hints: a damaged value is as good as none.
-    fn read_owners(&self, group_key: &[u8], value: Option<&[u8]>) -> Vec<OwnerRun> {
-        value
-            .and_then(|value| self.pool.keys.open(SealKind::Owners, group_key, value).ok())
-            .and_then(|body| owner::decode(&body).ok())
-            .unwrap_or_default()
     }
 
     /// The synced batch that makes the checkpoint the one that recovery starts from.

@@ -16,6 +16,8 @@ mod recovery;
 mod shared;
 mod space;
 mod status;
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{Catalog, CatalogStore};
 pub use checkpoint::{Checkpoint, Progress};

@@ -5,7 +5,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
-use rok_blk::error::{Error, IoError};
+use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::meta::{MemoryStore, MetaStore};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
 use rok_blk::units::LaneIndex;
@@ -38,6 +38,8 @@ pub struct Counts {
     pub checkpoints: u64,
     pub rot_detected: u64,
     pub meta_failures: u64,
+    pub meta_full: u64,
+    pub volumes_removed: u64,
 }
 
 impl Counts {
@@ -58,6 +60,8 @@ impl Counts {
             checkpoints,
             rot_detected,
             meta_failures,
+            meta_full,
+            volumes_removed,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -74,6 +78,8 @@ impl Counts {
         self.checkpoints += checkpoints;
         self.rot_detected += rot_detected;
         self.meta_failures += meta_failures;
+        self.meta_full += meta_full;
+        self.volumes_removed += volumes_removed;
     }
 }
 
@@ -256,13 +262,16 @@ impl World {
                 self.counts.checkpoints += 1;
                 life.checkpoint = None;
             }
+            // The same step comes again: it is to find everything as it was before.
+            Err(error) if error.kind() == ErrorKind::NoSpace => self.counts.meta_full += 1,
             // The pool has failed, and says so to each write.
             Err(_) => life.checkpoint = None,
         }
     }
 
-    /// Runs until every request is answered.
+    /// Runs until every request is answered, for which `meta/` gets space.
     pub fn drain(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
+        self.store.fill_after(None);
         for _ in 0..DRAIN_STEPS_MAX {
             for engine in &life.lanes {
                 engine.turn();
@@ -306,6 +315,7 @@ impl World {
         };
         self.device.crash(mode, &mut |below| random.random_range(0..below));
         let keep = random.random::<u64>();
+        self.store.fill_after(None);
         self.store.crash(|unsynced| match end {
             End::Kill => unsynced,
             End::PowerLoss => usize::try_from(keep % (unsynced as u64 + 1)).expect("not above a usize"),
