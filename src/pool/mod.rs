@@ -18,6 +18,7 @@ mod space;
 mod status;
 #[cfg(test)]
 mod tests;
+mod used;
 
 pub use catalog::{Catalog, CatalogStore};
 pub use checkpoint::{Checkpoint, Progress};

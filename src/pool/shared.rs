@@ -43,6 +43,8 @@ pub(crate) struct StoredState {
     pub(super) used: Vec<Vec<StretchBits>>,
     pub(super) used_count: u64,
     pub(super) checkpoint: CheckpointId,
+    /// Since the checkpoint at open. Until then what was found may contradict itself, which is damage and no bug.
+    pub(super) is_trusted: bool,
 }
 
 /// An open pool.

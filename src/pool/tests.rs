@@ -6,8 +6,9 @@ use crate::disk::SimDevice;
 use crate::error::ErrorKind;
 use crate::format::catalog::VolumeRecord;
 use crate::format::entry::Entry;
+use crate::format::key;
 use crate::map::{Change, ChangeKey};
-use crate::meta::{MemoryStore, MetaStore, Table};
+use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
 use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, TreeId};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -103,4 +104,39 @@ fn owners_that_found_no_space_are_stored_later() {
 
     let owners = place.store.scan(Table::Owners, &[], &[], 9).expect("memory");
     assert_eq!(owners.len(), 1);
+}
+
+/// What a store that lost a batch in the middle would look like.
+#[test]
+fn meta_that_contradicts_itself_is_named_at_open() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "gone");
+    let address = lay(&pool, tree, 0);
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("nothing is in the way");
+    drop(pool);
+    let stretch = MetaOp::Delete(Table::Used, key::stretch(address.device(), 0));
+    place.store.commit(&[stretch], Durability::Synced).expect("memory");
+
+    let error = open(place.parts(), &mut |bytes| bytes.fill(6)).err().expect("a mapped block is not in the bitmap");
+
+    assert_eq!(error.kind(), ErrorKind::Integrity);
+    assert!(error.message().contains(&address.to_string()), "{error}");
+}
+
+#[test]
+fn few_leaves_of_many_stripes_are_one_batch() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "kept");
+    // Each in a leaf of its own, as random writes are.
+    for leaf in 0..200 {
+        lay(&pool, tree, leaf * 256);
+    }
+    place.store.commit(&[], Durability::Synced).expect("memory");
+    // The leaves, the owners, the last batch: the fourth commit does not come.
+    place.store.fill_after(Some(4));
+
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("three commits suffice");
 }

@@ -151,6 +151,8 @@ impl World {
             changes_hard_max: changes_soft_max * random.random_range(1..5),
             records_soft_max: random.random_range(5..200),
             cached_leaves_max: *[1, 2, 4096].get(random.random_range(0..3)).expect("in range"),
+            // Few, so that a checkpoint has batches between which everything else happens.
+            leaves_per_batch: random.random_range(1..4),
         };
         let world = Self {
             device: SimDevice::new("sim", device_bytes),
