@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a test prints what it counted")]
 
 mod model;
+mod scenarios;
 mod sector;
 mod workload;
 mod world;

@@ -341,7 +341,10 @@ impl Workload {
 
     fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
         match result {
-            Ok(()) => {}
+            Ok(()) => assert!(
+                !self.doubtful.contains(&volume),
+                "write {write} was acknowledged although nobody knows whether volume {volume} is removed"
+            ),
             Err(IoError::NoSpace) => {
                 assert!(self.is_short_of_space, "a write got no space on a device with plenty");
                 self.world.counts.no_space += 1;
