@@ -6,9 +6,10 @@ use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
 use rok_blk::error::{Error, ErrorKind, IoError};
+use rok_blk::format::record::RecordHead;
 use rok_blk::meta::{MemoryStore, MetaStore};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
-use rok_blk::units::LaneIndex;
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -40,6 +41,8 @@ pub struct Counts {
     pub meta_failures: u64,
     pub meta_full: u64,
     pub volumes_removed: u64,
+    pub bad_blocks: u64,
+    pub bad_block_reads: u64,
 }
 
 impl Counts {
@@ -62,6 +65,8 @@ impl Counts {
             meta_failures,
             meta_full,
             volumes_removed,
+            bad_blocks,
+            bad_block_reads,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -80,6 +85,8 @@ impl Counts {
         self.meta_failures += meta_failures;
         self.meta_full += meta_full;
         self.volumes_removed += volumes_removed;
+        self.bad_blocks += bad_blocks;
+        self.bad_block_reads += bad_block_reads;
     }
 }
 
@@ -315,7 +322,12 @@ impl World {
             End::Kill => CrashMode::KillBeforeWriteback,
             End::PowerLoss => CrashMode::PowerLoss,
         };
+        let unflushed = self.device.unflushed();
         self.device.crash(mode, &mut |below| random.random_range(0..below));
+        if end == End::PowerLoss && self.random.random_bool(0.2) {
+            self.spoil(&unflushed);
+        }
+        let random = &mut self.random;
         let keep = random.random::<u64>();
         self.store.fill_after(None);
         self.store.crash(|unsynced| match end {
@@ -333,7 +345,26 @@ impl World {
         drop(life);
     }
 
+    /// A sector that was being written when the power went cannot be read any more. Not one of a record: a pool whose log
+    /// cannot be followed is refused, and rightly so.
+    fn spoil(&mut self, unflushed: &[(u64, Arc<[u8]>)]) {
+        if unflushed.is_empty() {
+            return;
+        }
+        let (offset, bytes) = &unflushed[self.random.random_range(0..unflushed.len())];
+        let record_blocks = RecordHead::decode(bytes).map_or(0, |head| head.block_count);
+        let block_count = bytes.len() / BLOCK_SIZE;
+        if record_blocks < block_count {
+            let block = self.random.random_range(record_blocks..block_count);
+            self.device.bad_block(offset / BLOCK_SIZE_U64 + block as u64);
+            self.counts.bad_blocks += 1;
+        }
+    }
+
     /// Opens the pool; now and then something fails or the machine crashes on the way, and it is tried again.
+    ///
+    /// Bad blocks are readable behind an attempt: a lane's first record may go there, and where such a place cannot be
+    /// read behind another crash nobody knows whether the record is there, so that the pool is refused.
     ///
     /// # Panics
     /// If the pool refuses to open although nothing was injected.
@@ -349,6 +380,7 @@ impl World {
             }
             let life = self.open().ok();
             self.device.clear_faults();
+            self.device.heal();
             self.store.fail_commit_after(None);
             self.counts.crashes_in_recovery += u64::from(life.is_none());
             // A failed flush may have dropped what was only in the cache.
@@ -356,7 +388,10 @@ impl World {
             self.crash(life, End::PowerLoss);
         }
         match self.open() {
-            Ok(life) => (life, has_lost_power),
+            Ok(life) => {
+                self.device.heal();
+                (life, has_lost_power)
+            }
             Err(error) => panic!("the pool does not open after a crash: {error}"),
         }
     }

@@ -23,6 +23,7 @@ impl Workload {
         self.world.counts.injected_errors = counters.injected_errors;
         self.world.counts.torn_writes = counters.torn_writes;
         self.world.counts.dropped_writes = counters.dropped_writes;
+        self.world.counts.bad_block_reads = counters.bad_block_reads;
         Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
     }
 
