@@ -419,7 +419,10 @@ impl Workload {
         let life = self.life.take().expect("a life was begun");
         let has_failed = self.has_failed || life.pool.check_writable().is_err();
         let mut done = Vec::new();
-        let is_closed = self.world.close(life, &mut done);
+        let commits_left = self.world.random.random_range(1..8);
+        let commits_left = self.world.random.random_bool(0.1).then_some(commits_left);
+        let is_closed = self.world.close(life, commits_left, &mut done);
+        self.world.store.fill_after(None);
         self.world.device.clear_faults();
         self.world.store.fail_commit_after(None);
         assert!(done.is_empty(), "a drained engine answers nothing more");

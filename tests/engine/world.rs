@@ -298,13 +298,23 @@ impl World {
         panic!("requests hang: nothing completes them");
     }
 
-    /// Closes the pool cleanly: everything answered, everything stored. `false` if it had failed.
-    pub fn close(&mut self, mut life: Life, done: &mut Vec<(Completion, Result<(), IoError>)>) -> bool {
+    /// Closes the pool: everything answered, everything stored; `meta/` has space for so many more commits, if that is
+    /// said. `false` if not everything is stored.
+    pub fn close(
+        &mut self,
+        mut life: Life,
+        commits_left: Option<u64>,
+        done: &mut Vec<(Completion, Result<(), IoError>)>,
+    ) -> bool {
         self.drain(&mut life, done);
-        while life.checkpoint.is_some() {
-            self.checkpoint_step(&mut life, false);
+        self.store.fill_after(commits_left);
+        if life.pool.check_writable().is_err() {
+            return false;
         }
-        if life.pool.check_writable().is_err() || Checkpoint::begin(Arc::clone(&life.pool)).run().is_err() {
+        // What the checkpoint thread has begun goes on first.
+        if life.checkpoint.take().is_some_and(|mut checkpoint| checkpoint.run().is_err())
+            || Checkpoint::begin(Arc::clone(&life.pool)).run().is_err()
+        {
             return false;
         }
         self.counts.checkpoints += 1;

@@ -70,7 +70,7 @@ impl Workload {
     fn rot(&mut self) {
         let life = self.life.take().expect("a life was begun");
         let mut done = Vec::new();
-        assert!(self.world.close(life, &mut done), "nothing is injected any more");
+        assert!(self.world.close(life, None, &mut done), "nothing is injected any more");
         self.world.crash(None, End::Kill);
         let mut places = Vec::new();
         self.world.device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));
