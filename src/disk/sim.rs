@@ -68,6 +68,8 @@ pub struct SimCounters {
     pub dropped_writes: u64,
     /// Operations that failed because of [`SimDevice::fail_nth`].
     pub injected_errors: u64,
+    /// Reads that failed because of [`SimDevice::bad_block`].
+    pub bad_block_reads: u64,
 }
 
 impl SimCounters {
@@ -98,6 +100,7 @@ impl SimCounters {
             torn_writes: self.torn_writes + other.torn_writes,
             dropped_writes: self.dropped_writes + other.dropped_writes,
             injected_errors: self.injected_errors + other.injected_errors,
+            bad_block_reads: self.bad_block_reads + other.bad_block_reads,
         }
     }
 }
@@ -176,6 +179,27 @@ impl SimDevice {
     pub fn fail_nth(&self, kind: OpKind, nth: u64) {
         assert!(nth > 0, "1 is the next operation");
         self.lock().fail_nth(kind, nth);
+    }
+
+    /// Makes every read of a block fail with EIO until it is written again, also after crashes: an unreadable sector.
+    ///
+    /// # Panics
+    /// If the block is behind the end.
+    pub fn bad_block(&self, block: u64) {
+        assert!(block < self.size_bytes / BLOCK_SIZE_U64, "the block is on the device");
+        self.lock().spoil(block);
+    }
+
+    /// Makes every bad block readable.
+    pub fn heal(&self) {
+        self.lock().heal();
+    }
+
+    /// Offset in bytes and bytes of each write that a power loss now may take, in part or whole: completed ones, then
+    /// those in flight.
+    #[must_use]
+    pub fn unflushed(&self) -> Vec<(u64, Arc<[u8]>)> {
+        self.lock().unflushed()
     }
 
     /// Takes back every fault not met yet.

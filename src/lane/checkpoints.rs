@@ -25,6 +25,9 @@ pub(super) struct Checkpoints {
     changed: Condvar,
     /// Mirror of `due`, so that a lane need not take the lock in each of its turns.
     has_due: AtomicBool,
+    /// A checkpoint that waited for space when its thread had to end. Its changes are frozen: the next one begins only
+    /// when it is done.
+    unfinished: Mutex<Option<Checkpoint>>,
 }
 
 impl Checkpoints {
@@ -60,11 +63,18 @@ impl Checkpoints {
         }
     }
 
-    /// Runs one checkpoint to its end. While `meta/` lacks space it is tried again, until `time_max` is over or the
-    /// thread is to end.
+    /// Stores the changes that there are. While `meta/` lacks space it is tried again, until `time_max` is over or the
+    /// thread is to end; the next call goes on where this one stopped.
     pub(super) fn run(&self, pool: &Arc<Pool>, time_max: Option<Duration>) -> Result<()> {
         let begun = Instant::now();
-        let mut checkpoint = Checkpoint::begin(Arc::clone(pool));
+        let unfinished = self.unfinished.lock().take();
+        if let Some(checkpoint) = unfinished {
+            self.finish(checkpoint, begun, time_max)?;
+        }
+        self.finish(Checkpoint::begin(Arc::clone(pool)), begun, time_max)
+    }
+
+    fn finish(&self, mut checkpoint: Checkpoint, begun: Instant, time_max: Option<Duration>) -> Result<()> {
         loop {
             let error = match checkpoint.run() {
                 Ok(()) => return Ok(()),
@@ -75,6 +85,7 @@ impl Checkpoints {
             let mut wishes = self.wishes.lock();
             let is_over = time_max.map_or(wishes.is_closing, |time_max| begun.elapsed() >= time_max);
             if is_over {
+                *self.unfinished.lock() = Some(checkpoint);
                 return Err(error);
             }
             // A wake-up before the time is only a wish for the checkpoint that runs.
@@ -102,5 +113,57 @@ impl Checkpoints {
                 None => self.changed.wait(&mut wishes),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{MasterKey, Suite};
+    use crate::disk::SimDevice;
+    use crate::meta::MemoryStore;
+    use crate::pool::{self, Limits, Parts};
+    use crate::units::{BlockIndex, Epoch, Sequence, TreeId};
+    use uuid::Uuid;
+
+    fn open_pool(store: &Arc<MemoryStore>) -> Arc<Pool> {
+        let parts = Parts {
+            id: Uuid::from_u128(1),
+            suite: Suite::Plain,
+            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            devices: vec![(Arc::new(SimDevice::new("sim", 16 << 20)), Uuid::from_u128(2))],
+            store: Arc::clone(store) as Arc<dyn crate::meta::MetaStore>,
+            lane_count: 1,
+            limits: Limits::default(),
+        };
+        pool::create(&parts, &mut |bytes| bytes.fill(5)).expect("a new pool");
+        pool::open(parts, &mut |bytes| bytes.fill(6)).expect("a new pool opens")
+    }
+
+    fn lay_removal(pool: &Pool, sequence: u64) {
+        let key = crate::map::ChangeKey { tree: TreeId::new(1), block: BlockIndex::new(0), epoch: Epoch::new(1) };
+        let change = crate::map::Change { sequence: Sequence::new(sequence), entry: None };
+        pool.changes().lay().lay(key, change);
+    }
+
+    #[test]
+    fn checkpoint_without_space_goes_on_after_its_thread_has_ended() {
+        let store = Arc::new(MemoryStore::new());
+        let pool = open_pool(&store);
+        let checkpoints = Checkpoints::default();
+        let done_before = pool.checkpoints_done();
+        lay_removal(&pool, 1000);
+        store.fill_after(Some(1));
+        checkpoints.close();
+        checkpoints.run(&pool, None).expect_err("there is no space, and the thread is to end");
+        lay_removal(&pool, 1001);
+
+        let again = checkpoints.run(&pool, Some(Duration::ZERO));
+        assert_eq!(again.expect_err("there is no space yet").kind(), ErrorKind::NoSpace);
+        store.fill_after(None);
+        checkpoints.run(&pool, Some(Duration::ZERO)).expect("there is space");
+
+        assert_eq!(pool.checkpoints_done(), done_before + 2, "the unfinished one, and one for what came behind it");
+        assert_eq!((pool.changes().active_count(), pool.changes().frozen_count()), (0, 0));
     }
 }

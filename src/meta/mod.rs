@@ -1,8 +1,8 @@
 //! The metadata store: ordered tables of bytes with atomic batches.
 //!
 //! The map's leaves, the catalog, sessions, owners and free-space bitmaps live here. Values are opaque:
-//! what is secret was sealed above. Batches commit in order: after a crash the store holds a prefix of the
-//! committed batches that reaches at least to the last one that was committed with [`Durability::Synced`].
+//! what is secret was sealed above. Batches commit in order: after a crash the store holds all up to the last one that
+//! was committed with [`Durability::Synced`], and of the later ones a prefix, but for what [`Durability::Buffered`] says.
 
 #[cfg(test)]
 mod behaviours;
@@ -57,7 +57,8 @@ pub enum MetaOp {
 /// What a commit promises about power loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// May be lost, but only together with every later batch.
+    /// May be lost, together with every later batch. Only for hints: RocksDB begins a new log now and then, and does not
+    /// notice at open if the end of the one before it is missing from exactly between two batches that nothing synced.
     Buffered,
     /// This batch and every earlier one survive.
     Synced,

@@ -81,14 +81,22 @@ impl RocksStore {
     /// # Errors
     /// If another process has it open, it is damaged, or the file system fails.
     pub fn open(path: &Path, options: RocksOptions) -> Result<Self, MetaError> {
+        Self::open_with(path, options, |database_options| database_options)
+    }
+
+    fn open_with(
+        path: &Path,
+        options: RocksOptions,
+        change: impl FnOnce(Options) -> Options,
+    ) -> Result<Self, MetaError> {
         let cache = Cache::new_lru_cache(options.cache_size_bytes);
         let families = Table::ALL
             .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, &cache, options)));
         // RocksDB insists on this table. Nothing is in it, but its buffer counts as space that must be free.
         let unused = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, common_family_options(options));
         let families = families.into_iter().chain([unused]);
-        let database = DB::open_cf_descriptors(&database_options(options, &cache), path, families)
-            .map_err(|error| failure(&error))?;
+        let database_options = change(database_options(options, &cache));
+        let database = DB::open_cf_descriptors(&database_options, path, families).map_err(|error| failure(&error))?;
         Ok(Self { database, path: path.to_path_buf(), errors_seen: AtomicU64::new(0) })
     }
 
@@ -256,7 +264,11 @@ fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_paranoid_checks(true);
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    // A power loss may take any page of a log behind the last sync: nothing behind the first gap counts. (Tolerating a
+    // torn tail instead refuses a gap in the middle, and goes on behind the torn end of a log that is not the last.)
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // What was synced when a log was closed must be there: else its loss would pass for a gap.
+    options.set_track_and_verify_wals_in_manifest(true);
     options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager_with_cache(
         buffer_size,
         false,

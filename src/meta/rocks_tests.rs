@@ -122,6 +122,127 @@ fn torn_log_leaves_a_prefix_of_the_batches() {
     assert_eq!(survivors.last(), Some(&40));
 }
 
+/// Commits so many small batches; appends what both stores hold after each of them.
+fn commit_batches(store: &RocksStore, model: &MemoryStore, count: u32, prefixes: &mut Vec<Vec<(Table, KeyValue)>>) {
+    for _ in 0..count {
+        let number = prefixes.len();
+        let batch = [MetaOp::Put(Table::Used, number.to_be_bytes().to_vec(), vec![7; 200])];
+        store.commit(&batch, Durability::Buffered).expect("nothing is in the way of a commit");
+        model.commit(&batch, Durability::Buffered).expect("no failure is due");
+        prefixes.push(model.entries());
+    }
+}
+
+fn logs(directory: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(directory).expect("the store's directory").flatten().map(|entry| entry.path());
+    let mut logs: Vec<_> = files.filter(|path| path.extension().is_some_and(|found| found == "log")).collect();
+    logs.sort();
+    logs
+}
+
+/// A log that was closed and one behind it, none of them synced, no table's memory in a file; and what the store held
+/// after each batch. The second number is that of the batches in the first log.
+fn two_logs() -> (TempDir, Vec<Vec<(Table, KeyValue)>>, usize) {
+    let directory = TempDir::new().expect("a temporary directory");
+    let model = MemoryStore::new();
+    let mut prefixes = vec![model.entries()];
+    commit_batches(&open(directory.path()), &model, 40, &mut prefixes);
+    let first_count = prefixes.len() - 1;
+    let keep_logs = |mut options: Options| {
+        options.get_options_from_string("avoid_flush_during_recovery=true").expect("a known option")
+    };
+    let directory = copy(directory.path());
+    let store = RocksStore::open_with(directory.path(), OPTIONS, keep_logs).expect("the log is whole");
+    commit_batches(&store, &model, 40, &mut prefixes);
+    let left = copy(directory.path());
+    assert_eq!(logs(left.path()).len(), 2);
+    (left, prefixes, first_count)
+}
+
+/// How many of the batches a directory holds, if it opens.
+fn prefix_left(directory: &Path, prefixes: &[Vec<(Table, KeyValue)>]) -> Option<usize> {
+    let store = RocksStore::open(directory, OPTIONS).ok()?;
+    let found = entries(&store);
+    Some(prefixes.iter().rposition(|prefix| *prefix == found).expect("a prefix of the batches is left"))
+}
+
+/// File systems write the pages of a file in any order: one in the middle may be missing where later ones are there.
+#[test]
+fn missing_page_in_the_unsynced_end_of_the_log_leaves_a_prefix() {
+    const PAGE_BYTES: usize = 4096;
+    let directory = TempDir::new().expect("a temporary directory");
+    let (store, model) = (open(directory.path()), MemoryStore::new());
+    let mut prefixes = vec![model.entries()];
+    commit_batches(&store, &model, 60, &mut prefixes);
+    let page_count = file_with_extension(directory.path(), "log").metadata().expect("there").len() / 4096;
+    assert!(page_count >= 3, "the log has pages in its middle");
+
+    for page in 1..usize::try_from(page_count).expect("few") {
+        let left = copy(directory.path());
+        let log = file_with_extension(left.path(), "log");
+        let mut bytes = fs::read(&log).expect("the log is read");
+        bytes[page * PAGE_BYTES..][..PAGE_BYTES].fill(0);
+        fs::write(&log, bytes).expect("the log is written");
+        let count = prefix_left(left.path(), &prefixes).expect("what is whole opens");
+
+        assert!(0 < count && count < 60, "{count} batches are left without page {page}");
+    }
+}
+
+#[test]
+fn record_cut_at_the_end_of_a_closed_log_ends_the_replay() {
+    let (directory, prefixes, first_count) = two_logs();
+    let len = logs(directory.path())[0].metadata().expect("the log is there").len();
+
+    for cut in [1, 100, 1000, 5000] {
+        let left = copy(directory.path());
+        let log = fs::File::options().write(true).open(&logs(left.path())[0]).expect("the log is there");
+        log.set_len(len - cut).expect("the log is cut");
+        let count = prefix_left(left.path(), &prefixes);
+
+        assert!(count.is_none_or(|count| count < first_count), "{count:?} batches are left of a log {cut} too short");
+    }
+}
+
+#[test]
+fn missing_page_in_a_closed_log_ends_the_replay() {
+    let (directory, prefixes, first_count) = two_logs();
+    let left = copy(directory.path());
+    let log = logs(left.path()).remove(0);
+    let mut bytes = fs::read(&log).expect("the log is read");
+    bytes[4096..8192].fill(0);
+    fs::write(&log, bytes).expect("the log is written");
+
+    let count = prefix_left(left.path(), &prefixes);
+
+    assert!(count.is_none_or(|count| count < first_count), "{count:?} batches are left");
+}
+
+/// What RocksDB has synced when it closed a log is in its manifest: a log that became shorter is damage.
+#[test]
+fn closed_log_that_lost_synced_batches_is_refused() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let (store, model) = (open(directory.path()), MemoryStore::new());
+    let mut prefixes = vec![model.entries()];
+    commit_batches(&store, &model, 40, &mut prefixes);
+    store
+        .commit(&[MetaOp::Put(Table::Leaves, vec![1; 24], vec![1])], Durability::Buffered)
+        .expect("nothing in the way");
+    // Closes the log, and syncs it, since the other tables' changes are in it only.
+    store.database.flush_cf(store.family(Table::Leaves)).expect("there is space");
+    store
+        .commit(&[MetaOp::Put(Table::Leaves, vec![2; 24], vec![1])], Durability::Buffered)
+        .expect("nothing in the way");
+    let left = copy(directory.path());
+    let log = &logs(left.path())[0];
+    let len = log.metadata().expect("the log is there").len();
+    fs::File::options().write(true).open(log).and_then(|file| file.set_len(len / 2)).expect("the log is cut");
+
+    let error = RocksStore::open(left.path(), OPTIONS).expect_err("synced batches are gone");
+
+    assert!(error.is_damaged, "{error}");
+}
+
 #[test]
 fn rotten_bit_in_a_file_is_an_error() {
     let directory = TempDir::new().expect("a temporary directory");

@@ -6,11 +6,9 @@
 
 use crate::crypto::SealKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::bitmap::{self, replace};
 use crate::format::catalog::{ChainStart, CheckpointRecord, TreeRecord, TreeState};
 use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
-use crate::format::owner::{self, OwnerRun};
 use crate::format::{key, leaf};
 use crate::map::StoredLeaves;
 use crate::meta::{Durability, MetaOp, Table};
@@ -18,18 +16,16 @@ use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
 use crate::pool::leaf_work::{AppliedLeaf, LeafWork, apply_changes, leaf_work};
-use crate::pool::owners::merge_owners;
-use crate::pool::{Catalog, CatalogStore, Pool, StoredState};
-use crate::units::{
-    Address, AddressRun, BlockIndex, ChainSequence, CheckpointId, DeviceIndex, Epoch, LaneIndex, LeafIndex,
-    STRETCH_BLOCKS, Sequence, TreeId, to_usize,
-};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::pool::owners::Owners;
+use crate::pool::used::BitChanges;
+use crate::pool::{Catalog, CatalogStore, Pool};
+use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, LeafIndex, Sequence, TreeId};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Leaves that one batch of the metadata store holds.
-const LEAVES_PER_BATCH: usize = 64;
+/// Leaves that one synced batch deletes: at most 3 MiB are read for it.
+const DELETIONS_PER_BATCH: usize = 512;
 /// Leaves that one checkpoint deletes of a tree that goes.
 const DELETIONS_PER_CHECKPOINT: usize = 65_536;
 /// Owner groups that one batch holds.
@@ -68,11 +64,11 @@ pub struct Checkpoint {
     /// Per lane where its chain starts behind the frozen set.
     positions: Vec<(ChainSequence, Address)>,
     next_sequence: Sequence,
-    /// Frozen changes of the stripe at hand, by leaf, still to be stored.
-    pending: Vec<LeafWork>,
+    /// Frozen changes of the stripes that were loaded, by leaf, still to be stored.
+    pending: VecDeque<LeafWork>,
     /// Blocks that nothing will map once the last batch is stored.
     dead: Vec<Address>,
-    owners: BTreeMap<Address, (TreeId, Epoch, BlockIndex)>,
+    owners: Owners,
     deletions_left: usize,
 }
 
@@ -87,9 +83,9 @@ impl Checkpoint {
             id,
             positions: Vec::new(),
             next_sequence: Sequence::new(0),
-            pending: Vec::new(),
+            pending: VecDeque::new(),
             dead: Vec::new(),
-            owners: BTreeMap::new(),
+            owners: Owners::new(),
             deletions_left: DELETIONS_PER_CHECKPOINT,
         }
     }
@@ -175,16 +171,17 @@ impl Checkpoint {
 
     /// Stores one batch of leaves, with their bitmap bits.
     fn store_leaves(&mut self, mut stripe: usize) -> Result<Phase> {
-        while self.pending.is_empty() {
-            if stripe == self.pool.changes.stripe_count() {
-                return Ok(Phase::Deletions);
-            }
-            self.pending = leaf_work(self.pool.changes.frozen(stripe));
-            self.pending.reverse();
+        let leaf_count_max = self.pool.limits.leaves_per_batch;
+        while self.pending.len() < leaf_count_max && stripe < self.pool.changes.stripe_count() {
+            self.pending.extend(leaf_work(self.pool.changes.frozen(stripe)));
             stripe += 1;
+            // At once: a step without space comes again, and what it stores then must not be taken a second time.
+            self.phase = Phase::Leaves(stripe);
         }
-        let from = self.pending.len().saturating_sub(LEAVES_PER_BATCH);
-        let works: Vec<&LeafWork> = self.pending[from..].iter().rev().collect();
+        if self.pending.is_empty() {
+            return Ok(Phase::Deletions);
+        }
+        let leaf_count = self.pending.len().min(leaf_count_max);
         // Held until the batch is committed: a removal of a volume must not come between.
         let mut catalog = self.pool.catalog.lock();
         let mut deltas: BTreeMap<TreeId, i64> = BTreeMap::new();
@@ -192,7 +189,7 @@ impl Checkpoint {
         let mut replaced = Vec::new();
         let mut bits = BitChanges::default();
         let mut dead = Vec::new();
-        for work in works {
+        for work in self.pending.iter().take(leaf_count) {
             let Some((applied, skip)) = self.apply(work, &catalog, &mut batch)? else {
                 dead.extend(work.changes.iter().filter_map(|(_, change)| change.entry.map(Entry::address)));
                 continue;
@@ -217,7 +214,7 @@ impl Checkpoint {
         for (tree, leaf, new) in replaced {
             self.pool.leaves.replace(tree, leaf, &new);
         }
-        for work in self.pending.drain(from..) {
+        for work in self.pending.drain(..leaf_count) {
             for (key, change) in work.changes {
                 if let Some(entry) = change.entry {
                     self.owners.insert(entry.address(), (key.tree, key.epoch, key.block));
@@ -263,7 +260,7 @@ impl Checkpoint {
         }
         let from = key::leaf_prefix(tree.id, cursor);
         let end = key::tree_end(tree.id);
-        let found = self.pool.store.scan(Table::Leaves, &from, &end, LEAVES_PER_BATCH);
+        let found = self.pool.store.scan(Table::Leaves, &from, &end, DELETIONS_PER_BATCH);
         let found = found.map_err(|error| meta_error("Reading leaves", error))?;
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
         let mut bits = BitChanges::default();
@@ -280,7 +277,7 @@ impl Checkpoint {
         let mut catalog = self.pool.catalog.lock();
         let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
         let mut batch = Vec::new();
-        let record = if found.len() < LEAVES_PER_BATCH {
+        let record = if found.len() < DELETIONS_PER_BATCH {
             let (start, end) = (key::tree_start(tree.id), key::tree_end(tree.id));
             batch.push(MetaOp::DeleteRange(Table::Leaves, start.clone(), end.clone()));
             batch.push(MetaOp::DeleteRange(Table::EpochLeaves, start, end));
@@ -302,31 +299,21 @@ impl Checkpoint {
 
     /// Stores whom the new blocks were written for, a bounded number of groups a step.
     fn store_owners(&mut self) -> Result<Phase> {
-        let mut batch = Vec::new();
-        while batch.len() < OWNER_GROUPS_PER_BATCH {
+        let mut groups = Vec::new();
+        while groups.len() < OWNER_GROUPS_PER_BATCH {
             let Some((first, _)) = self.owners.first_key_value() else { break };
             let group = first.block() >> key::OWNER_GROUP_SHIFT;
             let group_key = key::owner_group(*first);
             let end = Address::new(first.device(), (group + 1) << key::OWNER_GROUP_SHIFT);
             let later = self.owners.split_off(&end);
-            let new = std::mem::replace(&mut self.owners, later);
-            let old =
-                self.pool.store.get(Table::Owners, &group_key).map_err(|error| meta_error("Reading owners", error))?;
-            let body = owner::encode(&merge_owners(self.read_owners(&group_key, old.as_deref()), &new));
-            let value = self.pool.keys.seal(SealKind::Owners, &group_key, &body);
-            batch.push(MetaOp::Put(Table::Owners, group_key, value));
+            groups.push((group_key, std::mem::replace(&mut self.owners, later)));
         }
-        let committed = self.pool.store.commit(&batch, Durability::Buffered);
-        committed.map_err(|error| meta_error("Storing owners", error))?;
+        if let Err(error) = self.pool.store_owners(&groups) {
+            // A step without space comes again.
+            self.owners.extend(groups.into_iter().flat_map(|(_, group)| group));
+            return Err(error);
+        }
         Ok(if self.owners.is_empty() { Phase::Last } else { Phase::Owners })
-    }
-
-    /// Owners are hints: a damaged value is as good as none.
-    fn read_owners(&self, group_key: &[u8], value: Option<&[u8]>) -> Vec<OwnerRun> {
-        value
-            .and_then(|value| self.pool.keys.open(SealKind::Owners, group_key, value).ok())
-            .and_then(|body| owner::decode(&body).ok())
-            .unwrap_or_default()
     }
 
     /// The synced batch that makes the checkpoint the one that recovery starts from.
@@ -347,7 +334,9 @@ impl Checkpoint {
         let batch = [MetaOp::Put(Table::Catalog, key::CHECKPOINT.to_vec(), value)];
         let committed = self.pool.store.commit(&batch, Durability::Synced);
         committed.map_err(|error| meta_error("Storing the checkpoint", error))?;
-        self.pool.stored.lock().checkpoint = self.id;
+        let mut stored = self.pool.stored.lock();
+        stored.checkpoint = self.id;
+        stored.is_trusted = true;
         Ok(Phase::Headers)
     }
 
@@ -392,13 +381,6 @@ impl Checkpoint {
     }
 }
 
-/// Bits that a batch sets and clears in the bitmap of used blocks.
-#[derive(Default)]
-struct BitChanges {
-    set: Vec<Address>,
-    clear: Vec<Address>,
-}
-
 impl Pool {
     /// Flushes every device, and moves the marks; `false` while a lane's flush runs.
     ///
@@ -422,31 +404,6 @@ impl Pool {
         self.lanes.iter().map(|lane| *lane.position.lock()).collect()
     }
 
-    /// Commits a batch together with the stretches of the bitmap whose bits it changes.
-    fn commit_with_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
-        let mut stored = self.stored.lock();
-        let mut touched: BTreeSet<(DeviceIndex, u64)> = BTreeSet::new();
-        let changes =
-            bits.clear.iter().map(|address| (*address, false)).chain(bits.set.iter().map(|address| (*address, true)));
-        for (address, value) in changes.clone() {
-            stored.replace_bit(address, value);
-            touched.insert((address.device(), address.block() / STRETCH_BLOCKS));
-        }
-        for (device, stretch) in touched {
-            let stretch_key = key::stretch(device, stretch);
-            let body = bitmap::encode(&stored.used[device.as_usize()][to_usize(stretch)]);
-            let value = self.keys.seal(SealKind::Bitmap, &stretch_key, &body);
-            batch.push(MetaOp::Put(Table::Used, stretch_key, value));
-        }
-        let committed = self.store.commit(&batch, Durability::Buffered).map_err(|error| meta_error(action, error));
-        if committed.is_err() {
-            for (address, value) in changes {
-                stored.replace_bit(address, !value);
-            }
-        }
-        committed
-    }
-
     /// Records that the checkpoint contains: their blocks are free.
     fn take_spent(&self, positions: &[(ChainSequence, Address)]) -> Vec<AddressRun> {
         let mut runs = Vec::new();
@@ -457,19 +414,6 @@ impl Pool {
             }
         }
         runs
-    }
-}
-
-impl StoredState {
-    /// Changes one bit.
-    ///
-    /// # Panics
-    /// If it has the value already: two places would map one block.
-    fn replace_bit(&mut self, address: Address, value: bool) {
-        let bits = &mut self.used[address.device().as_usize()][to_usize(address.block() / STRETCH_BLOCKS)];
-        let was = replace(bits, address.block() % STRETCH_BLOCKS, value);
-        assert!(was != value, "{address} is mapped twice or not at all");
-        if value { self.used_count += 1 } else { self.used_count -= 1 }
     }
 }
 

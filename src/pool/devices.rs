@@ -117,12 +117,14 @@ fn newest_header(device: &dyn Device, mac: &StaticMac) -> Result<std::result::Re
     let mut newest: Option<DeviceHeader> = None;
     let mut first_block = Vec::new();
     let mut newer = None;
+    let mut failure = None;
     for offset in HEADER_OFFSETS {
         let mut block = vec![0; BLOCK_SIZE];
-        device.read_at(offset, &mut block).map_err(|error| {
-            Error::new(ErrorKind::Other, format!("Reading the header of {} failed: {error}", device.name()))
-                .with_source(error)
-        })?;
+        // Power that goes while a copy is written may leave it unreadable.
+        if let Err(error) = device.read_at(offset, &mut block) {
+            failure = Some(error);
+            continue;
+        }
         match DeviceHeader::decode(&block, mac) {
             Ok(header) if newest.is_none_or(|newest| newest.generation < header.generation) => newest = Some(header),
             Err(FormatError::NewerVersion(version)) => newer = Some(version),
@@ -131,6 +133,11 @@ fn newest_header(device: &dyn Device, mac: &StaticMac) -> Result<std::result::Re
         if first_block.is_empty() {
             first_block = block;
         }
+    }
+    if let (None, Some(error)) = (newest, failure) {
+        return Err(Error::new(ErrorKind::Other, format!("Reading the header of {} failed: {error}", device.name()))
+            .with_hint("Repair the device or its connection, then open the pool again; nothing was changed")
+            .with_source(error));
     }
     // One copy with a flipped bit in its version must not hide the other.
     if let (None, Some(version)) = (newest, newer) {

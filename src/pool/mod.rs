@@ -16,6 +16,9 @@ mod recovery;
 mod shared;
 mod space;
 mod status;
+#[cfg(test)]
+mod tests;
+mod used;
 
 pub use catalog::{Catalog, CatalogStore};
 pub use checkpoint::{Checkpoint, Progress};

@@ -40,6 +40,8 @@ pub struct Limits {
     pub records_soft_max: u64,
     /// Memory for decoded leaves, in bytes.
     pub map_cache_bytes: u64,
+    /// Leaves that a checkpoint stores in one synced batch, at least 1.
+    pub leaves_per_batch: usize,
 }
 
 impl Default for Limits {
@@ -50,6 +52,8 @@ impl Default for Limits {
             changes_hard_max: 400_000,
             records_soft_max: 20_000,
             map_cache_bytes: 256 << 20,
+            // 1.5 MiB if they are put whole, some 50 KiB if few of their entries changed: worth a flush of the log.
+            leaves_per_batch: 256,
         }
     }
 }
@@ -138,7 +142,7 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     // first sequences of sessions never go back.
     let next_sequence = checkpoint.next_sequence.max(sessions_sequence);
     let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
-    claim(&mut space, &recovered);
+    claim(&mut space, &recovered)?;
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
     let pool = assemble(parts, keys, devices, Loaded { catalog, space, stored }, &recovered, session)?;
@@ -393,15 +397,19 @@ fn load_used(parts: &Parts, keys: &KeyRing, block_counts: &[u64], space: &mut Sp
             }
         }
     }
-    Ok(StoredState { used, used_count, checkpoint: CheckpointId::new(0) })
+    Ok(StoredState { used, used_count, checkpoint: CheckpointId::new(0), is_trusted: false })
 }
 
 /// Allocates what the log holds: it is in no stored leaf yet, but for what an interrupted checkpoint stored.
-fn claim(space: &mut Space, recovered: &Recovered) {
+fn claim(space: &mut Space, recovered: &Recovered) -> Result<()> {
     for run in &recovered.record_runs {
         for step in 0..run.count {
-            let is_new = space.claim(run.start.plus(step));
-            assert!(is_new, "a record lies in a block that a leaf maps");
+            let address = run.start.plus(step);
+            if !space.claim(address) {
+                let message = format!("meta/ contradicts the log: a leaf maps {address}, which holds a record");
+                return Err(Error::new(ErrorKind::Integrity, message)
+                    .with_hint("Restore meta/ and the devices from the same backup"));
+            }
         }
     }
     for change in recovered.changes.values() {
@@ -409,6 +417,7 @@ fn claim(space: &mut Space, recovered: &Recovered) {
             space.claim(entry.address());
         }
     }
+    Ok(())
 }
 
 fn begin_session(

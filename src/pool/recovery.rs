@@ -2,8 +2,8 @@
 //!
 //! It only reads, so a crash inside it changes nothing. A record counts if its seal, session, lane, chain sequence
 //! and address hold. A chain that ends before its mark is refused, never skipped: something durable is gone.
-//! Blocks of records above the mark are verified, since parts of a batch may be missing; one that fails
-//! keeps its old mapping.
+//! Blocks of records above the mark are verified, since parts of a batch may be missing; one that fails, or that
+//! cannot be read, keeps its old mapping. Sectors that no record names may be unreadable.
 
 use crate::crypto::{CipherCache, KeyRing};
 use crate::disk::Device;
@@ -81,6 +81,7 @@ pub fn replay(source: &Source<'_>, starts: &[ChainStart], next_sequence: Sequenc
     let mut walk = Walk {
         source,
         chunk: None,
+        rough: None,
         ciphers: CipherCache::default(),
         found: Vec::new(),
         record_runs: Vec::new(),
@@ -109,6 +110,8 @@ struct Walk<'a> {
     source: &'a Source<'a>,
     /// The last bytes read: where they start, and they.
     chunk: Option<(Address, Vec<u8>)>,
+    /// Where a long read failed last: there only what is needed is read.
+    rough: Option<AddressRun>,
     ciphers: CipherCache,
     found: Vec<Found>,
     record_runs: Vec<AddressRun>,
@@ -202,9 +205,11 @@ impl Walk<'_> {
 
     fn take_block(&mut self, run: &WriteRun, index: u64, entry: Entry, place: &RecordPlace) -> Result<()> {
         let Some(tree) = self.source.catalog.tree(run.tree).copied() else { return Ok(()) };
-        let bytes = self.read(entry.address(), 1)?;
+        let bytes = self.read_block(entry.address(), place)?;
         let cipher = self.ciphers.get(self.source.keys, tree.domain, entry.generation(), entry.sequence());
-        let is_intact = cipher.is_some_and(|cipher| cipher.verify(entry.sequence(), &bytes, entry.mac()));
+        let is_intact = cipher
+            .zip(bytes.as_deref())
+            .is_some_and(|(cipher, bytes)| cipher.verify(entry.sequence(), bytes, entry.mac()));
         let key = ChangeKey { tree: run.tree, block: run.block.plus(index), epoch: run.epoch };
         let change = Change { sequence: entry.sequence(), entry: Some(entry) };
         let is_intact = is_intact || is_planted(Bug::RecoveryTrustsData);
@@ -244,6 +249,20 @@ impl Walk<'_> {
         self.source.devices[address.device().as_usize()].size_bytes() / BLOCK_SIZE_U64
     }
 
+    /// A data block; `None` if it is unreadable although the device works: then it is torn or damaged like any other
+    /// whose bytes are wrong.
+    fn read_block(&mut self, address: Address, place: &RecordPlace) -> Result<Option<Vec<u8>>> {
+        let error = match self.read(address, 1) {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(error) => error,
+        };
+        if self.read_device(place.address, 1).is_err() {
+            return Err(error);
+        }
+        tracing::warn!(%error, record = %place.address, "a block of the log is unreadable");
+        Ok(None)
+    }
+
     /// Blocks of a device, through the chunk that was read last.
     fn read(&mut self, address: Address, count: u64) -> Result<Vec<u8>> {
         let is_inside = self.chunk.as_ref().is_some_and(|(start, bytes)| {
@@ -252,21 +271,37 @@ impl Walk<'_> {
                 && address.block() + count <= start.block() + to_u64(bytes.len() / BLOCK_SIZE)
         });
         if !is_inside {
-            let blocks = CHUNK_BLOCKS.min(self.device_blocks(address).saturating_sub(address.block())).max(count);
-            let device = &self.source.devices[address.device().as_usize()];
-            let mut bytes = vec![0; blocks_to_bytes(to_usize(blocks))];
-            device.read_at(address.offset_bytes(), &mut bytes).map_err(|error| {
-                Error::new(
-                    ErrorKind::Other,
-                    format!("Reading the log on {} at {address} failed: {error}", device.name()),
-                )
-                .with_hint("Repair the device or its connection, then open the pool again; nothing was changed")
-                .with_source(error)
-            })?;
-            self.chunk = Some((address, bytes));
+            self.chunk = Some((address, self.read_chunk(address, count)?));
         }
         let (start, bytes) = self.chunk.as_ref().expect("read just now");
         let from = blocks_to_bytes(to_usize(address.block() - start.block()));
         Ok(bytes[from..from + blocks_to_bytes(to_usize(count))].to_vec())
+    }
+
+    /// At least `count` blocks; many, if all of them can be read.
+    fn read_chunk(&mut self, address: Address, count: u64) -> Result<Vec<u8>> {
+        let blocks = CHUNK_BLOCKS.min(self.device_blocks(address).saturating_sub(address.block()));
+        let is_rough = self.rough.is_some_and(|rough| {
+            rough.start.device() == address.device()
+                && (rough.start.block()..rough.start.block() + rough.count).contains(&address.block())
+        });
+        if blocks > count && !is_rough {
+            if let Ok(bytes) = self.read_device(address, blocks) {
+                return Ok(bytes);
+            }
+            self.rough = Some(AddressRun { start: address, count: blocks });
+        }
+        self.read_device(address, count).map_err(|error| {
+            let device = self.source.devices[address.device().as_usize()].name();
+            Error::new(ErrorKind::Other, format!("Reading the log on {device} at {address} failed: {error}"))
+                .with_hint("Repair the device or its connection, then open the pool again; nothing was changed")
+                .with_source(error)
+        })
+    }
+
+    fn read_device(&self, address: Address, count: u64) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; blocks_to_bytes(to_usize(count))];
+        let device = &self.source.devices[address.device().as_usize()];
+        device.read_at(address.offset_bytes(), &mut bytes).map(|()| bytes)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::crypto::{KeyRing, SessionKeys};
 use crate::disk::Device;
-use crate::error::IoError;
+use crate::error::{Error, ErrorKind, IoError};
 use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
 use crate::meta::MetaStore;
@@ -43,6 +43,8 @@ pub(crate) struct StoredState {
     pub(super) used: Vec<Vec<StretchBits>>,
     pub(super) used_count: u64,
     pub(super) checkpoint: CheckpointId,
+    /// Since the checkpoint at open. Until then what was found may contradict itself, which is damage and no bug.
+    pub(super) is_trusted: bool,
 }
 
 /// An open pool.
@@ -159,6 +161,26 @@ impl Pool {
     /// Runs `look` on the catalog. Short: lanes wait for it when they open a volume.
     pub fn with_catalog<R>(&self, look: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> R) -> R {
         look(&mut self.catalog.lock(), CatalogStore { store: &*self.store, keys: &self.keys })
+    }
+
+    /// Runs `change` on the catalog. If the store fails, the next open may find the change or not: a removed volume would
+    /// take with it what was acknowledged since, so nothing is acknowledged any more.
+    ///
+    /// # Errors
+    /// Those of `change`. All but refusals and a lack of space stop the pool, before anybody else sees the catalog.
+    pub fn change_catalog<R>(
+        &self,
+        change: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.with_catalog(|catalog, at| {
+            let result = change(catalog, at);
+            if let Err(error) = &result
+                && !is_refusal(error.kind())
+            {
+                self.fail(error.to_string());
+            }
+            result
+        })
     }
 
     /// Tells the pool whom to signal; once.
@@ -345,6 +367,12 @@ impl Pool {
             self.space.lock().free(address);
         }
     }
+}
+
+/// Whether nothing was changed, for sure.
+const fn is_refusal(kind: ErrorKind) -> bool {
+    use ErrorKind::{Busy, Exists, NoSpace, NotFound, Usage};
+    matches!(kind, NotFound | Exists | Usage | Busy | NoSpace)
 }
 
 /// A window near the floor.

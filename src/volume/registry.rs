@@ -140,7 +140,7 @@ impl Volumes {
         }
         let (name, tree) = (name.to_owned(), TreeId::new(0));
         let record = VolumeRecord { id, name, size_bytes, sector_size, tree, created_at };
-        let record = self.pool.with_catalog(|catalog, at| catalog.create(at, record))?;
+        let record = self.pool.change_catalog(|catalog, at| catalog.create(at, record))?;
         Ok(self.info(&record))
     }
 
@@ -167,7 +167,7 @@ impl Volumes {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::Usage`].
     pub fn rename(&self, from: &str, to: &str) -> Result<VolumeInfo> {
-        let record = self.pool.with_catalog(|catalog, at| catalog.rename(at, from, to))?;
+        let record = self.pool.change_catalog(|catalog, at| catalog.rename(at, from, to))?;
         Ok(self.info(&record))
     }
 
@@ -177,7 +177,7 @@ impl Volumes {
     /// [`ErrorKind::NotFound`], [`ErrorKind::Usage`] for a size that cannot be.
     pub fn set_size(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
         check_size(size_bytes)?;
-        let record = self.pool.with_catalog(|catalog, at| catalog.set_size(at, name, size_bytes))?;
+        let record = self.pool.change_catalog(|catalog, at| catalog.set_size(at, name, size_bytes))?;
         if let Some(volume) = self.open.lock().get(&record.id) {
             volume.size_bytes.store(size_bytes, Ordering::Release);
         }
@@ -195,7 +195,7 @@ impl Volumes {
         if users > 0 {
             return Err(busy(name, users));
         }
-        self.pool.with_catalog(|catalog, at| catalog.remove(at, name))?;
+        self.pool.change_catalog(|catalog, at| catalog.remove(at, name))?;
         open.remove(&id);
         drop(open);
         self.pool.want_checkpoint();

@@ -1,12 +1,14 @@
 //! A seed's life: random operations against the engine and the model, crashes, and the comparison of the two.
 
 mod ending;
+mod faults;
+mod volumes;
 
 use crate::model::{Model, Value, ZEROS};
 use crate::sector::{fill, parse};
 use crate::world::{Counts, End, Life, World};
 use rand::Rng;
-use rok_blk::disk::{IoBuffer, OpKind};
+use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, RemoveMode};
@@ -35,6 +37,9 @@ pub struct Workload {
     exclusive: BTreeSet<(usize, u64)>,
     next_cookie: u64,
     next_write: u64,
+    next_volume_id: u128,
+    /// Volumes whose removal or creation failed: a crash may find them or not.
+    doubtful: BTreeSet<usize>,
     now: u64,
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
     has_failed: bool,
@@ -64,6 +69,8 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         exclusive: BTreeSet::new(),
         next_cookie: 0,
         next_write: 1,
+        next_volume_id: 1,
+        doubtful: BTreeSet::new(),
         now: 1,
         has_failed: false,
         is_short_of_space,
@@ -78,22 +85,15 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
 impl Workload {
     fn start(&mut self) {
         let life = self.world.open().expect("a new pool opens");
-        for volume in 0..VOLUME_COUNT {
-            let blocks = self.world.random.random_range(300..1500_u64);
-            self.sizes.push(blocks * BLOCK_SIZE_U64);
-            let name = format!("vol{volume}");
-            let id = uuid::Uuid::from_u128(volume as u128 + 1);
-            life.volumes.create(id, &name, blocks * BLOCK_SIZE_U64, 512, 0).expect("a new volume");
-        }
+        self.sizes = vec![0; VOLUME_COUNT];
+        self.doubtful.extend(0..VOLUME_COUNT);
         self.begin_life(life);
     }
 
-    fn begin_life(&mut self, mut life: Life) {
-        for volume in 0..VOLUME_COUNT {
-            life.handles.push(life.volumes.open(&format!("vol{volume}")).expect("the volume is there"));
-        }
+    fn begin_life(&mut self, life: Life) {
         self.has_failed = false;
         self.life = Some(life);
+        self.open_volumes();
     }
 
     fn life(&mut self) -> &mut Life {
@@ -111,7 +111,9 @@ impl Workload {
             420..650 => self.read(),
             650..720 => self.remove(),
             720..810 => self.flush(),
-            810..960 => {}
+            810..930 => {}
+            930..950 => self.fill_or_empty_meta(),
+            950..960 => self.replace_volume(),
             960..975 => self.inject(),
             975..985 => self.reopen_cleanly(),
             985..992 => self.crash(End::Kill),
@@ -310,19 +312,6 @@ impl Workload {
         self.life().lanes[lane].flush(completion);
     }
 
-    fn inject(&mut self) {
-        let nth = self.world.random.random_range(1..10);
-        match self.world.random.random_range(0..5) {
-            0 => self.world.device.fail_nth(OpKind::Write, nth),
-            1 => self.world.device.fail_nth(OpKind::Flush, nth),
-            2 => {
-                self.world.counts.meta_failures += 1;
-                self.world.store.fail_commit_after(Some(nth));
-            }
-            _ => self.world.device.fail_nth(OpKind::Read, nth),
-        }
-    }
-
     fn take_done(&mut self, done: Vec<(Completion, Result<(), IoError>)>) {
         for (completion, result) in done {
             self.now += 1;
@@ -352,7 +341,10 @@ impl Workload {
 
     fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
         match result {
-            Ok(()) => {}
+            Ok(()) => assert!(
+                !self.doubtful.contains(&volume),
+                "write {write} was acknowledged although nobody knows whether volume {volume} is removed"
+            ),
             Err(IoError::NoSpace) => {
                 assert!(self.is_short_of_space, "a write got no space on a device with plenty");
                 self.world.counts.no_space += 1;
@@ -427,7 +419,10 @@ impl Workload {
         let life = self.life.take().expect("a life was begun");
         let has_failed = self.has_failed || life.pool.check_writable().is_err();
         let mut done = Vec::new();
-        let is_closed = self.world.close(life, &mut done);
+        let commits_left = self.world.random.random_range(1..8);
+        let commits_left = self.world.random.random_bool(0.1).then_some(commits_left);
+        let is_closed = self.world.close(life, commits_left, &mut done);
+        self.world.store.fill_after(None);
         self.world.device.clear_faults();
         self.world.store.fail_commit_after(None);
         assert!(done.is_empty(), "a drained engine answers nothing more");

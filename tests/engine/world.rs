@@ -5,10 +5,11 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
-use rok_blk::error::{Error, IoError};
+use rok_blk::error::{Error, ErrorKind, IoError};
+use rok_blk::format::record::RecordHead;
 use rok_blk::meta::{MemoryStore, MetaStore};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
-use rok_blk::units::LaneIndex;
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -38,6 +39,10 @@ pub struct Counts {
     pub checkpoints: u64,
     pub rot_detected: u64,
     pub meta_failures: u64,
+    pub meta_full: u64,
+    pub volumes_removed: u64,
+    pub bad_blocks: u64,
+    pub bad_block_reads: u64,
 }
 
 impl Counts {
@@ -58,6 +63,10 @@ impl Counts {
             checkpoints,
             rot_detected,
             meta_failures,
+            meta_full,
+            volumes_removed,
+            bad_blocks,
+            bad_block_reads,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -74,6 +83,10 @@ impl Counts {
         self.checkpoints += checkpoints;
         self.rot_detected += rot_detected;
         self.meta_failures += meta_failures;
+        self.meta_full += meta_full;
+        self.volumes_removed += volumes_removed;
+        self.bad_blocks += bad_blocks;
+        self.bad_block_reads += bad_block_reads;
     }
 }
 
@@ -153,6 +166,8 @@ impl World {
             records_soft_max: random.random_range(5..200),
             // One leaf, two leaves at most, or all.
             map_cache_bytes: *[1, 13_000, 32 << 20].get(random.random_range(0..3)).expect("in range"),
+            // Few, so that a checkpoint has batches between which everything else happens.
+            leaves_per_batch: random.random_range(1..4),
         };
         let world = Self {
             device: SimDevice::new("sim", device_bytes),
@@ -264,13 +279,16 @@ impl World {
                 self.counts.checkpoints += 1;
                 life.checkpoint = None;
             }
+            // The same step comes again: it is to find everything as it was before.
+            Err(error) if error.kind() == ErrorKind::NoSpace => self.counts.meta_full += 1,
             // The pool has failed, and says so to each write.
             Err(_) => life.checkpoint = None,
         }
     }
 
-    /// Runs until every request is answered.
+    /// Runs until every request is answered, for which `meta/` gets space.
     pub fn drain(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
+        self.store.fill_after(None);
         for _ in 0..DRAIN_STEPS_MAX {
             for engine in &life.lanes {
                 engine.turn();
@@ -288,13 +306,23 @@ impl World {
         panic!("requests hang: nothing completes them");
     }
 
-    /// Closes the pool cleanly: everything answered, everything stored. `false` if it had failed.
-    pub fn close(&mut self, mut life: Life, done: &mut Vec<(Completion, Result<(), IoError>)>) -> bool {
+    /// Closes the pool: everything answered, everything stored; `meta/` has space for so many more commits, if that is
+    /// said. `false` if not everything is stored.
+    pub fn close(
+        &mut self,
+        mut life: Life,
+        commits_left: Option<u64>,
+        done: &mut Vec<(Completion, Result<(), IoError>)>,
+    ) -> bool {
         self.drain(&mut life, done);
-        while life.checkpoint.is_some() {
-            self.checkpoint_step(&mut life, false);
+        self.store.fill_after(commits_left);
+        if life.pool.check_writable().is_err() {
+            return false;
         }
-        if life.pool.check_writable().is_err() || Checkpoint::begin(Arc::clone(&life.pool)).run().is_err() {
+        // What the checkpoint thread has begun goes on first.
+        if life.checkpoint.take().is_some_and(|mut checkpoint| checkpoint.run().is_err())
+            || Checkpoint::begin(Arc::clone(&life.pool)).run().is_err()
+        {
             return false;
         }
         self.counts.checkpoints += 1;
@@ -312,8 +340,14 @@ impl World {
             End::Kill => CrashMode::KillBeforeWriteback,
             End::PowerLoss => CrashMode::PowerLoss,
         };
+        let unflushed = self.device.unflushed();
         self.device.crash(mode, &mut |below| random.random_range(0..below));
+        if end == End::PowerLoss && self.random.random_bool(0.2) {
+            self.spoil(&unflushed);
+        }
+        let random = &mut self.random;
         let keep = random.random::<u64>();
+        self.store.fill_after(None);
         self.store.crash(|unsynced| match end {
             End::Kill => unsynced,
             End::PowerLoss => usize::try_from(keep % (unsynced as u64 + 1)).expect("not above a usize"),
@@ -329,7 +363,26 @@ impl World {
         drop(life);
     }
 
+    /// A sector that was being written when the power went cannot be read any more. Not one of a record: a pool whose log
+    /// cannot be followed is refused, and rightly so.
+    fn spoil(&mut self, unflushed: &[(u64, Arc<[u8]>)]) {
+        if unflushed.is_empty() {
+            return;
+        }
+        let (offset, bytes) = &unflushed[self.random.random_range(0..unflushed.len())];
+        let record_blocks = RecordHead::decode(bytes).map_or(0, |head| head.block_count);
+        let block_count = bytes.len() / BLOCK_SIZE;
+        if record_blocks < block_count {
+            let block = self.random.random_range(record_blocks..block_count);
+            self.device.bad_block(offset / BLOCK_SIZE_U64 + block as u64);
+            self.counts.bad_blocks += 1;
+        }
+    }
+
     /// Opens the pool; now and then something fails or the machine crashes on the way, and it is tried again.
+    ///
+    /// Bad blocks are readable behind an attempt: a lane's first record may go there, and where such a place cannot be
+    /// read behind another crash nobody knows whether the record is there, so that the pool is refused.
     ///
     /// # Panics
     /// If the pool refuses to open although nothing was injected.
@@ -345,6 +398,7 @@ impl World {
             }
             let life = self.open().ok();
             self.device.clear_faults();
+            self.device.heal();
             self.store.fail_commit_after(None);
             self.counts.crashes_in_recovery += u64::from(life.is_none());
             // A failed flush may have dropped what was only in the cache.
@@ -352,7 +406,10 @@ impl World {
             self.crash(life, End::PowerLoss);
         }
         match self.open() {
-            Ok(life) => (life, has_lost_power),
+            Ok(life) => {
+                self.device.heal();
+                (life, has_lost_power)
+            }
             Err(error) => panic!("the pool does not open after a crash: {error}"),
         }
     }

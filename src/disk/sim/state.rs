@@ -5,7 +5,7 @@
 
 use super::content::{Content, SECTOR_SIZE, Write};
 use super::{CrashMode, OpKind, SimCounters, WrittenRange};
-use crate::units::{BLOCK_SIZE, to_u64, to_usize};
+use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, to_u64, to_usize};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) generation: u64,
     /// Operations that will fail, by their number from the start.
     faults: BTreeSet<(OpKind, u64)>,
+    /// Blocks that cannot be read before they are written again.
+    bad_blocks: BTreeSet<u64>,
     pub(super) counters: SimCounters,
     pub(super) written_log: Option<Vec<WrittenRange>>,
     /// For calls that have no generator of a caller.
@@ -51,6 +53,7 @@ impl State {
             completed_last: 0,
             generation: 0,
             faults: BTreeSet::new(),
+            bad_blocks: BTreeSet::new(),
             counters: SimCounters::default(),
             written_log: None,
             own_random: SmallRng::seed_from_u64(0),
@@ -64,6 +67,7 @@ impl State {
         copy.current = self.current.clone();
         copy.pending.clone_from(&self.pending);
         copy.completed_last = self.completed_last;
+        copy.bad_blocks.clone_from(&self.bad_blocks);
         copy
     }
 
@@ -73,6 +77,20 @@ impl State {
 
     pub(super) fn clear_faults(&mut self) {
         self.faults.clear();
+    }
+
+    pub(super) fn spoil(&mut self, block: u64) {
+        self.bad_blocks.insert(block);
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.bad_blocks.clear();
+    }
+
+    /// Offset and bytes of each write that a power loss may take, in part or whole.
+    pub(super) fn unflushed(&self) -> Vec<(u64, Arc<[u8]>)> {
+        let pending = self.pending.iter().map(|pending| &pending.write);
+        pending.chain(self.in_flight.values()).map(|write| (write.offset_bytes, Arc::clone(&write.bytes))).collect()
     }
 
     /// Counts an operation that ends now, and tells whether it is one that fails.
@@ -100,6 +118,9 @@ impl State {
         let is_failing = self.has_fault(OpKind::Write);
         if is_failing {
             tear(&mut write.is_alive, random);
+        } else {
+            let written = blocks_of(write.offset_bytes, write.bytes.len());
+            self.bad_blocks.retain(|block| !written.contains(block));
         }
         self.keep(write);
         if is_failing { Err(injected()) } else { Ok(()) }
@@ -116,6 +137,10 @@ impl State {
     /// A read that ends now. What is in flight over it may be seen, not seen, or in part.
     pub(super) fn read(&mut self, offset_bytes: u64, target: &mut [u8], random: Random<'_>) -> io::Result<()> {
         if self.has_fault(OpKind::Read) {
+            return Err(injected());
+        }
+        if self.bad_blocks.range(blocks_of(offset_bytes, target.len())).next().is_some() {
+            self.counters.bad_block_reads += 1;
             return Err(injected());
         }
         self.current.read(offset_bytes, target);
@@ -284,6 +309,10 @@ fn tear(is_alive: &mut [bool], random: Random<'_>) {
         }
         _ => is_alive[to_usize(random(count))] = false,
     }
+}
+
+fn blocks_of(offset_bytes: u64, len_bytes: usize) -> std::ops::Range<u64> {
+    offset_bytes / BLOCK_SIZE_U64..(offset_bytes + to_u64(len_bytes)).div_ceil(BLOCK_SIZE_U64)
 }
 
 fn injected() -> io::Error {

@@ -485,6 +485,25 @@ fn the_scan_shows_what_is_durable_overwritten_waiting_and_in_flight() {
 }
 
 #[test]
+fn a_bad_block_is_unreadable_until_it_is_written_also_after_a_crash() {
+    let device = device();
+    write_block(&device, 3, 1);
+    device.flush().expect("no fault is set");
+    device.bad_block(3);
+    device.crash(CrashMode::PowerLoss, &mut seeded(1));
+    let mut two_blocks = [0; 2 * BLOCK_SIZE];
+
+    assert!(device.read_at(2 * BLOCK_SIZE_U64, &mut two_blocks).is_err());
+    assert!(device.read_at(3 * BLOCK_SIZE_U64, &mut two_blocks).is_err());
+    device.read_at(4 * BLOCK_SIZE_U64, &mut two_blocks).expect("the block is not in the range");
+    device.read_at(BLOCK_SIZE_U64, &mut two_blocks).expect("the block is not in the range");
+    assert_eq!(device.counters().bad_block_reads, 2);
+    write_block(&device, 3, 2);
+    device.read_at(3 * BLOCK_SIZE_U64, &mut two_blocks).expect("the block was written");
+    assert_eq!(two_blocks[0], 2);
+}
+
+#[test]
 fn the_written_log_remembers_only_while_it_is_on() {
     let device = device();
     write_block(&device, 0, 1);

@@ -23,6 +23,7 @@ impl Workload {
         self.world.counts.injected_errors = counters.injected_errors;
         self.world.counts.torn_writes = counters.torn_writes;
         self.world.counts.dropped_writes = counters.dropped_writes;
+        self.world.counts.bad_block_reads = counters.bad_block_reads;
         Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
     }
 
@@ -69,7 +70,7 @@ impl Workload {
     fn rot(&mut self) {
         let life = self.life.take().expect("a life was begun");
         let mut done = Vec::new();
-        assert!(self.world.close(life, &mut done), "nothing is injected any more");
+        assert!(self.world.close(life, None, &mut done), "nothing is injected any more");
         self.world.crash(None, End::Kill);
         let mut places = Vec::new();
         self.world.device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));

@@ -1,0 +1,142 @@
+//! Tests of an open pool on a simulated device, without lanes: changes are laid by the tests themselves.
+
+use super::*;
+use crate::crypto::{MasterKey, Suite};
+use crate::disk::SimDevice;
+use crate::error::ErrorKind;
+use crate::format::catalog::VolumeRecord;
+use crate::format::entry::Entry;
+use crate::format::key;
+use crate::map::{Change, ChangeKey};
+use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
+use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, TreeId};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What outlives an open pool.
+struct Place {
+    device: SimDevice,
+    store: Arc<MemoryStore>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { device: SimDevice::new("sim", 16 << 20), store: Arc::new(MemoryStore::new()) };
+        create(&place.parts(), &mut |bytes| bytes.fill(5)).expect("a new pool on a healthy device");
+        place
+    }
+
+    fn parts(&self) -> Parts {
+        Parts {
+            id: Uuid::from_u128(1),
+            suite: Suite::XtsGmac,
+            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            devices: vec![(Arc::new(self.device.clone()), Uuid::from_u128(2))],
+            store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
+            lane_count: 1,
+            limits: Limits::default(),
+        }
+    }
+
+    fn open(&self) -> Arc<Pool> {
+        open(self.parts(), &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool")
+    }
+}
+
+fn create_volume(pool: &Pool, name: &str) -> TreeId {
+    let record = VolumeRecord {
+        id: Uuid::new_v4(),
+        name: name.to_owned(),
+        size_bytes: 64 << 20,
+        sector_size: 4096,
+        tree: TreeId::new(0),
+        created_at: 0,
+    };
+    pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree
+}
+
+/// Lays a write of a block over the map; returns where it is.
+fn lay(pool: &Pool, tree: TreeId, block: u64) -> Address {
+    let address = pool.space.lock().reserve(1, 0)[0].start;
+    let sequence = pool.take_sequences(1);
+    let key = ChangeKey { tree, block: BlockIndex::new(block), epoch: Epoch::new(1) };
+    let entry = Entry::new(address, KeyGeneration::new(0), sequence, 1);
+    pool.changes().lay().lay(key, Change { sequence, entry: Some(entry) });
+    address
+}
+
+/// Steps until `meta/`, which is full, refuses one; then there is space again.
+fn step_until_full(checkpoint: &mut Checkpoint, store: &MemoryStore) {
+    let error = checkpoint.run().expect_err("there is no space");
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    store.fill_after(None);
+}
+
+#[test]
+fn leaves_that_found_no_space_are_applied_once() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "gone");
+    let address = lay(&pool, tree, 0);
+    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("there is space yet");
+    place.store.fill_after(Some(1));
+    let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
+    step_until_full(&mut checkpoint, &place.store);
+
+    // Its changes die with the tree. Taken twice they would be freed twice, which panics.
+    checkpoint.run().expect("there is space");
+
+    assert!(!pool.space.lock().is_allocated(address));
+}
+
+#[test]
+fn owners_that_found_no_space_are_stored_later() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "kept");
+    lay(&pool, tree, 0);
+    // The first commit is the leaf's, the second the owners'.
+    place.store.fill_after(Some(2));
+    let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
+    step_until_full(&mut checkpoint, &place.store);
+
+    checkpoint.run().expect("there is space");
+
+    let owners = place.store.scan(Table::Owners, &[], &[], 9).expect("memory");
+    assert_eq!(owners.len(), 1);
+}
+
+/// What a store that lost a batch in the middle would look like.
+#[test]
+fn meta_that_contradicts_itself_is_named_at_open() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "gone");
+    let address = lay(&pool, tree, 0);
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("nothing is in the way");
+    drop(pool);
+    let stretch = MetaOp::Delete(Table::Used, key::stretch(address.device(), 0));
+    place.store.commit(&[stretch], Durability::Synced).expect("memory");
+
+    let error = open(place.parts(), &mut |bytes| bytes.fill(6)).err().expect("a mapped block is not in the bitmap");
+
+    assert_eq!(error.kind(), ErrorKind::Integrity);
+    assert!(error.message().contains(&address.to_string()), "{error}");
+}
+
+#[test]
+fn few_leaves_of_many_stripes_are_one_batch() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "kept");
+    // Each in a leaf of its own, as random writes are.
+    for leaf in 0..200 {
+        lay(&pool, tree, leaf * 256);
+    }
+    place.store.commit(&[], Durability::Synced).expect("memory");
+    // The leaves, the owners, the last batch: the fourth commit does not come.
+    place.store.fill_after(Some(4));
+
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("three commits suffice");
+}

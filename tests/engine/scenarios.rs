@@ -1,0 +1,118 @@
+//! Single situations, each written down: what the seeds meet only by chance.
+
+use crate::world::{Life, World};
+use rok_blk::disk::{CrashMode, IoBuffer};
+use rok_blk::error::{ErrorKind, IoError};
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::volume::Completion;
+use uuid::Uuid;
+
+const DEVICE_BYTES: u64 = 48 << 20;
+
+/// A pool with volume "vol0", open.
+fn world() -> (World, Life) {
+    let mut world = World::new(1, DEVICE_BYTES);
+    let mut life = world.open().expect("a new pool opens");
+    life.volumes.create(Uuid::from_u128(1), "vol0", 8 << 20, 512, 0).expect("a new volume");
+    life.handles.push(life.volumes.open("vol0").expect("the volume is there"));
+    (world, life)
+}
+
+/// Writes the first block of the first volume and waits for the answer.
+fn write(world: &mut World, life: &mut Life) -> Result<(), IoError> {
+    let volume = life.handles[0].volume().clone();
+    let completion = Completion { owner: 0, cookie: 1 };
+    life.lanes[0].write(&volume, 0, IoBuffer::allocate(BLOCK_SIZE), false, completion);
+    let mut done = Vec::new();
+    world.drain(life, &mut done);
+    done.pop().expect("the write is answered").1
+}
+
+/// The removal may be on the disk: what is acknowledged behind it may be gone after the next open.
+#[test]
+fn write_after_a_removal_that_failed_is_an_error() {
+    let (mut world, mut life) = world();
+    life.handles.clear();
+    world.store.fail_commit_after(Some(1));
+    life.volumes.remove("vol0").expect_err("its commit fails");
+    life.handles.push(life.volumes.open("vol0").expect("as far as this process knows it is there"));
+
+    assert_eq!(write(&mut world, &mut life), Err(IoError::Io));
+}
+
+/// Nothing was changed, so nothing has to stop.
+#[test]
+fn write_after_a_removal_without_space_succeeds() {
+    let (mut world, mut life) = world();
+    life.handles.clear();
+    world.store.fill_after(Some(1));
+    life.volumes.remove("vol0").expect_err("there is no space");
+    life.handles.push(life.volumes.open("vol0").expect("it is there"));
+
+    assert_eq!(write(&mut world, &mut life), Ok(()));
+}
+
+/// Blocks of the record, of the data and of the place for the next record, after a power loss that spared all of a
+/// batch with one block of data.
+fn batch_after_power_loss() -> (World, [u64; 3]) {
+    let (mut world, mut life) = world();
+    write(&mut world, &mut life).expect("nothing is in the way");
+    let writes = world.device.unflushed();
+    let (offset, bytes) = writes.last().expect("the write was not flushed");
+    assert_eq!(bytes.len(), 2 * BLOCK_SIZE, "a record and a block");
+    let record = offset / BLOCK_SIZE_U64;
+    drop(life);
+    // The highest choice spares everything.
+    world.device.crash(CrashMode::PowerLoss, &mut |below| below - 1);
+    (world, [record, record + 1, record + 2])
+}
+
+#[test]
+fn unreadable_sector_behind_the_log_does_not_matter() {
+    let (mut world, [_, _, next]) = batch_after_power_loss();
+    world.device.bad_block(next + 1);
+
+    let life = world.open().expect("nothing that counts is unreadable");
+
+    assert_eq!(life.pool.recovery().change_count, 1);
+    assert!(world.device_counters().bad_block_reads > 0, "the sector was in the way");
+}
+
+#[test]
+fn unreadable_block_of_a_torn_batch_is_lost_and_nothing_else() {
+    let (mut world, [_, data, _]) = batch_after_power_loss();
+    world.device.bad_block(data);
+
+    let life = world.open().expect("nothing that counts is unreadable");
+
+    let report = life.pool.recovery();
+    assert_eq!((report.record_count, report.change_count, report.lost_block_count), (1, 0, 1));
+}
+
+/// What it says may have been flushed: without it nobody knows what is missing.
+#[test]
+fn unreadable_record_is_refused() {
+    for place in [0, 2] {
+        let (mut world, blocks) = batch_after_power_loss();
+        world.device.bad_block(blocks[place]);
+
+        let error = world.open().err().expect("the log cannot be followed");
+
+        assert_eq!(error.kind(), ErrorKind::Other, "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("nothing was changed")), "{error}");
+    }
+}
+
+#[test]
+fn one_unreadable_header_does_not_matter_and_two_are_named() {
+    let (mut world, _) = batch_after_power_loss();
+    world.device.bad_block(0);
+    drop(world.open().expect("the other copy is there"));
+
+    // Opening has written one of them anew.
+    world.device.bad_block(0);
+    world.device.bad_block(128);
+    let error = world.open().err().expect("no copy is there");
+
+    assert!(error.message().contains("header"), "{error}");
+}
