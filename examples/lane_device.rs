@@ -31,6 +31,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 const QUEUE_COUNT: u16 = 2;
 const MAP_CACHE_BYTES: u64 = 16 << 20;
+const META_CACHE_BYTES: u64 = 16 << 20;
 const END_TIME_MAX: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
@@ -67,7 +68,15 @@ fn run() -> Result<(), Failure> {
 
 fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
     let credential = Some(Credential::KeyFile(key_file.to_owned()));
-    Ok(open(directory, &OpenOptions { credential, lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES })?)
+    Ok(open(
+        directory,
+        &OpenOptions {
+            credential,
+            lane_count: 1,
+            map_cache_bytes: MAP_CACHE_BYTES,
+            meta_cache_bytes: META_CACHE_BYTES,
+        },
+    )?)
 }
 
 fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {

@@ -153,14 +153,21 @@ pub(super) struct Serve {
     #[arg(long, value_name = "PATH")]
     pub(super) nbd_unix: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) lanes: Lanes,
+    pub(super) resources: Resources,
 }
 
+/// What a daemon may use of the machine.
 #[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Lanes {
+pub(super) struct Resources {
     /// Threads that do the pool's I/O; by default one for each processor, at most 8
     #[arg(long = "lanes", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) lane_count: Option<u16>,
+    /// Memory for the map: 1 MiB of it maps about 170 MiB of scattered blocks, and the rest is read when it is needed
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
+    pub(super) map_cache: u64,
+    /// Memory for the metadata store: its own cache and what it has not written yet
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
+    pub(super) meta_cache: u64,
 }
 
 #[derive(Debug, Args)]
@@ -172,7 +179,7 @@ pub(super) struct Quickstart {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(super) pool_size: Option<u64>,
     #[command(flatten)]
-    pub(super) lanes: Lanes,
+    pub(super) resources: Resources,
 }
 
 #[derive(Debug, Subcommand)]

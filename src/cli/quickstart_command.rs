@@ -50,7 +50,9 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         credential: Some(Credential::KeyFile(place.key_file())),
         nbd_unix: Some(nbd_path_beside(&socket)),
         nbd_tcp: vec![TcpListen { address: SocketAddr::from((Ipv4Addr::LOCALHOST, NBD_PORT)), port_tries: PORT_TRIES }],
-        lane_count: lane_count(arguments.lanes),
+        lane_count: lane_count(arguments.resources),
+        map_cache_bytes: arguments.resources.map_cache,
+        meta_cache_bytes: arguments.resources.meta_cache,
         socket,
     };
     let daemon = Daemon::start(options)?;

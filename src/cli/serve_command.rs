@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 
 use tracing_subscriber::EnvFilter;
 
-use super::arguments::{Global, Lanes, Serve};
+use super::arguments::{Global, Resources, Serve};
 use super::client::socket_path;
 use super::failure::{EXIT_INTERRUPTED, Outcome, tell};
 use super::output::Output;
@@ -30,7 +30,9 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         credential: arguments.credential.read()?,
         nbd_unix: Some(absolute(&nbd_unix)?),
         nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
-        lane_count: lane_count(arguments.lanes),
+        lane_count: lane_count(arguments.resources),
+        map_cache_bytes: arguments.resources.map_cache,
+        meta_cache_bytes: arguments.resources.meta_cache,
         socket: socket.clone(),
     };
     for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {
@@ -85,9 +87,9 @@ pub(super) fn prepare_socket(global: &Global) -> Result<PathBuf> {
 }
 
 /// As asked for, else by the number of processors.
-pub(super) fn lane_count(lanes: Lanes) -> u16 {
+pub(super) fn lane_count(resources: Resources) -> u16 {
     let processors = available_parallelism().map_or(1, |count| count.get().min(LANE_COUNT_MAX));
-    lanes.lane_count.unwrap_or_else(|| u16::try_from(processors).expect("at most eight"))
+    resources.lane_count.unwrap_or_else(|| u16::try_from(processors).expect("at most eight"))
 }
 
 /// The same path whatever the working directory is: it goes into URIs.

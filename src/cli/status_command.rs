@@ -26,6 +26,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("listeners", answer.listeners.join(" ")),
         ("session", pool.session.to_string()),
         ("checkpoint", format!("{} and {} changes since", pool.checkpoint, pool.changes)),
+        ("map cache", format!("{} of {}", output.size(pool.map_cache_bytes), output.size(pool.map_cache_bytes_max))),
         ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
         ("damaged blocks", pool.damaged_blocks.to_string()),

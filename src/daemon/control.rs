@@ -295,6 +295,8 @@ impl Control {
             lost_blocks: pool.lost_blocks,
             open_ms: u64::try_from(self.place.open_time.as_millis()).unwrap_or(u64::MAX),
             damaged_blocks: pool.damaged_blocks,
+            map_cache_bytes: pool.map_cache_bytes,
+            map_cache_bytes_max: pool.map_cache_bytes_max,
             failure: pool.failure,
         };
         Status {

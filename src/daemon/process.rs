@@ -23,8 +23,6 @@ use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 const CONTROL_THREADS: usize = 2;
 /// Engine calls at once; further ones wait.
 const BLOCKING_THREADS_MAX: usize = 16;
-/// Memory for decoded leaves; a full one takes about 6 KiB and maps 1 MiB, so this maps 40 GiB.
-const MAP_CACHE_BYTES: u64 = 256 << 20;
 /// How long requests that are under way may take when the daemon is told to stop.
 const REQUEST_GRACE: Duration = Duration::from_secs(10);
 /// How long the runtime waits for threads that are still in an engine call at the very end.
@@ -54,6 +52,10 @@ pub struct DaemonOptions {
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
     pub lane_count: u16,
+    /// Memory for decoded leaves of the map, in bytes.
+    pub map_cache_bytes: u64,
+    /// Memory of the metadata store, in bytes.
+    pub meta_cache_bytes: u64,
 }
 
 /// How a daemon ended.
@@ -96,7 +98,8 @@ impl Daemon {
             &OpenOptions {
                 credential: options.credential.clone(),
                 lane_count: options.lane_count,
-                map_cache_bytes: MAP_CACHE_BYTES,
+                map_cache_bytes: options.map_cache_bytes,
+                meta_cache_bytes: options.meta_cache_bytes,
             },
         )?;
         let place = PoolPlace { path: options.pool.clone(), open_time: begin.elapsed() };

@@ -307,6 +307,12 @@ pub struct PoolState {
     pub open_ms: u64,
     /// Blocks that failed verification in this session.
     pub damaged_blocks: u64,
+    /// Memory that cached leaves of the map take, in bytes.
+    #[serde(rename = "map_cache")]
+    pub map_cache_bytes: u64,
+    /// Most that they may take, in bytes.
+    #[serde(rename = "map_cache_max")]
+    pub map_cache_bytes_max: u64,
     /// Why the pool takes no writes any more; null while it does.
     pub failure: Option<String>,
 }

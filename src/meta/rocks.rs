@@ -46,7 +46,8 @@ const OUT_OF_SPACE_WORDS: [&str; 4] =
 /// How much a [`RocksStore`] may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RocksOptions {
-    /// Memory for blocks, indexes, filters and unwritten changes together.
+    /// Memory for blocks, indexes, filters and unwritten changes together. The page cache is not used, where the file
+    /// system allows that.
     pub cache_size_bytes: usize,
     /// Files open at once, at least 64.
     pub open_file_count_max: u16,
@@ -84,19 +85,21 @@ impl RocksStore {
         Self::open_with(path, options, |database_options| database_options)
     }
 
-    fn open_with(
-        path: &Path,
-        options: RocksOptions,
-        change: impl FnOnce(Options) -> Options,
-    ) -> Result<Self, MetaError> {
-        let cache = Cache::new_lru_cache(options.cache_size_bytes);
-        let families = Table::ALL
-            .map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, &cache, options)));
-        // RocksDB insists on this table. Nothing is in it, but its buffer counts as space that must be free.
-        let unused = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, common_family_options(options));
-        let families = families.into_iter().chain([unused]);
-        let database_options = change(database_options(options, &cache));
-        let database = DB::open_cf_descriptors(&database_options, path, families).map_err(|error| failure(&error))?;
+    fn open_with(path: &Path, options: RocksOptions, change: impl Fn(Options) -> Options) -> Result<Self, MetaError> {
+        let direct = |mut database_options: Options| {
+            // Else the page cache would hold a second copy of everything, without a bound.
+            database_options.set_use_direct_reads(true);
+            database_options.set_use_direct_io_for_flush_and_compaction(true);
+            change(database_options)
+        };
+        let database = match open_database(path, options, &direct) {
+            Err(error) if error.kind() == ErrorKind::NotSupported => {
+                tracing::info!(path = %path.display(), "the file system has no direct I/O: its cache is used");
+                open_database(path, options, &change)
+            }
+            opened => opened,
+        };
+        let database = database.map_err(|error| failure(&error))?;
         Ok(Self { database, path: path.to_path_buf(), errors_seen: AtomicU64::new(0) })
     }
 
@@ -238,6 +241,20 @@ impl MetaStore for RocksStore {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return 0 };
         entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(|data| data.is_file()).map(|f| f.len()).sum()
     }
+}
+
+fn open_database(
+    path: &Path,
+    options: RocksOptions,
+    change: &impl Fn(Options) -> Options,
+) -> Result<DB, rocksdb::Error> {
+    let cache = Cache::new_lru_cache(options.cache_size_bytes);
+    let families =
+        Table::ALL.map(|table| ColumnFamilyDescriptor::new(family_name(table), family_options(table, &cache, options)));
+    // RocksDB insists on this table. Nothing is in it, but its buffer counts as space that must be free.
+    let unused = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, common_family_options(options));
+    let families = families.into_iter().chain([unused]);
+    DB::open_cf_descriptors(&change(database_options(options, &cache)), path, families)
 }
 
 /// RocksDB leaves open what a range does that ends before it starts: it is not given to it.

@@ -45,6 +45,8 @@ use superblock_file::SuperblockFile;
 use uuid::Uuid;
 
 const META_NAME: &str = "meta";
+/// Less would make the metadata store flush a few pages at a time.
+const META_CACHE_BYTES_MIN: u64 = 8 << 20;
 /// The file by which a directory of RocksDB is known.
 const META_MARK_NAME: &str = "CURRENT";
 
@@ -81,8 +83,10 @@ pub struct OpenOptions {
     pub credential: Option<Credential>,
     /// Lanes that will run, 1 to 64.
     pub lane_count: u16,
-    /// Memory for decoded leaves, in bytes.
+    /// Memory for decoded leaves, in bytes; below that of one leaf it is one leaf.
     pub map_cache_bytes: u64,
+    /// Memory of the metadata store, in bytes, at least 8 MiB.
+    pub meta_cache_bytes: u64,
 }
 
 /// An open pool and the files that its lanes do I/O on.
@@ -114,8 +118,13 @@ pub struct PoolDescription {
 ///
 /// # Errors
 /// `NotFound` if there is none, `Busy` if another process has it, `Key` for a missing or wrong key, `Unsupported` for a
-/// newer version, `Integrity` naming what is damaged, foreign, missing or older, `Usage` for the number of lanes.
+/// newer version, `Integrity` naming what is damaged, foreign, missing or older, `Usage` for the number of lanes or the
+/// memory of the metadata store.
 pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
+    if options.meta_cache_bytes < META_CACHE_BYTES_MIN {
+        let message = format!("{} bytes of memory are too few for the metadata store", options.meta_cache_bytes);
+        return Err(Error::new(ErrorKind::Usage, message).with_hint("Give it at least 8 MiB"));
+    }
     if !(1..=LANES_MAX).contains(&usize::from(options.lane_count)) {
         let message = format!("{} lanes are not possible", options.lane_count);
         return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {LANES_MAX}")));
@@ -131,7 +140,7 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
             Error::new(ErrorKind::Integrity, message).with_hint("Restore meta/ and the devices from the same backup")
         );
     }
-    let store = open_store(&meta)?;
+    let store = open_store(&meta, options.meta_cache_bytes)?;
     let listed = devices.iter().zip(&file.superblock.devices).map(|(device, record)| {
         let size_bytes = record.block_count * BLOCK_SIZE_U64;
         let listed: Arc<dyn Device> = Arc::new(ListedDevice::new(Arc::clone(device), size_bytes));
@@ -168,8 +177,10 @@ pub fn describe(directory: &Path) -> Result<PoolDescription> {
     })
 }
 
-fn open_store(path: &Path) -> Result<RocksStore> {
-    RocksStore::open(path, RocksOptions::default()).map_err(|error| store_error("Opening", path, error))
+fn open_store(path: &Path, cache_bytes: u64) -> Result<RocksStore> {
+    let cache_size_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
+    let options = RocksOptions { cache_size_bytes, ..RocksOptions::default() };
+    RocksStore::open(path, options).map_err(|error| store_error("Opening", path, error))
 }
 
 fn store_error(action: &str, path: &Path, error: crate::meta::MetaError) -> Error {

@@ -29,6 +29,10 @@ pub struct PoolStatus {
     pub session: u64,
     /// Changes that no checkpoint holds.
     pub changes: u64,
+    /// Memory that cached leaves of the map take.
+    pub map_cache_bytes: u64,
+    /// Most that they may take.
+    pub map_cache_bytes_max: u64,
     /// Whether blocks are encrypted.
     pub is_encrypted: bool,
     /// Why writes are refused, if they are.
@@ -64,6 +68,8 @@ impl Pool {
             checkpoint: checkpoint.get(),
             session: self.session.get(),
             changes: self.changes.active_count() + self.changes.frozen_count(),
+            map_cache_bytes: self.leaves.size().0,
+            map_cache_bytes_max: self.limits.map_cache_bytes,
             is_encrypted: self.keys.suite() == Suite::XtsGmac,
             failure: self.failure.read().clone(),
             recovered_records: self.recovery.record_count,

@@ -14,6 +14,7 @@ mod key;
 mod kill;
 mod lane_nbd;
 mod load;
+mod memory;
 mod nbd_client;
 mod passphrase;
 mod process;

@@ -24,6 +24,7 @@ const VOLUME_NAME: &str = "bench";
 const SECTOR_SIZE: u32 = 4096;
 /// More leaves than the volumes of usual benches have: leaf misses are not what is measured.
 const MAP_CACHE_BYTES: u64 = 2 << 30;
+const META_CACHE_BYTES: u64 = 256 << 20;
 
 /// A lane with one open volume.
 pub(super) struct EngineSide {
@@ -46,7 +47,12 @@ impl EngineSide {
     /// What opening a pool can fail with; `Unsupported` if io_uring is refused.
     pub(super) fn open(place: &Place) -> Result<Self> {
         let ring = build_ring()?;
-        let options = OpenOptions { credential: place.credential(), lane_count: 1, map_cache_bytes: MAP_CACHE_BYTES };
+        let options = OpenOptions {
+            credential: place.credential(),
+            lane_count: 1,
+            map_cache_bytes: MAP_CACHE_BYTES,
+            meta_cache_bytes: META_CACHE_BYTES,
+        };
         let OpenPool { pool, devices, .. } = open(&place.pool(), &options)?;
         let volumes = Volumes::new(Arc::clone(&pool));
         let id = Uuid::new_v4();

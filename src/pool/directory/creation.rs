@@ -5,8 +5,8 @@
 
 use super::superblock_file;
 use super::{
-    CreateOptions, DeviceSource, META_NAME, PoolDescription, credential, describe, open_store, store_error,
-    sync_directory_of,
+    CreateOptions, DeviceSource, META_CACHE_BYTES_MIN, META_NAME, PoolDescription, credential, describe, open_store,
+    store_error, sync_directory_of,
 };
 use crate::crypto::slot;
 use crate::crypto::{MasterKey, Purpose, Suite, system_random};
@@ -239,7 +239,7 @@ fn fill(
     DirBuilder::new().mode(0o700).create(&meta).map_err(|source| Error::from_io("Creating", &meta, source))?;
     made.paths.push(meta.clone());
     let mac = master.static_mac(Purpose::Superblock);
-    let store = Arc::new(open_store(&meta)?);
+    let store = Arc::new(open_store(&meta, META_CACHE_BYTES_MIN)?);
     let parts = Parts {
         id: superblock.pool,
         suite: superblock.suite,
