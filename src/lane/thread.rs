@@ -425,7 +425,7 @@ impl Lane {
         };
         let socket = if is_tcp {
             let stream = TcpStream::from(socket);
-            if let Err(error) = stream.set_nodelay(true) {
+            if let Err(error) = super::tcp::tune(&stream) {
                 tracing::debug!(%error, "a connection was gone already");
             }
             OwnedFd::from(stream)
