@@ -279,7 +279,7 @@ impl Lane {
         let there = connection.stream.buffer.slice(connection.stream.start..connection.stream.end);
         let input = there.with_bytes(<[u8]>::to_vec);
         let (mailbox, table) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared.exports));
-        self.shared.jobs.push(Box::new(move || {
+        self.shared.handshakes.push(Box::new(move || {
             let turn = advance(handshake, &input, &table);
             drop(table);
             mailbox.return_handshake(slot, turn);
