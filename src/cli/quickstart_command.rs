@@ -73,11 +73,7 @@ impl Place {
             Some(directory) => absolute(directory)?,
             None => default_directory(std::env::var_os("XDG_DATA_HOME"), std::env::var_os("HOME"))?,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(|error| Error::from_io("Creating", &directory, error))?;
+        create_durably(&directory).map_err(|error| Error::from_io("Creating", &directory, error))?;
         Ok(Self { directory })
     }
 
@@ -218,6 +214,14 @@ fn introduce(daemon: &Daemon, global: &Global, output: &Output) -> Outcome<()> {
     output.message(&format!("  nbdcopy disk.img '{uri}'        # copies a disk image into the volume"));
     output.message(&format!("  '{}'{socket} status", program.display()));
     Ok(())
+}
+
+/// Creates a directory and those that it is in, where they are missing, and flushes each that got an entry: else a
+/// power loss takes the pool with the name of a directory above it.
+fn create_durably(directory: &Path) -> std::io::Result<()> {
+    let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    missing.iter().filter_map(|path| path.parent()).try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 #[cfg(test)]

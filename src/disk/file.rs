@@ -28,7 +28,7 @@ use std::time::Duration;
 const ZERO_CHUNK_BYTES: usize = 4 << 20;
 /// Bytes that go through aligned memory at once when the caller's is not aligned.
 const BOUNCE_BYTES_MAX: usize = 1 << 20;
-/// How often, and after which pauses, a lock is tried that no process can be seen to hold: two seconds.
+/// How often, and after which pauses, a lock or claim is tried that no process can be seen to hold: two seconds.
 const UNOWNED_LOCK_TRIES: u32 = 400;
 const UNOWNED_LOCK_PAUSE: Duration = Duration::from_millis(5);
 const MIB: u64 = 1 << 20;
@@ -87,7 +87,7 @@ impl FileDevice {
             // On a block device this means: not while it is mounted or otherwise claimed.
             options.custom_flags(libc::O_EXCL);
         }
-        let mut file = options.open(path).map_err(|source| match source.raw_os_error() {
+        let mut file = open_patiently(|| options.open(path)).map_err(|source| match source.raw_os_error() {
             Some(libc::EBUSY) => claimed(path),
             _ => Error::from_io("Opening", path, source),
         })?;
@@ -214,6 +214,18 @@ impl Device for FileDevice {
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+/// Tries again while a block device is claimed: the I/O that a killed daemon left in the kernel holds its claim for a
+/// moment, as it holds the lock of a file.
+fn open_patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..UNOWNED_LOCK_TRIES {
+        match open() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(UNOWNED_LOCK_PAUSE),
+            result => return result,
+        }
+    }
+    open()
 }
 
 /// Removes the file unless it was completed.

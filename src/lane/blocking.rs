@@ -1,4 +1,5 @@
-//! The threads that do what a lane must not wait for: the metadata store, and negotiations that ask for volumes.
+//! The threads that do what a lane must not wait for: the metadata store, and on a thread of their own negotiations that
+//! ask for volumes.
 //!
 //! Shared by all lanes. The queue is bounded by what waits for it: each request and each connection has at most one
 //! job at a time, and both are bounded.

@@ -12,6 +12,11 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// How long a client may take to choose an export.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Silence of a TCP client before it is asked whether it is there, and how often it is asked, so many times, before its
+/// connection ends: a minute together.
+pub(super) const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);
+pub(super) const TCP_PROBE_PERIOD: Duration = Duration::from_secs(10);
+pub(super) const TCP_PROBE_COUNT: u32 = 3;
 /// How long requests under way may take to end, and replies to be read, when the server ends.
 pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(10);
 /// Age at which changes are stored, although they are few.

@@ -20,6 +20,7 @@ mod requests;
 mod sender;
 mod server;
 mod signals;
+mod tcp;
 mod thread;
 
 pub use address::ListenAddress;

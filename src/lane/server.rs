@@ -49,6 +49,8 @@ pub(super) struct Shared {
     pub exports: Arc<ExportTable>,
     pub mailboxes: Vec<Arc<Mailbox>>,
     pub jobs: Arc<Jobs>,
+    /// Handshakes, which may wait for a commit of `meta/`: on a thread of their own, so that no read waits behind them.
+    pub handshakes: Arc<Jobs>,
     pub checkpoints: Arc<Checkpoints>,
     connection_count: Arc<AtomicUsize>,
     next_lane: AtomicUsize,
@@ -135,6 +137,7 @@ impl Server {
             exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))))),
             mailboxes,
             jobs: Arc::new(Jobs::default()),
+            handshakes: Arc::new(Jobs::default()),
             checkpoints: Arc::clone(&checkpoints),
             connection_count: Arc::new(AtomicUsize::new(0)),
             next_lane: AtomicUsize::new(0),
@@ -294,6 +297,7 @@ impl Server {
                 .with_hint("See the log of the server"))
         };
         self.shared.jobs.close();
+        self.shared.handshakes.close();
         for thread in threads.blocking {
             join(thread, "blocking")?;
         }
@@ -352,7 +356,8 @@ fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &ServerOptions
             result
         })?);
     }
-    let mut blocking = Vec::new();
+    let handshakes = Arc::clone(&shared.handshakes);
+    let mut blocking = vec![spawn("handshakes".to_owned(), move || handshakes.work())?];
     for index in 0..BLOCKING_THREADS {
         let jobs = Arc::clone(&shared.jobs);
         blocking.push(spawn(format!("blocking-{index}"), move || jobs.work())?);

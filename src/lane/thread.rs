@@ -282,7 +282,7 @@ impl Lane {
         let there = connection.stream.buffer.slice(connection.stream.start..connection.stream.end);
         let input = there.with_bytes(<[u8]>::to_vec);
         let (mailbox, table) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared.exports));
-        self.shared.jobs.push(Box::new(move || {
+        self.shared.handshakes.push(Box::new(move || {
             let turn = advance(handshake, &input, &table);
             drop(table);
             mailbox.return_handshake(slot, turn);
@@ -428,7 +428,7 @@ impl Lane {
         };
         let socket = if is_tcp {
             let stream = TcpStream::from(socket);
-            if let Err(error) = stream.set_nodelay(true) {
+            if let Err(error) = super::tcp::tune(&stream) {
                 tracing::debug!(%error, "a connection was gone already");
             }
             OwnedFd::from(stream)

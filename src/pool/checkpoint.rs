@@ -16,6 +16,7 @@ use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
 use crate::pool::leaf_work::{AppliedLeaf, LeafWork, apply_changes, leaf_work};
+use crate::pool::open::load_checkpoint;
 use crate::pool::owners::Owners;
 use crate::pool::used::BitChanges;
 use crate::pool::{Catalog, CatalogStore, Pool};
@@ -282,6 +283,7 @@ impl Checkpoint {
             batch.push(MetaOp::DeleteRange(Table::Leaves, start.clone(), end.clone()));
             batch.push(MetaOp::DeleteRange(Table::EpochLeaves, start, end));
             batch.push(MetaOp::Delete(Table::Catalog, key::tree(tree.id)));
+            batch.push(self.put_next_tree(catalog.next_tree())?);
             None
         } else {
             batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
@@ -295,6 +297,18 @@ impl Checkpoint {
         self.deletions_left = self.deletions_left.saturating_sub(found.len());
         catalog.deletion_advanced(tree.id, record);
         Ok(Phase::Deletions)
+    }
+
+    /// Stores the number behind the last tree with the last checkpoint's record: from the batch that deletes a tree's own
+    /// record on, nothing else says that the number was used.
+    fn put_next_tree(&self, next_tree: TreeId) -> Result<MetaOp> {
+        let record = CheckpointRecord { next_tree, ..load_checkpoint(&*self.pool.store, &self.pool.keys)? };
+        Ok(self.put_checkpoint(&record))
+    }
+
+    fn put_checkpoint(&self, record: &CheckpointRecord) -> MetaOp {
+        let value = self.pool.keys.seal(SealKind::Checkpoint, key::CHECKPOINT, &record.encode());
+        MetaOp::Put(Table::Catalog, key::CHECKPOINT.to_vec(), value)
     }
 
     /// Stores whom the new blocks were written for, a bounded number of groups a step.
@@ -330,9 +344,7 @@ impl Checkpoint {
             next_sequence: self.next_sequence,
             chains: chains.collect(),
         };
-        let value = self.pool.keys.seal(SealKind::Checkpoint, key::CHECKPOINT, &record.encode());
-        let batch = [MetaOp::Put(Table::Catalog, key::CHECKPOINT.to_vec(), value)];
-        let committed = self.pool.store.commit(&batch, Durability::Synced);
+        let committed = self.pool.store.commit(&[self.put_checkpoint(&record)], Durability::Synced);
         committed.map_err(|error| meta_error("Storing the checkpoint", error))?;
         let mut stored = self.pool.stored.lock();
         stored.checkpoint = self.id;

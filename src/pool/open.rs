@@ -128,7 +128,7 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let (devices, headers) = open_devices(&parts)?;
     let (last_session, sessions_sequence) = load_sessions(&parts, &keys)?;
     load_domains(&parts, &keys)?;
-    let checkpoint = load_checkpoint(&parts, &keys)?;
+    let checkpoint = load_checkpoint(&*parts.store, &keys)?;
     check_age(&parts, &headers, &checkpoint, last_session)?;
     let at = CatalogStore { store: &*parts.store, keys: &keys };
     let catalog = Catalog::load(at, checkpoint.next_tree)?;
@@ -301,11 +301,10 @@ fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
     Ok(())
 }
 
-fn load_checkpoint(parts: &Parts, keys: &KeyRing) -> Result<CheckpointRecord> {
-    let value = parts
-        .store
-        .get(Table::Catalog, key::CHECKPOINT)
-        .map_err(|error| meta_error("Reading the checkpoint", error))?;
+/// The last checkpoint; number 0 if there was none.
+pub(super) fn load_checkpoint(store: &dyn MetaStore, keys: &KeyRing) -> Result<CheckpointRecord> {
+    let value = store.get(Table::Catalog, key::CHECKPOINT);
+    let value = value.map_err(|error| meta_error("Reading the checkpoint", error))?;
     let Some(value) = value else {
         let (next_tree, next_sequence) = (TreeId::new(1), Sequence::new(1));
         return Ok(CheckpointRecord { id: CheckpointId::new(0), next_tree, next_sequence, chains: Vec::new() });

@@ -300,10 +300,11 @@ impl Pool {
         }
     }
 
-    /// Blocks until no flush runs. Never on a lane.
+    /// Blocks until no flush runs, or the pool has failed: the flush of a lane whose ring has failed never ends. Never on
+    /// a lane.
     pub(crate) fn await_flush_end(&self) {
         let mut is_flushing = self.is_flushing.lock();
-        while *is_flushing {
+        while *is_flushing && self.check_writable().is_ok() {
             self.flush_ended.wait(&mut is_flushing);
         }
     }
@@ -343,6 +344,10 @@ impl Pool {
         }
         drop(failure);
         self.is_failed.store(true, Ordering::Release);
+        // Under the lock: who waits for a flush looks at the failure before it sleeps.
+        let is_flushing = self.is_flushing.lock();
+        self.flush_ended.notify_all();
+        drop(is_flushing);
         if let Some(signals) = self.signals.get() {
             signals.wake_lanes();
         }

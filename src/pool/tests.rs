@@ -140,3 +140,41 @@ fn few_leaves_of_many_stripes_are_one_batch() {
 
     Checkpoint::begin(Arc::clone(&pool)).run().expect("three commits suffice");
 }
+
+#[test]
+fn number_of_a_deleted_tree_does_not_come_back() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "gone");
+    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("nothing is in the way");
+    // A crash between the batch that deletes the tree and the last one of the checkpoint.
+    let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
+    while pool.with_catalog(|catalog, _| catalog.tree(tree).is_some()) {
+        checkpoint.step().expect("nothing is in the way");
+    }
+    drop((checkpoint, pool));
+
+    let next = create_volume(&place.open(), "new");
+
+    assert!(next > tree, "tree {next} is there again");
+}
+
+/// The flush of a lane whose ring has failed never ends; the checkpoint must, or the server does not.
+#[test]
+fn nobody_waits_for_the_flush_of_a_failed_pool() {
+    // Nothing here takes longer than some milliseconds.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+    let place = Place::new();
+    let pool = place.open();
+    let _flush = pool.begin_flush().expect("no flush runs");
+    let (ended, end) = std::sync::mpsc::channel();
+    let waiting = Arc::clone(&pool);
+    std::thread::spawn(move || {
+        waiting.await_flush_end();
+        ended.send(()).expect("the test waits");
+    });
+
+    pool.fail("A ring failed".to_owned());
+
+    assert_eq!(end.recv_timeout(PATIENCE), Ok(()));
+}

@@ -412,7 +412,8 @@ async fn write_unaligned<D: Disk + 'static>(
     let end = offset_bytes + to_u64(source.len());
     let mut offset = offset_bytes;
     let mut pending = Vec::new();
-    while offset < end {
+    let mut result = Ok(());
+    while offset < end && result.is_ok() {
         let block_end = (offset / BLOCK_SIZE_U64 + 1) * BLOCK_SIZE_U64;
         let is_whole_block = offset.is_multiple_of(BLOCK_SIZE_U64) && block_end <= end;
         let next = if is_whole_block { end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64 } else { block_end.min(end) };
@@ -422,22 +423,19 @@ async fn write_unaligned<D: Disk + 'static>(
             engine.write_blocks(&volume, offset / BLOCK_SIZE_U64, &piece, false, Done::Task(sender));
             pending.push(receiver);
         } else {
-            pending.push(
-                engine
-                    .merge_block(
-                        &volume,
-                        offset,
-                        |into| piece.with_bytes(|bytes| into.copy_from_slice(bytes)),
-                        piece.len(),
-                    )
-                    .await?,
-            );
+            let change = |into: &mut [u8]| piece.with_bytes(|bytes| into.copy_from_slice(bytes));
+            match engine.merge_block(&volume, offset, change, piece.len()).await {
+                Ok(receiver) => pending.push(receiver),
+                Err(error) => result = Err(error),
+            }
         }
         offset = next;
     }
+    // All of them, also after an error: nothing of the request may be written behind its answer.
     for receiver in pending {
-        receiver.await.map_err(|_| IoError::ShuttingDown)??;
+        result = result.and(receiver.await.unwrap_or(Err(IoError::ShuttingDown)));
     }
+    result?;
     if is_fua { engine.flush_for_task().await } else { Ok(()) }
 }
 

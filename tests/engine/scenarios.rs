@@ -18,11 +18,11 @@ fn world() -> (World, Life) {
     (world, life)
 }
 
-/// Writes the first block of the first volume and waits for the answer.
+/// Writes the second block of the first volume and waits for the answer.
 fn write(world: &mut World, life: &mut Life) -> Result<(), IoError> {
     let volume = life.handles[0].volume().clone();
     let completion = Completion { owner: 0, cookie: 1 };
-    life.lanes[0].write(&volume, 0, IoBuffer::allocate(BLOCK_SIZE), false, completion);
+    life.lanes[0].write(&volume, BLOCK_SIZE_U64, IoBuffer::allocate(BLOCK_SIZE), false, completion);
     let mut done = Vec::new();
     world.drain(life, &mut done);
     done.pop().expect("the write is answered").1
@@ -115,4 +115,32 @@ fn one_unreadable_header_does_not_matter_and_two_are_named() {
     let error = world.open().err().expect("no copy is there");
 
     assert!(error.message().contains("header"), "{error}");
+}
+
+/// Who gets an error may write again; nothing of the first request may come behind that.
+#[test]
+fn error_of_a_write_comes_after_all_of_its_parts() {
+    let (mut world, mut life) = world();
+    write(&mut world, &mut life).expect("nothing is in the way");
+    let (offset, _) = world.device.unflushed().pop().expect("the write was not flushed");
+    world.device.bad_block(offset / BLOCK_SIZE_U64 + 1);
+    let volume = life.handles[0].volume().clone();
+    // A whole block, and a part of the one that cannot be read.
+    let source = IoBuffer::allocate(BLOCK_SIZE + 512);
+    life.lanes[0].write(&volume, 0, source, false, Completion { owner: 0, cookie: 2 });
+    life.lanes[0].turn();
+    let complete_oldest = || life.lanes[0].with_disk(|disk| disk.complete_nth(0, &mut |_| 0));
+    let mut done = Vec::new();
+
+    // The read of the second block fails, while the first one is being written.
+    complete_oldest();
+    life.lanes[0].turn();
+    life.lanes[0].drain_done(&mut done);
+    assert!(done.is_empty(), "the write of the first block is in flight");
+    assert_eq!(world.device_counters().bad_block_reads, 1);
+
+    complete_oldest();
+    life.lanes[0].turn();
+    life.lanes[0].drain_done(&mut done);
+    assert_eq!(done.pop().map(|(_, result)| result), Some(Err(IoError::Io)));
 }

@@ -3,16 +3,17 @@
 #![expect(clippy::print_stdout, reason = "seeds and reasons of skipped parts are for who reads the test's output")]
 
 mod control;
+mod gate;
 mod handshake_time;
 mod programs;
 
+use gate::GatedStore;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{Device, FileDevice};
 use rok_blk::error::ErrorKind;
 use rok_blk::lane::{ListenAddress, Server, ServerOptions, limits};
-use rok_blk::meta::MemoryStore;
 use rok_blk::pool::{self, Limits, Parts};
 use rok_nbd::client::{Handshake, Outcome, Reply};
 use rok_nbd::{ChunkKind, CommandFlags, Request, RequestKind, WireError};
@@ -34,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What outlives a server: files, store, key.
 pub struct World {
     directory: tempfile::TempDir,
-    store: Arc<MemoryStore>,
+    store: Arc<GatedStore>,
     id: Uuid,
 }
 
@@ -42,7 +43,7 @@ impl World {
     /// A fresh pool with volume "vol1".
     pub fn create(device_bytes: u64) -> (Self, Running) {
         let directory = tempfile::tempdir().expect("a directory for the pool");
-        let world = Self { directory, store: Arc::new(MemoryStore::new()), id: Uuid::new_v4() };
+        let world = Self { directory, store: Arc::default(), id: Uuid::new_v4() };
         let device = FileDevice::create(&world.device_path(), device_bytes).expect("space for the pool");
         let device = Arc::new(device);
         let mut random = random();
@@ -394,10 +395,8 @@ fn more_requests_than_may_be_under_way_are_all_answered() {
     running.end();
 }
 
-#[test]
-fn clients_that_leave_at_any_byte_disturb_nobody() {
-    let (_world, running) = World::create(128 * MIB);
-    // Flags, then GO for "vol1", then a write and half of another.
+/// A client's flags, then GO for "vol1".
+fn choice_of_vol1() -> Vec<u8> {
     let mut bytes = 3_u32.to_be_bytes().to_vec();
     bytes.extend(b"IHAVEOPT");
     bytes.extend(7_u32.to_be_bytes());
@@ -405,6 +404,14 @@ fn clients_that_leave_at_any_byte_disturb_nobody() {
     bytes.extend(4_u32.to_be_bytes());
     bytes.extend(b"vol1");
     bytes.extend([0, 0]);
+    bytes
+}
+
+#[test]
+fn clients_that_leave_at_any_byte_disturb_nobody() {
+    let (_world, running) = World::create(128 * MIB);
+    // Then a write and half of another.
+    let mut bytes = choice_of_vol1();
     let handshake_len = bytes.len();
     let (kind, flags) = (RequestKind::Write, CommandFlags::NONE);
     let small = Request { flags, kind, cookie: 1, offset: 0, length: 4096 };

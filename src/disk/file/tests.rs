@@ -135,6 +135,17 @@ fn a_second_opening_is_refused_by_name_until_the_last_descriptor_closes() {
 }
 
 #[test]
+fn a_claimed_block_device_is_tried_again_and_nothing_else_is() {
+    let busy = || io::Error::from_raw_os_error(libc::EBUSY);
+    let mut answers = vec![Ok(7), Err(busy()), Err(busy())];
+    assert_eq!(open_patiently(|| answers.pop().expect("three calls")).expect("the third one"), 7);
+
+    let mut answers = vec![Err(io::Error::from_raw_os_error(libc::ENXIO))];
+    let error = open_patiently(|| answers.pop().unwrap_or(Ok(7))).expect_err("no reason to wait");
+    assert_eq!(error.raw_os_error(), Some(libc::ENXIO));
+}
+
+#[test]
 fn an_existing_file_is_not_overwritten() {
     let folder = folder();
     let path = folder.path().join("data-0");

@@ -166,9 +166,10 @@ fn check_size(what: &str, size_bytes: u64) -> Result<()> {
         let hint = format!("The smallest pool has {} MiB", DEVICE_BYTES_MIN / MIB);
         return Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
     }
-    if size_bytes / BLOCK_SIZE_U64 > Address::DEVICE_BLOCKS_MAX {
+    // One less than addresses could name: the address behind the last block is one, too.
+    if size_bytes / BLOCK_SIZE_U64 >= Address::DEVICE_BLOCKS_MAX {
         let message = format!("{what} would have {size_bytes} bytes, which is too large");
-        return Err(Error::new(ErrorKind::Usage, message).with_hint("The largest device has 4 PiB"));
+        return Err(Error::new(ErrorKind::Usage, message).with_hint("A device has less than 4 PiB"));
     }
     Ok(())
 }

@@ -581,3 +581,15 @@ fn linked_device_must_have_an_empty_front() {
     assert_eq!(taken.kind(), ErrorKind::Exists);
     assert!(taken.message().contains(&pool), "{taken}");
 }
+
+#[test]
+fn device_whose_end_has_no_address_is_refused() {
+    let place = Place::new();
+    // 2^40 blocks: the last one has an address, the end has none.
+    let options = CreateOptions { device: DeviceSource::File { size_bytes: 1 << 52 }, ..plain(SIZE_BYTES) };
+
+    let error = create(&place.pool(), &options).expect_err("it is too large");
+
+    assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+    assert!(error.message().contains("too large"), "{error}");
+}

@@ -79,3 +79,36 @@ fn shutdown_ends_clients_in_every_state() {
     assert!(client.read(8192, 4096).expect("a read") == pattern(9, 4096));
     again.end();
 }
+
+#[test]
+fn reads_do_not_wait_behind_handshakes_that_wait_for_a_commit() {
+    let (world, running) = World::create(128 * MIB);
+    // One on each lane.
+    let mut clients = [running.connect(), running.connect()];
+    for client in &mut clients {
+        client.write(0, &[1; 4096]).expect("a write");
+    }
+    world.store.set_closed(true);
+    running.server.pool().want_checkpoint();
+    world.store.await_commit();
+    let mut handshakes = [(); 2].map(|()| {
+        let mut stream = UnixStream::connect(&running.socket).expect("the server accepts");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+        stream.read_exact(&mut [0; 18]).expect("a greeting");
+        stream
+    });
+    for stream in &mut handshakes {
+        stream.write_all(&choice_of_vol1()).expect("the server reads");
+    }
+    for (client, offset) in clients.iter_mut().zip([64 * MIB, 128 * MIB]) {
+        // Both lanes have taken turns behind the choices before they are asked for leaves that nobody has loaded.
+        client.read(0, 4096).expect("a change");
+        assert!(client.read(offset, 4096).expect("a leaf is loaded").iter().all(|byte| *byte == 0));
+    }
+
+    world.store.set_closed(false);
+    for mut stream in handshakes {
+        stream.read_exact(&mut [0; 20]).expect("the handshakes go on");
+    }
+    running.end();
+}
