@@ -21,7 +21,7 @@ fn misses_of_the_same_leaf_load_it_once() {
     let mut done = Vec::new();
     world.drain(&mut life, &mut done);
     drop(volume);
-    assert!(world.close(life, &mut done), "a healthy machine");
+    assert!(world.close(life, None, &mut done), "a healthy machine");
 
     let mut life = world.open().expect("it was closed cleanly");
     let volume = life.volumes.open("vol").expect("it is there");
