@@ -17,6 +17,7 @@ use crate::daemon::control_socket::nbd_path_beside;
 use crate::daemon::request::CreateVolume;
 use crate::daemon::volume_rule::SECTOR_SIZE_DEFAULT;
 use crate::daemon::{Daemon, DaemonOptions, TcpListen, host};
+use crate::disk::free_space_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
 use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource};
@@ -115,7 +116,7 @@ impl Place {
             }
             _ => {}
         }
-        let free_bytes = host::free_space_bytes(&self.directory)
+        let free_bytes = free_space_bytes(&self.directory)
             .map_err(|error| Error::from_io("Asking for the free space of", &self.directory, error))?;
         let size_bytes = pool_size(size_bytes, free_bytes)?;
         if !self.key_file().exists() {

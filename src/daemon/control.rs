@@ -295,6 +295,7 @@ impl Control {
             lost_blocks: pool.lost_blocks,
             open_ms: u64::try_from(self.place.open_time.as_millis()).unwrap_or(u64::MAX),
             damaged_blocks: pool.damaged_blocks,
+            is_meta_reserve_gone: pool.is_meta_reserve_gone,
             map_cache_bytes: pool.map_cache_bytes,
             map_cache_bytes_max: pool.map_cache_bytes_max,
             failure: pool.failure,
@@ -354,6 +355,12 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
     }
     if pool.damaged_blocks > 0 {
         warnings.push(format!("{} blocks failed verification; reads of them give errors.", pool.damaged_blocks));
+    }
+    if pool.is_meta_reserve_gone {
+        warnings.push(
+            "The file system of the metadata is full: writes that need space fail. Free some, and its reserve comes back."
+                .to_owned(),
+        );
     }
     let used_percent = u128::from(space.used_bytes) * 100 / u128::from(space.capacity_bytes.max(1));
     if used_percent >= u128::from(USED_PERCENT_WARNING) {

@@ -79,21 +79,6 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Bytes that an unprivileged process may still write to the file system of `directory`.
-///
-/// # Errors
-/// If the directory is not there.
-pub fn free_space_bytes(directory: &std::path::Path) -> io::Result<u64> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let path = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
-    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `path` is a C string that lives through the call; `answer` is large enough for what the call writes.
-    check(unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) })?;
-    // SAFETY: all bytes were zeroed, every bit pattern is a valid statvfs, and the call succeeded.
-    let answer = unsafe { answer.assume_init() };
-    Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
-}
-
 /// Ends the process at once, without destructors: threads of the engine may still run, which destructors of static
 /// objects (the metadata store has some) do not expect.
 pub fn exit_now(code: u8) -> ! {

@@ -307,6 +307,8 @@ pub struct PoolState {
     pub open_ms: u64,
     /// Blocks that failed verification in this session.
     pub damaged_blocks: u64,
+    /// Whether the metadata store found no space and lives on its reserve.
+    pub is_meta_reserve_gone: bool,
     /// Memory that cached leaves of the map take, in bytes.
     #[serde(rename = "map_cache")]
     pub map_cache_bytes: u64,

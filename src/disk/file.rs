@@ -61,7 +61,7 @@ impl FileDevice {
         let partial = PartialFile { path: Some(path.to_path_buf()) };
         // Asked first, since the preallocation would take all that is there before it fails.
         let free_bytes =
-            free_bytes(path).map_err(|source| Error::from_io("Reading the free space at", path, source))?;
+            free_space_bytes(path).map_err(|source| Error::from_io("Reading the free space at", path, source))?;
         if free_bytes < size_bytes {
             return Err(no_space(path, size_bytes, free_bytes));
         }
@@ -273,7 +273,7 @@ fn claimed(path: &Path) -> Error {
 fn creation_error(path: &Path, size_bytes: u64, source: io::Error) -> Error {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            no_space(path, size_bytes, free_bytes(path).unwrap_or(0)).with_source(source)
+            no_space(path, size_bytes, free_space_bytes(path).unwrap_or(0)).with_source(source)
         }
         _ => Error::from_io("Writing", path, source),
     }
@@ -290,8 +290,11 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-/// What an unprivileged process can still take at `path`; everything where the file system keeps no count.
-fn free_bytes(path: &Path) -> io::Result<u64> {
+/// What an unprivileged process can still take at `path`, in bytes; everything where the file system keeps no count.
+///
+/// # Errors
+/// If there is nothing at `path`.
+pub fn free_space_bytes(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut answer = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path is a terminated string and `answer` has room for what the kernel writes; both outlive the call.

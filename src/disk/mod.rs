@@ -10,7 +10,7 @@ mod sim;
 mod uring;
 
 pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
-pub use file::FileDevice;
+pub use file::{FileDevice, free_space_bytes};
 pub use sim::{CrashMode, OpKind, SimCounters, SimDevice, SimDisk, WrittenRange};
 pub use uring::UringDisk;
 

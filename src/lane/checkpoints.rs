@@ -133,6 +133,7 @@ mod tests {
             master: Arc::new(MasterKey::from_bytes([7; 32])),
             devices: vec![(Arc::new(SimDevice::new("sim", 16 << 20)), Uuid::from_u128(2))],
             store: Arc::clone(store) as Arc<dyn crate::meta::MetaStore>,
+            reserve: None,
             lane_count: 1,
             limits: Limits::default(),
         };

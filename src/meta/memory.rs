@@ -91,6 +91,12 @@ impl MemoryStore {
         self.state.lock().commits_to_full = count;
     }
 
+    /// Whether nothing says when space runs out.
+    #[must_use]
+    pub fn has_space(&self) -> bool {
+        self.state.lock().commits_to_full.is_none()
+    }
+
     /// Inverts a bit of a value (bit 0 is the lowest of the first byte) as rot would. False if it has no such bit.
     pub fn flip_bit(&self, table: Table, key: &[u8], bit: usize) -> bool {
         let mut state = self.state.lock();

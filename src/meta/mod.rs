@@ -7,10 +7,12 @@
 #[cfg(test)]
 mod behaviours;
 mod memory;
+mod reserved;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 
 pub use memory::MemoryStore;
+pub use reserved::{ReservedStore, SpaceReserve};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{RocksOptions, RocksStore};
 

@@ -11,7 +11,7 @@ use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
 use crate::format::{key, leaf};
 use crate::map::StoredLeaves;
-use crate::meta::{Durability, MetaOp, Table};
+use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
@@ -129,6 +129,7 @@ impl Checkpoint {
             Phase::Headers => self.write_headers(),
             Phase::Release => {
                 self.release();
+                self.pool.store.restore_reserve();
                 tracing::debug!(checkpoint = %self.id, "checkpoint done");
                 Ok(Phase::Done)
             }

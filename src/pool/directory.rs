@@ -7,8 +7,8 @@
 //!   meta-reserve   zeros; room to give to meta/ when the file system is full
 //!   data-0         a file written once with zeros, or a symbolic link to a block device
 //! ```
-//! `meta-reserve` has 64 MiB, or a sixteenth of a pool below 1 GiB. Nothing gives it up by itself yet: an administrator
-//! can delete it when `meta/` is out of space, and the pool opens without it.
+//! `meta-reserve` has 64 MiB, or a sixteenth of a pool below 1 GiB. When `meta/` finds no space it is deleted, so that
+//! reads, discards, deletions, flushes and the next open go on; it comes back when there is space.
 //!
 //! Invariant: the devices are locked before anything else of the pool is opened or changed, and as long as it is open.
 
@@ -17,6 +17,7 @@ mod credential;
 mod key_file;
 mod key_slots;
 mod listed_device;
+mod meta_reserve;
 mod passphrase_file;
 mod superblock_file;
 #[cfg(test)]
@@ -28,15 +29,16 @@ pub use key_file::generate_key_file;
 pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};
 pub use passphrase_file::{passphrase, read_passphrase, read_passphrase_file};
 
-use crate::crypto::{Suite, system_random};
+use crate::crypto::{MasterKey, Suite, system_random};
 use crate::disk::{Device, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::LANES_MAX;
 use crate::format::superblock::DeviceRecord;
-use crate::meta::{RocksOptions, RocksStore};
+use crate::meta::{RocksOptions, RocksStore, SpaceReserve};
 use crate::pool::{Limits, Parts, Pool};
 use crate::units::BLOCK_SIZE_U64;
 use listed_device::ListedDevice;
+use meta_reserve::MetaReserve;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -121,6 +123,26 @@ pub struct PoolDescription {
 /// newer version, `Integrity` naming what is damaged, foreign, missing or older, `Usage` for the number of lanes or the
 /// memory of the metadata store.
 pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
+    check_options(options)?;
+    let (file, devices) = lock(directory)?;
+    let master = Arc::new(credential::unlock(directory, &file, options.credential.as_ref())?);
+    check_sizes(&devices, &file.superblock.devices)?;
+    file.repair(&master);
+    let size_bytes = devices.first().map_or(0, |device| device.size_bytes());
+    let reserve = Arc::new(MetaReserve::of_pool(directory, size_bytes));
+    let was_there = reserve.is_there();
+    let mut opened = open_locked(directory, options, (&file, &devices, &master), &reserve);
+    // The store goes on by itself only some time after it got space; opened anew it has it at once.
+    let is_full = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace);
+    if is_full && was_there && (reserve.give_up() || !reserve.is_there()) {
+        tracing::warn!("the metadata store has no space: it is opened again with its reserve");
+        opened = open_locked(directory, options, (&file, &devices, &master), &reserve);
+    }
+    let key_slots = KeySlots::of(directory, devices.clone());
+    Ok(OpenPool { pool: opened?, devices, key_slots })
+}
+
+fn check_options(options: &OpenOptions) -> Result<()> {
     if options.meta_cache_bytes < META_CACHE_BYTES_MIN {
         let message = format!("{} bytes of memory are too few for the metadata store", options.meta_cache_bytes);
         return Err(Error::new(ErrorKind::Usage, message).with_hint("Give it at least 8 MiB"));
@@ -129,9 +151,16 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         let message = format!("{} lanes are not possible", options.lane_count);
         return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {LANES_MAX}")));
     }
-    let (file, devices) = lock(directory)?;
-    let master = credential::unlock(directory, &file, options.credential.as_ref())?;
-    check_sizes(&devices, &file.superblock.devices)?;
+    Ok(())
+}
+
+/// Opens a pool whose devices are locked and whose key is there.
+fn open_locked(
+    directory: &Path,
+    options: &OpenOptions,
+    (file, devices, master): (&SuperblockFile, &[Arc<FileDevice>], &Arc<MasterKey>),
+    reserve: &Arc<MetaReserve>,
+) -> Result<Arc<Pool>> {
     let meta = directory.join(META_NAME);
     // Opening would make an empty one where it is missing.
     if !meta.join(META_MARK_NAME).exists() {
@@ -146,19 +175,17 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         let listed: Arc<dyn Device> = Arc::new(ListedDevice::new(Arc::clone(device), size_bytes));
         (listed, record.id)
     });
-    file.repair(&master);
     let parts = Parts {
         id: file.superblock.pool,
         suite: file.superblock.suite,
-        master: Arc::new(master),
+        master: Arc::clone(master),
         devices: listed.collect(),
         store: Arc::new(store),
+        reserve: Some(Arc::clone(reserve) as Arc<dyn SpaceReserve>),
         lane_count: options.lane_count,
         limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
-    let pool = super::open(parts, &mut system_random)?;
-    let key_slots = KeySlots::of(directory, devices.clone());
-    Ok(OpenPool { pool, devices, key_slots })
+    super::open(parts, &mut system_random)
 }
 
 /// Says what the pool in `directory` is. Needs no key, takes no lock, changes nothing.

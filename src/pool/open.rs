@@ -12,7 +12,7 @@ use crate::format::device_header::DeviceHeader;
 use crate::format::key;
 use crate::format::session::Session;
 use crate::map::{Changes, LeafCache};
-use crate::meta::{Durability, MetaOp, MetaStore, Table};
+use crate::meta::{Durability, MetaOp, MetaStore, ReservedStore, SpaceReserve, Table};
 use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
 use crate::pool::checkpoint::Checkpoint;
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
@@ -70,6 +70,8 @@ pub struct Parts {
     pub devices: Vec<(Arc<dyn Device>, Uuid)>,
     /// The metadata store.
     pub store: Arc<dyn MetaStore>,
+    /// Space that is kept back for the store.
+    pub reserve: Option<Arc<dyn SpaceReserve>>,
     /// Lanes that will run.
     pub lane_count: u16,
     /// Bounds.
@@ -123,7 +125,9 @@ pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::Integrity`] naming what is foreign, older or damaged; the failure of a device or of `meta/`.
-pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
+pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
+    let store = Arc::new(ReservedStore::new(Arc::clone(&parts.store), parts.reserve.take()));
+    parts.store = Arc::clone(&store) as Arc<dyn MetaStore>;
     let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
     let (devices, headers) = open_devices(&parts)?;
     let (last_session, sessions_sequence) = load_sessions(&parts, &keys)?;
@@ -145,7 +149,7 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     claim(&mut space, &recovered)?;
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
-    let pool = assemble(parts, keys, devices, Loaded { catalog, space, stored }, &recovered, session)?;
+    let pool = assemble(parts, keys, devices, Loaded { store, catalog, space, stored }, &recovered, session)?;
     {
         let lay = pool.changes.lay();
         for (key, change) in &recovered.changes {
@@ -158,6 +162,7 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
 }
 
 struct Loaded {
+    store: Arc<ReservedStore>,
     catalog: Catalog,
     space: Space,
     stored: StoredState,
@@ -171,7 +176,7 @@ fn assemble(
     recovered: &Recovered,
     session: SessionId,
 ) -> Result<Arc<Pool>> {
-    let Loaded { catalog, mut space, stored } = loaded;
+    let Loaded { store, catalog, mut space, stored } = loaded;
     let lane_count = usize::from(parts.lane_count);
     assert!((1..=LANES_MAX).contains(&lane_count), "the caller bounds the number of lanes");
     let block_count = space.block_count();
@@ -199,7 +204,7 @@ fn assemble(
         session,
         session_keys,
         devices,
-        store: parts.store,
+        store,
         keys: Arc::new(keys),
         limits: parts.limits,
         changes: Changes::default(),

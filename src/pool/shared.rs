@@ -5,7 +5,7 @@ use crate::disk::Device;
 use crate::error::{Error, ErrorKind, IoError};
 use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
-use crate::meta::MetaStore;
+use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, PoolDevice, RecoveryReport, Space};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
@@ -53,7 +53,7 @@ pub struct Pool {
     pub(super) session: SessionId,
     pub(super) session_keys: Arc<SessionKeys>,
     pub(super) devices: Vec<PoolDevice>,
-    pub(super) store: Arc<dyn MetaStore>,
+    pub(super) store: Arc<ReservedStore>,
     pub(super) keys: Arc<KeyRing>,
     pub(super) limits: Limits,
     pub(super) changes: Changes,
@@ -255,6 +255,12 @@ impl Pool {
     #[must_use]
     pub fn is_change_limit_reached(&self) -> bool {
         self.changes.active_count() >= self.limits.changes_hard_max
+    }
+
+    /// Whether `meta/` lives on its reserve: then nothing may be begun that needs more space.
+    #[must_use]
+    pub fn is_meta_reserve_gone(&self) -> bool {
+        self.store.is_reserve_gone()
     }
 
     /// What a flush requested now must reach: see [`Self::is_flushed`].

@@ -1,6 +1,7 @@
 //! What `rok-blk status` and `df` show of a pool.
 
 use crate::crypto::Suite;
+use crate::meta::MetaStore;
 use crate::pool::Pool;
 use crate::units::BLOCK_SIZE_U64;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,8 @@ pub struct PoolStatus {
     pub session: u64,
     /// Changes that no checkpoint holds.
     pub changes: u64,
+    /// Whether `meta/` ran out of space and lives on its reserve.
+    pub is_meta_reserve_gone: bool,
     /// Memory that cached leaves of the map take.
     pub map_cache_bytes: u64,
     /// Most that they may take.
@@ -68,6 +71,7 @@ impl Pool {
             checkpoint: checkpoint.get(),
             session: self.session.get(),
             changes: self.changes.active_count() + self.changes.frozen_count(),
+            is_meta_reserve_gone: self.is_meta_reserve_gone(),
             map_cache_bytes: self.leaves.size().0,
             map_cache_bytes_max: self.limits.map_cache_bytes,
             is_encrypted: self.keys.suite() == Suite::XtsGmac,

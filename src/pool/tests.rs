@@ -33,6 +33,7 @@ impl Place {
             master: Arc::new(MasterKey::from_bytes([7; 32])),
             devices: vec![(Arc::new(self.device.clone()), Uuid::from_u128(2))],
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
+            reserve: None,
             lane_count: 1,
             limits: Limits::default(),
         }

@@ -6,7 +6,7 @@ use crate::crypto::SealKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, replace};
 use crate::format::key;
-use crate::meta::{Durability, MetaOp, Table};
+use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::pool::catalog::meta_error;
 use crate::pool::{Pool, StoredState};
 use crate::units::{Address, DeviceIndex, STRETCH_BLOCKS, to_usize};

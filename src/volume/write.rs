@@ -172,6 +172,15 @@ impl<D: Disk + 'static> Engine<D> {
                 state.is_yielding = true;
                 return queue(state, index);
             }
+            if !part.is_privileged && self.pool.is_meta_reserve_gone() {
+                // What overwrites needs no space in the end, and a checkpoint may bring the reserve back.
+                let is_overwrite = self.is_overwrite(part);
+                let part = &mut state.parts[usize_of(index)];
+                part.is_privileged = is_overwrite;
+                part.failure = (!is_overwrite).then_some(IoError::NoSpace);
+                self.pool.want_checkpoint();
+                continue;
+            }
             let floor = if part.is_privileged { HOME_RESERVE_BLOCKS } else { self.pool.reserve_blocks() };
             let refusal = match &part.kind {
                 PartKind::Write(_) => self.append_blocks(state, index, floor),

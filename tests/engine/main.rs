@@ -85,7 +85,7 @@ fn no_seed_finds_a_difference_from_the_model() {
     if count >= SEEDS {
         let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
         let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, .. } = counts;
-        let Counts { meta_full, volumes_removed, bad_block_reads, .. } = counts;
+        let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, .. } = counts;
         let happened = [
             kills,
             power_losses,
@@ -99,6 +99,7 @@ fn no_seed_finds_a_difference_from_the_model() {
             meta_full,
             volumes_removed,
             bad_block_reads,
+            reserves_used,
         ];
         assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
     }

@@ -12,6 +12,7 @@ const DEVICE_BYTES: u64 = 48 << 20;
 /// A pool with volume "vol0", open.
 fn world() -> (World, Life) {
     let mut world = World::new(1, DEVICE_BYTES);
+    world.reserve = None;
     let mut life = world.open().expect("a new pool opens");
     life.volumes.create(Uuid::from_u128(1), "vol0", 8 << 20, 512, 0).expect("a new volume");
     life.handles.push(life.volumes.open("vol0").expect("the volume is there"));

@@ -7,7 +7,7 @@ use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
 use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::format::record::RecordHead;
-use rok_blk::meta::{MemoryStore, MetaStore};
+use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
@@ -15,9 +15,11 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use uuid::Uuid;
 
+/// Commits that the reserve of the metadata store has space for.
+const RESERVE_COMMITS: u64 = 6;
 /// Steps that a drain may take: far above what any workload here needs.
 const DRAIN_STEPS_MAX: usize = 200_000;
 
@@ -43,6 +45,7 @@ pub struct Counts {
     pub volumes_removed: u64,
     pub bad_blocks: u64,
     pub bad_block_reads: u64,
+    pub reserves_used: u64,
 }
 
 impl Counts {
@@ -67,6 +70,7 @@ impl Counts {
             volumes_removed,
             bad_blocks,
             bad_block_reads,
+            reserves_used,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -87,6 +91,7 @@ impl Counts {
         self.volumes_removed += volumes_removed;
         self.bad_blocks += bad_blocks;
         self.bad_block_reads += bad_block_reads;
+        self.reserves_used += reserves_used;
     }
 }
 
@@ -134,6 +139,41 @@ impl Life {
     }
 }
 
+/// Space for some commits that the store gets when it has none left.
+pub struct SimReserve {
+    store: Arc<MemoryStore>,
+    is_there: AtomicBool,
+    used_count: AtomicU64,
+}
+
+impl SimReserve {
+    fn new(store: &Arc<MemoryStore>) -> Arc<Self> {
+        let (is_there, used_count) = (AtomicBool::new(true), AtomicU64::new(0));
+        Arc::new(Self { store: Arc::clone(store), is_there, used_count })
+    }
+}
+
+impl SpaceReserve for SimReserve {
+    fn is_there(&self) -> bool {
+        self.is_there.load(Ordering::Relaxed)
+    }
+
+    fn give_up(&self) -> bool {
+        let was_there = self.is_there.swap(false, Ordering::Relaxed);
+        if was_there {
+            self.store.fill_after(Some(RESERVE_COMMITS));
+            self.used_count.fetch_add(1, Ordering::Relaxed);
+        }
+        was_there
+    }
+
+    fn take_back(&self) -> bool {
+        let has_space = self.store.has_space();
+        self.is_there.fetch_or(has_space, Ordering::Relaxed);
+        self.is_there()
+    }
+}
+
 /// The machine. Its device and store outlive the lives of the pool.
 pub struct World {
     pub random: SmallRng,
@@ -142,6 +182,7 @@ pub struct World {
     pub counts: Counts,
     pub trace: blake3::Hasher,
     pub limits: Limits,
+    pub reserve: Option<Arc<SimReserve>>,
     pool_id: Uuid,
     device_id: Uuid,
     master: Arc<MasterKey>,
@@ -169,9 +210,11 @@ impl World {
             // Few, so that a checkpoint has batches between which everything else happens.
             leaves_per_batch: random.random_range(1..4),
         };
+        let store = Arc::new(MemoryStore::new());
         let world = Self {
+            reserve: random.random_bool(0.5).then(|| SimReserve::new(&store)),
             device: SimDevice::new("sim", device_bytes),
-            store: Arc::new(MemoryStore::new()),
+            store,
             counts: Counts::default(),
             trace: blake3::Hasher::new(),
             limits,
@@ -195,9 +238,15 @@ impl World {
             master: Arc::clone(&self.master),
             devices: vec![(device, self.device_id)],
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
+            reserve: self.reserve.clone().map(|reserve| reserve as Arc<dyn SpaceReserve>),
             lane_count,
             limits: self.limits,
         }
+    }
+
+    /// Times that the metadata store took its reserve.
+    pub fn reserves_used(&self) -> u64 {
+        self.reserve.as_ref().map_or(0, |reserve| reserve.used_count.load(Ordering::Relaxed))
     }
 
     /// Opens the pool with a random number of lanes.

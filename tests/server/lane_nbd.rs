@@ -80,6 +80,7 @@ impl World {
             master: Arc::new(MasterKey::from_bytes([7; 32])),
             devices: vec![(device, self.id)],
             store: Arc::clone(&self.store) as Arc<dyn rok_blk::meta::MetaStore>,
+            reserve: None,
             lane_count: 2,
             limits: Limits::default(),
         }

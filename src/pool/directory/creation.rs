@@ -3,6 +3,7 @@
 //! A creation that fails removes what it made and nothing else. One that is killed leaves a directory without a
 //! superblock, which is no pool and is never filled again.
 
+use super::meta_reserve::MetaReserve;
 use super::superblock_file;
 use super::{
     CreateOptions, DeviceSource, META_CACHE_BYTES_MIN, META_NAME, PoolDescription, credential, describe, open_store,
@@ -26,12 +27,8 @@ use uuid::Uuid;
 const MIB: u64 = 1 << 20;
 /// The smallest device: below it the reserves leave too little.
 const DEVICE_BYTES_MIN: u64 = 16 * MIB;
-const RESERVE_BYTES_MAX: u64 = 64 * MIB;
-/// The part of a small pool that its reserve takes.
-const RESERVE_DIVISOR: u64 = 16;
 /// The slot that a new pool's key is in.
 const FIRST_SLOT: u8 = 0;
-const RESERVE_NAME: &str = "meta-reserve";
 const DEVICE_NAME: &str = "data-0";
 
 /// Makes a pool in `directory`, which must be missing (its parent not) or empty. Writes all of a file-backed device.
@@ -231,11 +228,9 @@ fn fill(
     device: &Arc<FileDevice>,
     made: &mut Made,
 ) -> Result<()> {
-    let reserve = directory.join(RESERVE_NAME);
-    let share = device.size_bytes() / RESERVE_DIVISOR;
-    let reserve_bytes = (share - share % BLOCK_SIZE_U64).min(RESERVE_BYTES_MAX);
-    drop(FileDevice::create(&reserve, reserve_bytes)?);
-    made.paths.push(reserve);
+    let reserve = MetaReserve::of_pool(directory, device.size_bytes());
+    reserve.create()?;
+    made.paths.push(reserve.path().to_path_buf());
     let meta = directory.join(META_NAME);
     DirBuilder::new().mode(0o700).create(&meta).map_err(|source| Error::from_io("Creating", &meta, source))?;
     made.paths.push(meta.clone());
@@ -247,6 +242,7 @@ fn fill(
         master: Arc::new(master),
         devices: vec![(Arc::clone(device) as Arc<dyn Device>, superblock.devices[0].id)],
         store: Arc::clone(&store) as _,
+        reserve: None,
         lane_count: 1,
         limits: Limits::default(),
     };
