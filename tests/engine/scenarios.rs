@@ -1,7 +1,7 @@
 //! Single situations, each written down: what the seeds meet only by chance.
 
 use crate::world::{Life, World};
-use rok_blk::disk::{CrashMode, IoBuffer};
+use rok_blk::disk::{CrashMode, IoBuffer, OpKind};
 use rok_blk::error::{ErrorKind, IoError};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::Completion;
@@ -88,6 +88,19 @@ fn unreadable_block_of_a_torn_batch_is_lost_and_nothing_else() {
 
     let report = life.pool.recovery();
     assert_eq!((report.record_count, report.change_count, report.lost_block_count), (1, 0, 1));
+}
+
+#[test]
+fn block_that_is_read_at_the_second_try_is_not_lost() {
+    let (mut world, [_, _, next]) = batch_after_power_loss();
+    // The long read fails, so that the block is read by itself: behind two headers, the long read and the record.
+    world.device.bad_block(next + 1);
+    world.device.fail_nth(OpKind::Read, 5);
+
+    let life = world.open().expect("nothing that counts is unreadable");
+
+    assert_eq!(world.device_counters().injected_errors, 1);
+    assert_eq!((life.pool.recovery().change_count, life.pool.recovery().lost_block_count), (1, 0));
 }
 
 /// What it says may have been flushed: without it nobody knows what is missing.
