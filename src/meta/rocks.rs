@@ -39,6 +39,8 @@ const STALL_PAUSE: Duration = Duration::from_millis(2);
 /// The largest size of one file of RocksDB's messages; two are kept.
 const MESSAGE_FILE_BYTES_MAX: usize = 1 << 20;
 const MESSAGE_FILE_COUNT: usize = 2;
+/// Space that a manifest takes at a time.
+const MANIFEST_STEP_BYTES: usize = 64 << 10;
 /// What the operating system and RocksDB say when space is out.
 const OUT_OF_SPACE_WORDS: [&str; 4] =
     ["No space left on device", "Disk quota exceeded", "Space limit reached", "Max allowed space was reached"];
@@ -277,7 +279,9 @@ const fn family_name(table: Table) -> &'static str {
 
 fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
     let buffer_size = limits.cache_size_bytes / WRITE_BUFFER_DIVISOR;
-    let mut options = Options::default();
+    // A log that takes space before it needs it would take the last of a file system, and with it the reserve.
+    let options = Options::default().get_options_from_string("allow_fallocate=false");
+    let mut options = options.expect("RocksDB knows its own option");
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_paranoid_checks(true);
@@ -299,6 +303,7 @@ fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
     options.set_max_log_file_size(MESSAGE_FILE_BYTES_MAX);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
+    options.set_manifest_preallocation_size(MANIFEST_STEP_BYTES);
     options
 }
 

@@ -8,6 +8,7 @@ mod cli;
 mod clients;
 mod damage;
 mod failures;
+mod full_file_system;
 mod history;
 mod images;
 mod key;

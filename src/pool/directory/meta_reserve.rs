@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::meta::SpaceReserve;
 use crate::units::BLOCK_SIZE_U64;
 use parking_lot::Mutex;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "meta-reserve";
@@ -52,7 +53,12 @@ impl SpaceReserve for MetaReserve {
 
     fn give_up(&self) -> bool {
         let _guard = self.changing.lock();
-        match std::fs::remove_file(&self.path) {
+        // Flushed, since file systems with a journal free the blocks of a deleted file only then.
+        let given_up = std::fs::remove_file(&self.path).and_then(|()| match self.path.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        });
+        match given_up {
             Ok(()) => true,
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::NotFound {

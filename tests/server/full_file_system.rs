@@ -1,0 +1,133 @@
+//! A file system that is full to the last block, with all of the pool in it: devices and `meta/`.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rok_nbd::{RequestKind, WireError};
+
+use crate::nbd_client::NbdClient;
+use crate::stamp::{self, BLOCK_BYTES, BLOCK_BYTES_U64, Value};
+use crate::support::{Home, POOL_SIZE, skip};
+
+const FILE_SYSTEM_BYTES: u64 = 256 << 20;
+/// Blocks that are written while there is space.
+const BLOCK_COUNT: u64 = 512;
+
+/// A small ext4 in a file, mounted.
+struct SmallFileSystem(PathBuf);
+
+impl SmallFileSystem {
+    /// `None` where it cannot be mounted.
+    fn mount(home: &Home) -> Option<Self> {
+        let (image, place) = (home.path("ext4"), home.path("small"));
+        File::create(&image).and_then(|file| file.set_len(FILE_SYSTEM_BYTES)).expect("there is space");
+        fs::create_dir(&place).expect("it is new");
+        let make = Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image).status().expect("e2fsprogs");
+        assert!(make.success());
+        let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, &place]).output().expect("util-linux");
+        mounted.status.success().then_some(Self(place))
+    }
+
+    /// Takes every free block.
+    fn fill(&self) {
+        let mut filler = File::create(self.0.join("filler")).expect("a new file");
+        let chunk = vec![0x5a; 1 << 20];
+        let mut len = chunk.len();
+        while len > 0 {
+            match filler.write(&chunk[..len]) {
+                Ok(_) => {}
+                Err(_) => len /= 2,
+            }
+        }
+        filler.sync_all().expect("what was taken is there");
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.0.join("filler")).expect("it is there");
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.0.join("pool/meta-reserve")
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status().expect("util-linux");
+        assert!(unmounted.success() || std::thread::panicking(), "nothing holds it");
+    }
+}
+
+fn block_of(index: u64, sequence: u64) -> Vec<u8> {
+    let mut block = vec![0; BLOCK_BYTES];
+    stamp::fill(&mut block, index, Value::Stamp { client: 0, sequence });
+    block
+}
+
+fn connect(socket: &Path) -> NbdClient {
+    NbdClient::connect(socket, "vol1").expect("the server is ready")
+}
+
+fn write(client: &mut NbdClient, index: u64, sequence: u64) -> Result<Vec<u8>, WireError> {
+    let length = u32::try_from(BLOCK_BYTES).expect("4096");
+    let range = (index * BLOCK_BYTES_U64, length);
+    client.call(RequestKind::Write, range, &block_of(index, sequence)).expect("the server goes on")
+}
+
+fn assert_holds(client: &mut NbdClient, index: u64, wanted: Value) {
+    let read = client.read(index * BLOCK_BYTES_U64, 4096);
+    assert_eq!(stamp::recognise(&read, index), Some(wanted), "block {index}");
+}
+
+#[test]
+fn pool_opens_reads_frees_and_overwrites_on_a_full_file_system_and_recovers_with_space() {
+    let home = Home::new();
+    let Some(small) = SmallFileSystem::mount(&home) else {
+        return skip("a loop device cannot be mounted here");
+    };
+    let (pool, key) = (home.text("small/pool"), home.text("pool.key"));
+    home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
+    symlink(&pool, home.path("pool")).expect("it is new");
+    let socket = home.path("run/rok-blk/nbd.sock");
+    let serving = home.serve(&[]);
+    home.run(["create", "vol1", "--size", "1G"]).success();
+    home.run(["create", "vol2", "--size", "1G"]).success();
+    let mut client = connect(&socket);
+    for index in 0..BLOCK_COUNT {
+        client.write(index * BLOCK_BYTES_U64, &block_of(index, 1));
+    }
+    client.disconnect();
+    serving.stop();
+
+    small.fill();
+    let serving = home.serve(&[]);
+    let state = home.run(["status", "--json"]).json()["pool"].clone();
+    assert_eq!(state["is_meta_reserve_gone"], true, "{state}");
+    assert!(!small.reserve().exists(), "its space is given up");
+    let mut client = connect(&socket);
+    assert_holds(&mut client, 7, Value::Stamp { client: 0, sequence: 1 });
+    assert_eq!(write(&mut client, BLOCK_COUNT, 2), Err(WireError::NoSpace), "it needs space");
+    assert_eq!(write(&mut client, 7, 2), Ok(Vec::new()), "it overwrites");
+    client.flush();
+    let discarded = client.call(RequestKind::Trim, (8 * BLOCK_BYTES_U64, 4096), &[]).expect("the server goes on");
+    assert_eq!(discarded, Ok(Vec::new()));
+    home.run(["rm", "vol2", "--now"]).success();
+    client.disconnect();
+    serving.stop();
+
+    small.empty();
+    let serving = home.serve(&[]);
+    let state = home.run(["status", "--json"]).json()["pool"].clone();
+    assert_eq!(state["is_meta_reserve_gone"], false, "{state}");
+    assert!(small.reserve().exists(), "it is taken back");
+    let mut client = connect(&socket);
+    assert_holds(&mut client, 6, Value::Stamp { client: 0, sequence: 1 });
+    assert_holds(&mut client, 7, Value::Stamp { client: 0, sequence: 2 });
+    assert_holds(&mut client, 8, Value::Zeros);
+    assert_eq!(write(&mut client, BLOCK_COUNT, 3), Ok(Vec::new()));
+    client.disconnect();
+    serving.stop();
+}
