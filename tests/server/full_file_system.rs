@@ -36,10 +36,10 @@ impl SmallFileSystem {
         let mut filler = File::create(self.0.join("filler")).expect("a new file");
         let chunk = vec![0x5a; 1 << 20];
         let mut len = chunk.len();
+        // What is written of a chunk when space runs out stays written.
         while len > 0 {
-            match filler.write(&chunk[..len]) {
-                Ok(_) => {}
-                Err(_) => len /= 2,
+            if filler.write_all(&chunk[..len]).is_err() {
+                len /= 2;
             }
         }
         filler.sync_all().expect("what was taken is there");
