@@ -135,7 +135,9 @@ impl Side for EngineSide {
             if !self.done.is_empty() {
                 break;
             }
-            self.enter()?;
+            if !self.is_yielding {
+                self.enter()?;
+            }
         }
         for (completion, result) in self.done.drain(..) {
             result.map_err(|error| {
