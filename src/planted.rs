@@ -29,11 +29,13 @@ pub enum Bug {
     FlushJoinsStarted,
     /// A load that a checkpoint overtook is cached.
     OvertakenLoadCached,
+    /// A flush leaves out all written devices but the first.
+    FlushOneDevice,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -46,6 +48,7 @@ impl Bug {
         Self::DiscardNotLogged,
         Self::FlushJoinsStarted,
         Self::OvertakenLoadCached,
+        Self::FlushOneDevice,
     ];
 }
 

@@ -15,7 +15,7 @@ pub struct PoolDevice {
     pub(super) device: Arc<dyn Device>,
     id: Uuid,
     index: DeviceIndex,
-    block_count: u64,
+    block_count: AtomicU64,
     generation: AtomicU64,
 }
 
@@ -37,7 +37,7 @@ impl PoolDevice {
     #[must_use]
     pub fn new(device: Arc<dyn Device>, expected: &ExpectedDevice) -> Self {
         let ExpectedDevice { id, index, block_count, .. } = *expected;
-        Self { device, id, index, block_count, generation: AtomicU64::new(0) }
+        Self { device, id, index, block_count: AtomicU64::new(block_count), generation: AtomicU64::new(0) }
     }
 
     /// A device whose header must match; also returns the header.
@@ -87,7 +87,7 @@ impl PoolDevice {
             pool,
             device: self.id,
             index: self.index,
-            block_count: self.block_count,
+            block_count: self.block_count(),
             session,
             checkpoint,
             generation,
@@ -101,8 +101,8 @@ impl PoolDevice {
 
     /// Size in blocks.
     #[must_use]
-    pub const fn block_count(&self) -> u64 {
-        self.block_count
+    pub fn block_count(&self) -> u64 {
+        self.block_count.load(Ordering::Acquire)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::format::catalog::{CheckpointRecord, DomainRecord, LANES_MAX};
 use crate::format::device_header::DeviceHeader;
 use crate::format::key;
 use crate::format::session::Session;
+use crate::format::superblock::DEVICES_MAX;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
@@ -128,7 +129,7 @@ pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     check_age(&parts, &headers, &checkpoint, last_session)?;
     let at = CatalogStore { store: &*parts.store, keys: &keys };
     let catalog = Catalog::load(at, checkpoint.next_tree)?;
-    let block_counts: Vec<u64> = devices.iter().map(PoolDevice::block_count).collect();
+    let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let mut space = Space::new(&block_counts);
     let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
     stored.checkpoint = checkpoint.id;
@@ -162,7 +163,7 @@ struct Loaded {
 fn assemble(
     parts: Parts,
     keys: KeyRing,
-    devices: Vec<PoolDevice>,
+    devices: Vec<Arc<PoolDevice>>,
     loaded: Loaded,
     recovered: &Recovered,
     session: SessionId,
@@ -194,7 +195,9 @@ fn assemble(
         id: parts.id,
         session,
         session_keys,
-        devices,
+        devices: RwLock::new(devices),
+        // Each may have what recovery relies on in its cache.
+        is_written: (0..DEVICES_MAX).map(|_| AtomicBool::new(true)).collect(),
         store: parts.store,
         keys: Arc::new(keys),
         limits: parts.limits,
@@ -241,7 +244,7 @@ fn expected_devices(parts: &Parts) -> Vec<ExpectedDevice> {
         .collect()
 }
 
-fn open_devices(parts: &Parts) -> Result<(Vec<PoolDevice>, Vec<DeviceHeader>)> {
+fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader>)> {
     let mac = header_mac(&parts.master);
     let expected = expected_devices(parts);
     let opened = parts.devices.iter().zip(&expected).map(|((device, _), expected)| {
@@ -250,7 +253,7 @@ fn open_devices(parts: &Parts) -> Result<(Vec<PoolDevice>, Vec<DeviceHeader>)> {
             let message = format!("Device {} has shrunk since it was added to the pool", device.name());
             return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it to its full size"));
         }
-        Ok((opened, header))
+        Ok((Arc::new(opened), header))
     });
     Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
@@ -351,7 +354,7 @@ fn check_age(
 /// crash would leave a device two checkpoints behind, which looks like an old copy.
 fn catch_up_headers(
     parts: &Parts,
-    devices: &[PoolDevice],
+    devices: &[Arc<PoolDevice>],
     headers: &[DeviceHeader],
     checkpoint: CheckpointId,
 ) -> Result<()> {

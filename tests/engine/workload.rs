@@ -52,11 +52,10 @@ pub struct Outcome {
 /// # Panics
 /// At the first difference between the engine and the model.
 pub fn run(seed: u64, operations: u64) -> Outcome {
-    // A quarter of the seeds has a device that the volumes do not fit into.
+    // A quarter of the seeds has devices that the volumes do not fit into.
     let is_short_of_space = seed % 4 == 3;
-    let device_bytes = if is_short_of_space { 5 << 20 } else { 48 << 20 };
     let mut workload = Workload {
-        world: World::new(seed, device_bytes),
+        world: World::new(seed, device_bytes(seed, is_short_of_space)),
         life: None,
         models: (0..VOLUME_COUNT).map(|_| Model::default()).collect(),
         sizes: Vec::new(),
@@ -73,6 +72,20 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         workload.operation();
     }
     workload.finish()
+}
+
+/// Sizes of the devices. Two fifths of the seeds have more than one; together they hold about as much as the one of the
+/// others, and they differ in size.
+const fn device_bytes(seed: u64, is_short_of_space: bool) -> &'static [u64] {
+    const MIB: u64 = 1 << 20;
+    match (seed % 5, is_short_of_space) {
+        (3, true) => &[4 * MIB, 2 * MIB],
+        (4, true) => &[2 * MIB, 3 * MIB, 2 * MIB],
+        (_, true) => &[5 * MIB],
+        (3, false) => &[20 * MIB, 28 * MIB],
+        (4, false) => &[24 * MIB, 17 * MIB, 9 * MIB],
+        (_, false) => &[48 * MIB],
+    }
 }
 
 impl Workload {
@@ -313,13 +326,13 @@ impl Workload {
     fn inject(&mut self) {
         let nth = self.world.random.random_range(1..10);
         match self.world.random.random_range(0..5) {
-            0 => self.world.device.fail_nth(OpKind::Write, nth),
-            1 => self.world.device.fail_nth(OpKind::Flush, nth),
+            0 => self.world.any_device().fail_nth(OpKind::Write, nth),
+            1 => self.world.any_device().fail_nth(OpKind::Flush, nth),
             2 => {
                 self.world.counts.meta_failures += 1;
                 self.world.store.fail_commit_after(Some(nth));
             }
-            _ => self.world.device.fail_nth(OpKind::Read, nth),
+            _ => self.world.any_device().fail_nth(OpKind::Read, nth),
         }
     }
 
@@ -415,8 +428,7 @@ impl Workload {
         let end = if has_failed { End::PowerLoss } else { end };
         self.pending.clear();
         self.exclusive.clear();
-        self.world.device.clear_faults();
-        self.world.store.fail_commit_after(None);
+        self.world.clear_faults();
         self.world.crash(life, end);
         self.settle_after_open(end == End::Kill);
     }
@@ -428,8 +440,7 @@ impl Workload {
         let has_failed = self.has_failed || life.pool.check_writable().is_err();
         let mut done = Vec::new();
         let is_closed = self.world.close(life, &mut done);
-        self.world.device.clear_faults();
-        self.world.store.fail_commit_after(None);
+        self.world.clear_faults();
         assert!(done.is_empty(), "a drained engine answers nothing more");
         if has_failed || !is_closed {
             self.world.crash(None, End::PowerLoss);

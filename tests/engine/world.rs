@@ -1,4 +1,4 @@
-//! The simulated machine: one device, one metadata store, lanes that a seeded scheduler interleaves on one thread.
+//! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
 use async_executor::LocalExecutor;
 use rand::rngs::SmallRng;
@@ -121,16 +121,16 @@ impl Life {
     }
 }
 
-/// The machine. Its device and store outlive the lives of the pool.
+/// The machine. Its devices and store outlive the lives of the pool.
 pub struct World {
     pub random: SmallRng,
-    pub device: SimDevice,
+    /// By index.
+    pub devices: Vec<SimDevice>,
     pub store: Arc<MemoryStore>,
     pub counts: Counts,
     pub trace: blake3::Hasher,
     pub limits: Limits,
     pool_id: Uuid,
-    device_id: Uuid,
     master: Arc<MasterKey>,
     suite: Suite,
 }
@@ -143,7 +143,7 @@ pub enum End {
 }
 
 impl World {
-    pub fn new(seed: u64, device_bytes: u64) -> Self {
+    pub fn new(seed: u64, device_bytes: &[u64]) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let suite = if random.random_bool(0.8) { Suite::XtsGmac } else { Suite::Plain };
         let changes_soft_max = random.random_range(20..400);
@@ -154,31 +154,36 @@ impl World {
             // One leaf, two leaves at most, or all.
             map_cache_bytes: *[1, 13_000, 32 << 20].get(random.random_range(0..3)).expect("in range"),
         };
+        let sizes = (0..).zip(device_bytes);
         let world = Self {
-            device: SimDevice::new("sim", device_bytes),
+            devices: sizes.map(|(index, bytes): (u64, _)| SimDevice::new(&format!("sim-{index}"), *bytes)).collect(),
             store: Arc::new(MemoryStore::new()),
             counts: Counts::default(),
             trace: blake3::Hasher::new(),
             limits,
             pool_id: Uuid::from_u64_pair(seed, 1),
-            device_id: Uuid::from_u64_pair(seed, 2),
             master: Arc::new(MasterKey::from_bytes([7; 32])),
             suite,
             random,
         };
-        world.device.reseed(seed);
-        let parts = world.parts(1, &world.device);
+        for (index, device) in (0..).zip(&world.devices) {
+            device.reseed(seed.wrapping_add(index << 32));
+        }
+        let parts = world.parts(1, &world.devices);
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world
     }
 
-    fn parts(&self, lane_count: u16, device: &SimDevice) -> Parts {
-        let device: Arc<dyn Device> = Arc::new(device.clone());
+    fn parts(&self, lane_count: u16, devices: &[SimDevice]) -> Parts {
+        let devices = (0..).zip(devices).map(|(index, device)| {
+            let device: Arc<dyn Device> = Arc::new(device.clone());
+            (device, device_id(self.pool_id, index))
+        });
         Parts {
             id: self.pool_id,
             suite: self.suite,
             master: Arc::clone(&self.master),
-            devices: vec![(device, self.device_id)],
+            devices: devices.collect(),
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
             lane_count,
             limits: self.limits,
@@ -188,7 +193,7 @@ impl World {
     /// Opens the pool with a random number of lanes.
     pub fn open(&mut self) -> Result<Life, Error> {
         let lane_count = self.random.random_range(1..4);
-        let process = self.device.process_handle();
+        let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
         let pool = rok_blk::pool::open(self.parts(lane_count, &process), &mut fill)?;
         self.counts.recovered_records += pool.recovery().record_count;
@@ -205,7 +210,7 @@ impl World {
                     pool: Arc::clone(&pool),
                     locks: Arc::clone(&locks),
                     lane: LaneIndex::new(lane),
-                    disk: SimDisk::new(vec![process.clone()]),
+                    disk: SimDisk::new(process.clone()),
                     blocking: Rc::clone(&blocking) as Rc<dyn Blocking>,
                     executor: Rc::clone(executor),
                 })
@@ -312,7 +317,9 @@ impl World {
             End::Kill => CrashMode::KillBeforeWriteback,
             End::PowerLoss => CrashMode::PowerLoss,
         };
-        self.device.crash(mode, &mut |below| random.random_range(0..below));
+        for device in &self.devices {
+            device.crash(mode, &mut |below| random.random_range(0..below));
+        }
         let keep = random.random::<u64>();
         self.store.crash(|unsynced| match end {
             End::Kill => unsynced,
@@ -322,7 +329,7 @@ impl World {
             End::Kill => self.counts.kills += 1,
             End::PowerLoss => self.counts.power_losses += 1,
         }
-        let SimCounters { reads, writes, torn_writes, dropped_writes, .. } = self.device.counters();
+        let SimCounters { reads, writes, torn_writes, dropped_writes, .. } = self.device_counters();
         for count in [reads, writes, torn_writes, dropped_writes] {
             self.trace.update(&count.to_le_bytes());
         }
@@ -338,14 +345,13 @@ impl World {
         while self.random.random_bool(0.3) {
             let nth = self.random.random_range(1..30);
             match self.random.random_range(0..4) {
-                0 => self.device.fail_nth(OpKind::Read, nth.min(4)),
-                1 => self.device.fail_nth(OpKind::Write, nth.min(3)),
-                2 => self.device.fail_nth(OpKind::Flush, nth.min(3)),
+                0 => self.any_device().fail_nth(OpKind::Read, nth.min(4)),
+                1 => self.any_device().fail_nth(OpKind::Write, nth.min(3)),
+                2 => self.any_device().fail_nth(OpKind::Flush, nth.min(3)),
                 _ => self.store.fail_commit_after(Some(nth.min(12))),
             }
             let life = self.open().ok();
-            self.device.clear_faults();
-            self.store.fail_commit_after(None);
+            self.clear_faults();
             self.counts.crashes_in_recovery += u64::from(life.is_none());
             // A failed flush may have dropped what was only in the cache.
             has_lost_power = true;
@@ -357,8 +363,21 @@ impl World {
         }
     }
 
+    /// One of the devices, at random.
+    pub fn any_device(&mut self) -> &SimDevice {
+        let index = self.random.random_range(0..self.devices.len());
+        &self.devices[index]
+    }
+
+    /// Takes back every fault not met yet.
+    pub fn clear_faults(&self) {
+        self.devices.iter().for_each(SimDevice::clear_faults);
+        self.store.fail_commit_after(None);
+    }
+
+    /// What happened to all devices together.
     pub fn device_counters(&self) -> SimCounters {
-        self.device.counters()
+        self.devices.iter().map(SimDevice::counters).fold(SimCounters::default(), SimCounters::plus)
     }
 }
 
@@ -369,6 +388,11 @@ impl Life {
             job();
         }
     }
+}
+
+/// The id of a device, as the superblock has it.
+fn device_id(pool: Uuid, index: u64) -> Uuid {
+    Uuid::from_u64_pair(pool.as_u64_pair().0, 2 + index)
 }
 
 /// Deterministic bytes for keys and salts.
