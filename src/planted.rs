@@ -31,11 +31,13 @@ pub enum Bug {
     OvertakenLoadCached,
     /// A flush leaves out all written devices but the first.
     FlushOneDevice,
+    /// New blocks are used before the superblock lists them.
+    UseBeforeListed,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -49,6 +51,7 @@ impl Bug {
         Self::FlushJoinsStarted,
         Self::OvertakenLoadCached,
         Self::FlushOneDevice,
+        Self::UseBeforeListed,
     ];
 }
 

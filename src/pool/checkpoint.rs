@@ -354,6 +354,7 @@ impl Checkpoint {
     /// Writes the headers, whose flush is one of the pool: it waits for a lane's, and counts as one.
     fn write_headers(&mut self) -> Result<Phase> {
         let pool = &self.pool;
+        let _headers = pool.header_writes.lock();
         let Some(start) = pool.begin_flush() else { return Ok(Phase::Headers) };
         let mac = header_mac(pool.keys.master());
         // Copied, so that nobody waits for I/O under the lock.

@@ -17,6 +17,7 @@ use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
 use crate::pool::checkpoint::Checkpoint;
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
+use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
@@ -73,10 +74,6 @@ pub struct Parts {
     pub limits: Limits,
 }
 
-/// Largest window of a lane.
-const WINDOW_BLOCKS_MAX: u64 = STRETCH_BLOCKS;
-/// Smallest window of a lane, on tiny pools.
-const WINDOW_BLOCKS_MIN: u64 = 48;
 /// Blocks that nothing but the start of a lane's chain at open may take.
 pub const HOME_RESERVE_BLOCKS: u64 = LANES_MAX as u64;
 
@@ -172,7 +169,7 @@ fn assemble(
     let lane_count = usize::from(parts.lane_count);
     assert!((1..=LANES_MAX).contains(&lane_count), "the caller bounds the number of lanes");
     let block_count = space.block_count();
-    let window_blocks = (block_count / (32 * to_u64(lane_count))).clamp(WINDOW_BLOCKS_MIN, WINDOW_BLOCKS_MAX);
+    let window_blocks = window_blocks(block_count, lane_count);
     let mut lanes = Vec::new();
     let mut homes = Vec::new();
     for _lane in 0..lane_count {
@@ -196,6 +193,7 @@ fn assemble(
         session,
         session_keys,
         devices: RwLock::new(devices),
+        header_writes: Mutex::new(()),
         // Each may have what recovery relies on in its cache.
         is_written: (0..DEVICES_MAX).map(|_| AtomicBool::new(true)).collect(),
         store: parts.store,
@@ -221,8 +219,8 @@ fn assemble(
         damaged_blocks: AtomicU64::new(0),
         signals: OnceLock::new(),
         recovery: recovered.report,
-        window_blocks,
-        reserve_blocks: (block_count / 64).clamp(2 * HOME_RESERVE_BLOCKS, 16_384),
+        window_blocks: AtomicU64::new(window_blocks),
+        reserve_blocks: AtomicU64::new(reserve_blocks(block_count)),
     }))
 }
 

@@ -54,6 +54,8 @@ pub struct Pool {
     pub(super) session_keys: Arc<SessionKeys>,
     /// By index; only appended to.
     pub(super) devices: RwLock<Vec<Arc<PoolDevice>>>,
+    /// Held while headers are written, and while a device joins.
+    pub(super) header_writes: Mutex<()>,
     /// By index, whether a completed batch wrote the device since the last flush of it began.
     pub(super) is_written: Box<[AtomicBool]>,
     pub(super) store: Arc<dyn MetaStore>,
@@ -84,8 +86,8 @@ pub struct Pool {
     pub(super) damaged_blocks: AtomicU64,
     pub(super) signals: OnceLock<Arc<dyn Signals>>,
     pub(super) recovery: RecoveryReport,
-    pub(super) window_blocks: u64,
-    pub(super) reserve_blocks: u64,
+    pub(super) window_blocks: AtomicU64,
+    pub(super) reserve_blocks: AtomicU64,
 }
 
 /// What a flush covers, taken when it starts.
@@ -207,14 +209,14 @@ impl Pool {
         let mut space = self.space.lock();
         // Near the floor, small windows leave something for the other lanes.
         let scarce = space.free_count().saturating_sub(floor) / (4 * to_u64(self.lanes.len()));
-        let want = self.window_blocks.min(scarce.max(SCARCE_WINDOW_BLOCKS));
+        let want = self.window_blocks.load(Ordering::Relaxed).min(scarce.max(SCARCE_WINDOW_BLOCKS));
         let window = space.reserve(want, floor);
         let free = space.free_count();
         drop(space);
         let taken: u64 = window.iter().map(|run| run.count).sum();
         let since_cut = self.taken_since_cut.fetch_add(taken, Ordering::Relaxed) + taken;
         // What overwrites replaced waits for a checkpoint: it comes before half of what was free is gone.
-        if since_cut >= free.max(self.reserve_blocks) {
+        if since_cut >= free.max(self.reserve_blocks()) {
             self.want_checkpoint();
         }
         window
@@ -222,8 +224,8 @@ impl Pool {
 
     /// Blocks that only overwrites, removals and records may take.
     #[must_use]
-    pub const fn reserve_blocks(&self) -> u64 {
-        self.reserve_blocks
+    pub fn reserve_blocks(&self) -> u64 {
+        self.reserve_blocks.load(Ordering::Relaxed)
     }
 
     /// Takes a batch into the pool's view, in the order of the lane's chain: runs `lay` under the guard that

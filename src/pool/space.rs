@@ -100,6 +100,25 @@ impl Space {
         }
     }
 
+    /// Takes in the blocks up to `block_count` of a device, or a device with the next index: all free.
+    ///
+    /// # Panics
+    /// If the device has more already, or devices before it are missing.
+    pub fn grow(&mut self, device: DeviceIndex, block_count: u64) {
+        let index = device.as_usize();
+        assert!(index <= self.devices.len(), "devices are appended");
+        if index == self.devices.len() {
+            self.devices.push(DeviceSpace::new(block_count));
+        } else {
+            let device = &self.devices[index];
+            self.free_count -= device.free_count;
+            self.block_count -= device.block_count - FRONT_BLOCKS;
+            self.devices[index].grow(block_count);
+        }
+        self.free_count += self.devices[index].free_count;
+        self.block_count += block_count - FRONT_BLOCKS;
+    }
+
     /// Reserves free runs of one stretch, at most `want` blocks together, so that at least `floor` blocks stay
     /// free. Takes a wholly free stretch if there is one, else the emptiest; longest runs first. Empty if
     /// nothing may be taken. Devices with wholly free stretches take turns in proportion to their free space.
@@ -194,6 +213,35 @@ impl DeviceSpace {
         let free_count = free_in.iter().map(|free| u64::from(*free)).sum();
         let whole_count = free_in.iter().filter(|free| **free == STRETCH_FREE_MAX).count();
         Self { block_count, allocated, free_in, free_count, whole_count, rotor: 0, credit: 0 }
+    }
+
+    fn grow(&mut self, block_count: u64) {
+        assert!(block_count >= self.block_count, "a device only grows");
+        let mut grown = Self::new(block_count);
+        // The last stretch that there was ends in blocks that were behind the end.
+        let whole = to_usize(self.block_count / STRETCH_BLOCKS);
+        for (stretch, bits) in self.allocated.iter().enumerate() {
+            if stretch < whole {
+                grown.replace_stretch(stretch, *bits);
+                continue;
+            }
+            for block in to_u64(stretch) * STRETCH_BLOCKS..self.block_count {
+                if bits[to_usize((block % STRETCH_BLOCKS) >> 6)] >> (block & 63) & 1 == 1 {
+                    grown.set(block, true);
+                }
+            }
+        }
+        (grown.rotor, grown.credit) = (self.rotor, self.credit);
+        *self = grown;
+    }
+
+    fn replace_stretch(&mut self, stretch: usize, bits: StretchBits) {
+        let free = free_bits(&bits);
+        self.free_count = self.free_count + u64::from(free) - u64::from(self.free_in[stretch]);
+        self.whole_count -= usize::from(self.free_in[stretch] == STRETCH_FREE_MAX);
+        self.whole_count += usize::from(free == STRETCH_FREE_MAX);
+        self.free_in[stretch] = free;
+        self.allocated[stretch] = bits;
     }
 
     /// Marks a block; says whether it was allocated.
@@ -322,6 +370,43 @@ mod tests {
             [(2000, 200), (310, 3), (1000, 1)].map(|(start, count)| AddressRun { start: block(start), count });
         assert_eq!(window, expected);
         assert_eq!(space.free_count(), 2);
+    }
+
+    #[test]
+    fn blocks_that_were_taken_stay_so_when_the_device_grows() {
+        // The end comes in the middle of a stretch, before and after.
+        let old = STRETCH_BLOCKS + 100;
+        let mut space = Space::new(&[old]);
+        let taken: Vec<AddressRun> = (0..3).flat_map(|_| space.reserve(1000, 0)).collect();
+        let free = space.free_count();
+
+        space.grow(DeviceIndex::new(0), 3 * STRETCH_BLOCKS + 7);
+
+        let added = 2 * STRETCH_BLOCKS - 93;
+        assert_eq!(space.free_count(), free + added);
+        assert_eq!(space.block_count(), old - FRONT_BLOCKS + added);
+        assert!(space.is_valid(block(3 * STRETCH_BLOCKS + 6)) && !space.is_valid(block(3 * STRETCH_BLOCKS + 7)));
+        let blocks = taken.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step)));
+        assert!(blocks.clone().all(|address| space.is_allocated(address)));
+        let rest: u64 = std::iter::from_fn(|| Some(space.reserve(STRETCH_BLOCKS, 0)).filter(|runs| !runs.is_empty()))
+            .flatten()
+            .map(|run| run.count)
+            .sum();
+        assert_eq!(rest, free + added);
+        taken.into_iter().for_each(|run| space.free_run(run));
+    }
+
+    #[test]
+    fn a_device_can_be_added() {
+        let mut space = Space::new(&[STRETCH_BLOCKS]);
+        while !space.reserve(STRETCH_BLOCKS, 0).is_empty() {}
+
+        space.grow(DeviceIndex::new(1), 2 * STRETCH_BLOCKS);
+
+        let second = Address::new(DeviceIndex::new(1), STRETCH_BLOCKS);
+        assert_eq!(space.reserve(STRETCH_BLOCKS, 0), [AddressRun { start: second, count: STRETCH_BLOCKS }]);
+        assert_eq!(space.free_count(), STRETCH_BLOCKS - FRONT_BLOCKS);
+        assert_eq!(space.block_count(), 3 * STRETCH_BLOCKS - 2 * FRONT_BLOCKS);
     }
 
     #[test]

@@ -83,7 +83,7 @@ fn no_seed_finds_a_difference_from_the_model() {
     assert!(failures.is_empty(), "{} seeds failed", failures.len());
     if count >= SEEDS {
         let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
-        let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, .. } = counts;
+        let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
         let happened = [
             kills,
             power_losses,
@@ -94,6 +94,7 @@ fn no_seed_finds_a_difference_from_the_model() {
             torn_writes,
             lost_blocks,
             rot_detected,
+            growths,
         ];
         assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
     }

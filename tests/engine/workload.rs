@@ -124,7 +124,8 @@ impl Workload {
             420..650 => self.read(),
             650..720 => self.remove(),
             720..810 => self.flush(),
-            810..960 => {}
+            810..945 => {}
+            945..960 => self.world.wants_growth = true,
             960..975 => self.inject(),
             975..985 => self.reopen_cleanly(),
             985..992 => self.crash(End::Kill),

@@ -1,6 +1,9 @@
 //! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
+mod growth;
+
 use async_executor::LocalExecutor;
+use growth::{Growth, ListedDevice};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
@@ -38,6 +41,7 @@ pub struct Counts {
     pub checkpoints: u64,
     pub rot_detected: u64,
     pub meta_failures: u64,
+    pub growths: u64,
 }
 
 impl Counts {
@@ -58,6 +62,7 @@ impl Counts {
             checkpoints,
             rot_detected,
             meta_failures,
+            growths,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -74,6 +79,7 @@ impl Counts {
         self.checkpoints += checkpoints;
         self.rot_detected += rot_detected;
         self.meta_failures += meta_failures;
+        self.growths += growths;
     }
 }
 
@@ -112,6 +118,9 @@ pub struct Life {
     blocking: Rc<SimBlocking>,
     signals: Arc<SimSignals>,
     checkpoint: Option<Checkpoint>,
+    /// Devices as the pool sees them.
+    listed: Vec<Arc<ListedDevice>>,
+    growth: Growth,
 }
 
 impl Life {
@@ -124,8 +133,12 @@ impl Life {
 /// The machine. Its devices and store outlive the lives of the pool.
 pub struct World {
     pub random: SmallRng,
-    /// By index.
+    /// By index; one that is being added is not listed yet.
     pub devices: Vec<SimDevice>,
+    /// What the superblock says: sizes of the devices in bytes.
+    listed: Vec<u64>,
+    /// A device should grow, or one be added.
+    pub wants_growth: bool,
     pub store: Arc<MemoryStore>,
     pub counts: Counts,
     pub trace: blake3::Hasher,
@@ -157,6 +170,8 @@ impl World {
         let sizes = (0..).zip(device_bytes);
         let world = Self {
             devices: sizes.map(|(index, bytes): (u64, _)| SimDevice::new(&format!("sim-{index}"), *bytes)).collect(),
+            listed: device_bytes.to_vec(),
+            wants_growth: false,
             store: Arc::new(MemoryStore::new()),
             counts: Counts::default(),
             trace: blake3::Hasher::new(),
@@ -169,16 +184,20 @@ impl World {
         for (index, device) in (0..).zip(&world.devices) {
             device.reseed(seed.wrapping_add(index << 32));
         }
-        let parts = world.parts(1, &world.devices);
+        let parts = world.parts(1, &world.listed_devices(&world.devices));
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world
     }
 
-    fn parts(&self, lane_count: u16, devices: &[SimDevice]) -> Parts {
-        let devices = (0..).zip(devices).map(|(index, device)| {
-            let device: Arc<dyn Device> = Arc::new(device.clone());
-            (device, device_id(self.pool_id, index))
-        });
+    fn listed_devices(&self, devices: &[SimDevice]) -> Vec<Arc<ListedDevice>> {
+        let listed = self.listed.iter().zip(devices);
+        listed.map(|(bytes, device)| Arc::new(ListedDevice::new(device.clone(), *bytes))).collect()
+    }
+
+    fn parts(&self, lane_count: u16, devices: &[Arc<ListedDevice>]) -> Parts {
+        let devices = (0..)
+            .zip(devices)
+            .map(|(index, device)| (Arc::clone(device) as Arc<dyn Device>, device_id(self.pool_id, index)));
         Parts {
             id: self.pool_id,
             suite: self.suite,
@@ -195,7 +214,8 @@ impl World {
         let lane_count = self.random.random_range(1..4);
         let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
-        let pool = rok_blk::pool::open(self.parts(lane_count, &process), &mut fill)?;
+        let listed = self.listed_devices(&process);
+        let pool = rok_blk::pool::open(self.parts(lane_count, &listed), &mut fill)?;
         self.counts.recovered_records += pool.recovery().record_count;
         self.counts.lost_blocks += pool.recovery().lost_block_count;
         let signals = Arc::new(SimSignals::default());
@@ -226,6 +246,8 @@ impl World {
             blocking,
             signals,
             checkpoint: None,
+            listed,
+            growth: Growth::None,
         })
     }
 
@@ -236,7 +258,7 @@ impl World {
             0..6 => self.complete_one(life, lane),
             6 => life.run_job(),
             7 | 8 => self.checkpoint_step(life, false),
-            _ => {}
+            _ => self.growth_step(life),
         }
         life.lanes[lane].turn();
         for engine in &life.lanes {
@@ -320,6 +342,8 @@ impl World {
         for device in &self.devices {
             device.crash(mode, &mut |below| random.random_range(0..below));
         }
+        // The rest of an adding that the superblock does not know.
+        self.devices.truncate(self.listed.len());
         let keep = random.random::<u64>();
         self.store.crash(|unsynced| match end {
             End::Kill => unsynced,
