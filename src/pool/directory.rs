@@ -5,7 +5,7 @@
 //!   superblock     two copies; written last, so that a directory without it is no pool
 //!   meta/          the metadata store
 //!   meta-reserve   zeros; room to give to meta/ when the file system is full
-//!   data-0         a file written once with zeros, or a symbolic link to a block device
+//!   data-0 …       files written once with zeros, or symbolic links to block devices
 //! ```
 //! `meta-reserve` has 64 MiB, or a sixteenth of a pool below 1 GiB. Nothing gives it up by itself yet: an administrator
 //! can delete it when `meta/` is out of space, and the pool opens without it.
@@ -14,6 +14,7 @@
 
 mod creation;
 mod credential;
+mod device_list;
 mod key_file;
 mod key_slots;
 mod listed_device;
@@ -24,18 +25,20 @@ mod tests;
 
 pub use creation::create;
 pub use credential::Credential;
+pub use device_list::{ChangedDevice, DeviceList, PreparedDevice};
 pub use key_file::generate_key_file;
 pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};
 pub use passphrase_file::{passphrase, read_passphrase, read_passphrase_file};
 
-use crate::crypto::{Suite, system_random};
+use crate::crypto::{MasterKey, Suite, system_random};
 use crate::disk::{Device, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::LANES_MAX;
-use crate::format::superblock::DeviceRecord;
+use crate::format::superblock::{DeviceRecord, Superblock};
 use crate::meta::{RocksOptions, RocksStore};
+use crate::pool::devices::{ExpectedDevice, header_mac, identify};
 use crate::pool::{Limits, Parts, Pool};
-use crate::units::BLOCK_SIZE_U64;
+use crate::units::{BLOCK_SIZE_U64, DeviceIndex};
 use listed_device::ListedDevice;
 use std::fs::File;
 use std::io;
@@ -89,10 +92,12 @@ pub struct OpenOptions {
 pub struct OpenPool {
     /// The pool.
     pub pool: Arc<Pool>,
-    /// Its devices by index, locked as long as one of the three lives.
+    /// Its devices by index, locked as long as one of the four lives.
     pub devices: Vec<Arc<FileDevice>>,
     /// Its key slots.
     pub key_slots: KeySlots,
+    /// Its devices, to grow and add.
+    pub device_list: DeviceList,
 }
 
 /// What a pool is, as far as no key is needed to know it. Only [`open`] verifies that it is true.
@@ -122,7 +127,7 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
     }
     let (file, devices) = lock(directory)?;
     let master = credential::unlock(directory, &file, options.credential.as_ref())?;
-    check_sizes(&devices, &file.superblock.devices)?;
+    check_devices(&devices, &file.superblock, &master)?;
     let meta = directory.join(META_NAME);
     // Opening would make an empty one where it is missing.
     if !meta.join(META_MARK_NAME).exists() {
@@ -132,24 +137,28 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
         );
     }
     let store = open_store(&meta)?;
-    let listed = devices.iter().zip(&file.superblock.devices).map(|(device, record)| {
-        let size_bytes = record.block_count * BLOCK_SIZE_U64;
-        let listed: Arc<dyn Device> = Arc::new(ListedDevice::new(Arc::clone(device), size_bytes));
-        (listed, record.id)
-    });
+    let records = file.superblock.devices.clone();
+    let listed = devices
+        .iter()
+        .zip(&records)
+        .map(|(device, record)| Arc::new(ListedDevice::new(Arc::clone(device), record.block_count * BLOCK_SIZE_U64)));
+    let listed: Vec<Arc<ListedDevice>> = listed.collect();
+    let parts_of = |(device, record): (&Arc<ListedDevice>, &DeviceRecord)| (Arc::clone(device) as _, record.id);
     file.repair(&master);
     let parts = Parts {
         id: file.superblock.pool,
         suite: file.superblock.suite,
         master: Arc::new(master),
-        devices: listed.collect(),
+        devices: listed.iter().zip(&records).map(parts_of).collect(),
         store: Arc::new(store),
         lane_count: options.lane_count,
         limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
     let pool = super::open(parts, &mut system_random)?;
-    let key_slots = KeySlots::of(directory, devices.clone());
-    Ok(OpenPool { pool, devices, key_slots })
+    let exclusive = Arc::default();
+    let key_slots = KeySlots::of(directory, devices.clone(), Arc::clone(&exclusive));
+    let device_list = DeviceList::new(directory, Arc::clone(&pool), records, listed, exclusive);
+    Ok(OpenPool { pool, devices, key_slots, device_list })
 }
 
 /// Says what the pool in `directory` is. Needs no key, takes no lock, changes nothing.
@@ -204,16 +213,15 @@ fn open_device(directory: &Path, record: &DeviceRecord) -> Result<Arc<FileDevice
     Ok(Arc::new(device))
 }
 
-fn check_sizes(devices: &[Arc<FileDevice>], records: &[DeviceRecord]) -> Result<()> {
-    for (device, record) in devices.iter().zip(records) {
-        let (has, needs) = (device.size_bytes(), record.block_count * BLOCK_SIZE_U64);
-        if has < needs {
-            let message = format!("Device {} has shrunk: it has {has} bytes and the pool needs {needs}", record.name);
-            return Err(Error::new(ErrorKind::Integrity, message)
-                .with_hint("Restore the device to its full size; nothing was changed"));
-        }
+/// Whether each device is the one that is listed in its place, and as large.
+fn check_devices(devices: &[Arc<FileDevice>], superblock: &Superblock, master: &MasterKey) -> Result<()> {
+    let mac = header_mac(master);
+    for ((device, record), index) in devices.iter().zip(&superblock.devices).zip((0..).map(DeviceIndex::new)) {
+        let (id, block_count) = (record.id, record.block_count);
+        identify(&**device, &ExpectedDevice { pool: superblock.pool, id, index, block_count }, &mac)?;
+        let (has, needs) = (device.size_bytes(), block_count * BLOCK_SIZE_U64);
         if has > needs {
-            tracing::warn!(device = record.name, has, needs, "the device is larger than the pool uses");
+            tracing::warn!(device = record.name, has, needs, "the device is larger than the pool uses; see pool grow");
         }
     }
     Ok(())

@@ -22,8 +22,8 @@ use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence, SessionId,
-    TreeId, to_u64, to_usize,
+    Address, AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS,
+    Sequence, SessionId, TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
@@ -248,8 +248,11 @@ fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader
     let opened = parts.devices.iter().zip(&expected).map(|((device, _), expected)| {
         let (opened, header) = PoolDevice::open(Arc::clone(device), expected, &mac)?;
         if header.block_count > expected.block_count {
-            let message = format!("Device {} has shrunk since it was added to the pool", device.name());
-            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it to its full size"));
+            let [lists, has] = [expected.block_count, header.block_count].map(|count| count * BLOCK_SIZE_U64);
+            let message =
+                format!("Device {} had {has} bytes in the pool, and {lists} are left or listed", device.name());
+            return Err(Error::new(ErrorKind::Integrity, message)
+                .with_hint("Was the superblock restored from a time before the device grew? Nothing was changed"));
         }
         Ok((Arc::new(opened), header))
     });

@@ -1,5 +1,6 @@
 //! Tests of pools on the file system.
 
+mod devices;
 mod key_slots;
 
 use super::creation::link_device;
