@@ -8,6 +8,7 @@ mod cold_leaf;
 mod fragmented;
 mod model;
 mod sector;
+mod several_devices;
 mod workload;
 mod world;
 
