@@ -386,7 +386,10 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
     }
     let used_percent = u128::from(space.used_bytes) * 100 / u128::from(space.capacity_bytes.max(1));
     if used_percent >= u128::from(USED_PERCENT_WARNING) {
-        warnings.push(format!("The pool is {used_percent} % full; writes fail when it has no space left."));
+        warnings.push(format!(
+            "The pool is {used_percent} % full; writes fail when it has no space left. Make it larger with rok-blk pool \
+             grow or add-device."
+        ));
     }
     warnings
 }

@@ -90,6 +90,8 @@ fn a_full_pool_grows_and_its_clients_write_on() {
     let mut filling = Filling::new(&home);
     assert!(filling.fill() > 40 * MIB, "most of 64 MiB");
     let capacity = capacity_bytes(&home);
+    let warnings = home.run(["status", "--json"]).json()["warnings"].to_string();
+    assert!(warnings.contains("pool grow"), "{warnings}");
 
     assert_eq!(home.run(["pool", "grow", "--size", "96M"]).success(), "data-0\n");
 
