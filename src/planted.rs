@@ -29,11 +29,15 @@ pub enum Bug {
     FlushJoinsStarted,
     /// A load that a checkpoint overtook is cached.
     OvertakenLoadCached,
+    /// A flush leaves out all written devices but the first.
+    FlushOneDevice,
+    /// New blocks are used before the superblock lists them.
+    UseBeforeListed,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -46,6 +50,8 @@ impl Bug {
         Self::DiscardNotLogged,
         Self::FlushJoinsStarted,
         Self::OvertakenLoadCached,
+        Self::FlushOneDevice,
+        Self::UseBeforeListed,
     ];
 }
 

@@ -71,7 +71,7 @@ pub(super) enum Command {
     Serve(Serve),
     /// Serve a first encrypted volume, creating pool and key if there are none
     Quickstart(Quickstart),
-    /// Create and show pools
+    /// Create, show and extend pools
     Pool {
         #[command(subcommand)]
         command: PoolCommand,
@@ -192,6 +192,35 @@ pub(super) enum PoolCommand {
         #[arg(value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+    /// Make a device of the daemon's pool larger while it is used
+    Grow(GrowPool),
+    /// Add a file or a block device to the daemon's pool while it is used
+    AddDevice(AddPoolDevice),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GrowPool {
+    /// The new size of a file; a disk that was made larger takes its own
+    #[arg(long, value_parser = parse_size)]
+    pub(super) size: Option<u64>,
+    /// The device, as pool show calls it; needed if there are several
+    #[arg(long, value_name = "NAME")]
+    pub(super) device: Option<String>,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("new_device").required(true).args(["size", "block"]))]
+pub(super) struct AddPoolDevice {
+    /// Store data in one more file of this size in the pool's directory
+    #[arg(long, value_parser = parse_size)]
+    pub(super) size: Option<u64>,
+    /// Store data on this block device too; its first MiB must be zeros, and what else it holds is lost
+    #[arg(long, value_name = "PATH")]
+    pub(super) block: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
 }
 
 #[derive(Debug, Args)]

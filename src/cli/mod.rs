@@ -57,6 +57,12 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
             pool_command::show_offline(&directory, output)?;
         }
         Command::Pool { command: PoolCommand::Show { directory: None } } => pool_command::show(&client()?, output)?,
+        Command::Pool { command: PoolCommand::Grow(arguments) } => {
+            pool_command::grow(&arguments, &client()?, output)?;
+        }
+        Command::Pool { command: PoolCommand::AddDevice(arguments) } => {
+            pool_command::add_device(&arguments, &client()?, output)?;
+        }
         Command::Key { command } => key_command::run(&command, &global, output)?,
         Command::Create(arguments) => volume_command::create(&arguments, &client()?, output)?,
         Command::List => volume_command::list(&client()?, output)?,

@@ -1,16 +1,17 @@
-//! The commands `pool create` and `pool show`.
+//! The commands `pool create`, `pool show`, `pool grow` and `pool add-device`.
 
 use std::path::Path;
 
 use serde_json::json;
 
-use super::arguments::CreatePool;
+use super::arguments::{AddPoolDevice, CreatePool, GrowPool};
 use super::client::Client;
 use super::failure::{Failed, Outcome};
 use super::output::Output;
 use super::serve_command::keep_secrets;
 use super::table::Table;
 use crate::crypto::Suite;
+use crate::daemon::device_resource::{AddDevice, DeviceChange, GrowDevice};
 use crate::daemon::resource::PoolAnswer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::directory::{self, CreateOptions, DeviceSource};
@@ -64,6 +65,46 @@ pub(super) fn show_offline(directory: &Path, output: &Output) -> Outcome<()> {
         })
         .map_err(|error| Failed::about(error, &directory.display().to_string()))?;
     print(&PoolAnswer::new(directory, description), output)
+}
+
+/// `pool grow`.
+pub(super) fn grow(arguments: &GrowPool, client: &Client, output: &Output) -> Outcome<()> {
+    let request = GrowDevice { device: arguments.device.clone(), size_bytes: arguments.size };
+    let reference = arguments.device.as_deref().unwrap_or("pool");
+    let path = format!("/v1/pool/grow?dry_run={}", arguments.dry_run.is_dry_run);
+    tell(&client.post(&path, &request, reference)?, output)
+}
+
+/// `pool add-device`.
+pub(super) fn add_device(arguments: &AddPoolDevice, client: &Client, output: &Output) -> Outcome<()> {
+    let block = arguments.block.as_deref().map(absolute).transpose()?;
+    let request = AddDevice { size_bytes: arguments.size, block };
+    let path = format!("/v1/pool/devices?dry_run={}", arguments.dry_run.is_dry_run);
+    tell(&client.post(&path, &request, "pool")?, output)
+}
+
+/// The path as the daemon finds it; links are kept.
+fn absolute(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).map_err(|error| Error::from_io("Resolving", path, error))?;
+    path.into_os_string().into_string().map_err(|path| {
+        Error::new(ErrorKind::Usage, format!("The path {} is no UTF-8", path.display()))
+            .with_hint("Name the device by another link of /dev/disk")
+    })
+}
+
+fn tell(change: &DeviceChange, output: &Output) -> Outcome<()> {
+    let (name, after) = (&change.reference, output.size(change.after.size_bytes));
+    let before = change.before.as_ref().map(|device| output.size(device.size_bytes));
+    output.message(&match (before, change.is_dry_run) {
+        (Some(before), _) if change.before.as_ref() == Some(&change.after) => {
+            format!("Device {name} has {before} and has not grown.")
+        }
+        (Some(before), true) => format!("Would grow {name} from {before} to {after}."),
+        (Some(before), false) => format!("Device {name} has grown from {before} to {after}."),
+        (None, true) => format!("Would add {name} of {after}."),
+        (None, false) => format!("Device {name} of {after} was added."),
+    });
+    Ok(output.reference(change, name)?)
 }
 
 /// Writes a new key and tells what that means.

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
+use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
 use super::key_resource::{KeyChangeAnswer, KeyList};
 use super::request::{CreateVolume, KeyCredential, ResizeVolume};
 use super::resource::{
@@ -20,7 +21,7 @@ use super::resource::{
 use super::volume_rule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
-use crate::pool::directory::{self, KeyChange, KeySlots};
+use crate::pool::directory::{self, DeviceList, KeyChange, KeySlots};
 use crate::volume::VolumeInfo;
 
 /// From this share of the pool on, `status` warns.
@@ -35,6 +36,8 @@ pub struct Control {
     changes: Mutex<()>,
     /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
     key_slots: Mutex<KeySlots>,
+    /// One change of devices at a time.
+    device_list: Mutex<DeviceList>,
 }
 
 /// Where the open pool came from.
@@ -46,15 +49,16 @@ pub(super) struct PoolPlace {
 }
 
 impl Control {
-    /// Over a server that runs on the pool of `place` with these key slots and listens on `listeners`.
+    /// Over a server that runs on the pool of `place` with these key slots and devices and listens on `listeners`.
     pub(super) fn new(
         server: Arc<Server>,
         place: PoolPlace,
         key_slots: KeySlots,
+        device_list: DeviceList,
         listeners: Vec<ListenAddress>,
     ) -> Self {
-        let (changes, key_slots) = (Mutex::new(()), Mutex::new(key_slots));
-        Self { server, place, listeners, started_at: seconds_since_1970(), changes, key_slots }
+        let (changes, key_slots, device_list) = (Mutex::new(()), Mutex::new(key_slots), Mutex::new(device_list));
+        Self { server, place, listeners, started_at: seconds_since_1970(), changes, key_slots, device_list }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -229,6 +233,33 @@ impl Control {
         Ok(PoolAnswer::new(&self.place.path, directory::describe(&self.place.path)?))
     }
 
+    /// Makes a device larger. Takes as long as writing its new part.
+    ///
+    /// # Errors
+    /// What [`DeviceList::grow`] reports.
+    pub fn grow_device(&self, request: &GrowDevice, is_dry_run: bool) -> Result<DeviceChange> {
+        let mut list = self.device_list.lock();
+        let changed = list.grow(request.device.as_deref(), request.size_bytes, is_dry_run)?;
+        Ok(DeviceChange::new(DeviceAction::Grow, is_dry_run, &changed))
+    }
+
+    /// Adds a device: made, handed to every lane, listed, used. Takes as long as writing it.
+    ///
+    /// # Errors
+    /// `Usage` if the request names no device, `Busy` if the server is ending, and what [`DeviceList`] reports.
+    pub fn add_device(&self, request: &AddDevice, is_dry_run: bool) -> Result<DeviceChange> {
+        let source = request.source()?;
+        let mut list = self.device_list.lock();
+        let changed = if is_dry_run {
+            list.plan_adding(&source)?
+        } else {
+            let prepared = list.prepare(&source)?;
+            self.server.set_device(prepared.index(), prepared.file())?;
+            list.join(prepared)?
+        };
+        Ok(DeviceChange::new(DeviceAction::Add, is_dry_run, &changed))
+    }
+
     /// The key slots in use.
     ///
     /// # Errors
@@ -364,7 +395,10 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
     }
     let used_percent = u128::from(space.used_bytes) * 100 / u128::from(space.capacity_bytes.max(1));
     if used_percent >= u128::from(USED_PERCENT_WARNING) {
-        warnings.push(format!("The pool is {used_percent} % full; writes fail when it has no space left."));
+        warnings.push(format!(
+            "The pool is {used_percent} % full; writes fail when it has no space left. Make it larger with rok-blk pool \
+             grow or add-device."
+        ));
     }
     warnings
 }

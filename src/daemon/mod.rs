@@ -6,6 +6,7 @@
 
 pub mod control;
 pub mod control_socket;
+pub mod device_resource;
 pub mod host;
 pub mod key_resource;
 pub mod request;

@@ -1,4 +1,4 @@
-//! The routes of the pool: `/v1/pool`, `/v1/space` and `/v1/status`.
+//! The routes of the pool: `/v1/pool` and what changes its devices, `/v1/space` and `/v1/status`.
 
 use std::sync::Arc;
 
@@ -6,12 +6,19 @@ use axum::extract::State;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, run};
+use super::answer::{Answer, Body, Options, run};
 use super::control::Control;
+use super::device_resource::{AddDevice, DeviceChange, GrowDevice};
+use super::request::ChangeOptions;
 use super::resource::{Failure, PoolAnswer, Space, Status};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
-    OpenApiRouter::new().routes(routes!(pool)).routes(routes!(space)).routes(routes!(status))
+    OpenApiRouter::new()
+        .routes(routes!(pool))
+        .routes(routes!(grow))
+        .routes(routes!(add_device))
+        .routes(routes!(space))
+        .routes(routes!(status))
 }
 
 /// Says what the pool is made of.
@@ -19,6 +26,29 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
     (status = 200, body = PoolAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn pool(State(control): State<Arc<Control>>) -> Answer<PoolAnswer> {
     run(control, None, Control::pool).await
+}
+
+/// Makes a device of the pool larger, while it is used. Answers when that is done: a file is written with zeros first.
+#[utoipa::path(post, path = "/v1/pool/grow", params(ChangeOptions), request_body = GrowDevice, responses(
+    (status = 200, body = DeviceChange), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn grow(
+    State(control): State<Arc<Control>>,
+    Options(options): Options<ChangeOptions>,
+    Body(request): Body<GrowDevice>,
+) -> Answer<DeviceChange> {
+    let reference = request.device.clone();
+    run(control, reference, move |control| control.grow_device(&request, options.dry_run)).await
+}
+
+/// Adds a device to the pool, while it is used. Answers when that is done: a file is written with zeros first.
+#[utoipa::path(post, path = "/v1/pool/devices", params(ChangeOptions), request_body = AddDevice, responses(
+    (status = 200, body = DeviceChange), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn add_device(
+    State(control): State<Arc<Control>>,
+    Options(options): Options<ChangeOptions>,
+    Body(request): Body<AddDevice>,
+) -> Answer<DeviceChange> {
+    run(control, None, move |control| control.add_device(&request, options.dry_run)).await
 }
 
 /// Says where the pool's space is.

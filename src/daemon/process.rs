@@ -114,7 +114,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let control = Arc::new(Control::new(server, place, pool.key_slots, listeners));
+        let control = Arc::new(Control::new(server, place, pool.key_slots, pool.device_list, listeners));
         let (stop_api, stopped) = oneshot::channel();
         let api = serve_api(&runtime, api_listener, Arc::clone(&control), stopped);
         let nbd_unix = options.nbd_unix;

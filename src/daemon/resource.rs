@@ -35,6 +35,7 @@ pub enum Kind {
     ExportList,
     KeyList,
     KeyChange,
+    DeviceChange,
     Pool,
     Space,
     Status,
@@ -198,7 +199,7 @@ pub struct ExportList {
 }
 
 /// A file or block device of a pool.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolDevice {
     /// Its name in the pool's directory.
     pub name: String,

@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -38,7 +39,9 @@ const MIB: u64 = 1 << 20;
 pub struct FileDevice {
     file: File,
     name: String,
-    size_bytes: u64,
+    /// Grows by [`Self::extend`] and [`Self::measure`] only.
+    size_bytes: AtomicU64,
+    is_block_device: bool,
     is_direct: bool,
 }
 
@@ -65,8 +68,8 @@ impl FileDevice {
         if free_bytes < size_bytes {
             return Err(no_space(path, size_bytes, free_bytes));
         }
-        let device = Self::lock_and_adopt(file, path, size_bytes)?;
-        device.fill_with_zeros().map_err(|source| creation_error(path, size_bytes, source))?;
+        let device = Self::lock_and_adopt(file, path, (size_bytes, false))?;
+        device.fill_with_zeros(0, size_bytes).map_err(|source| creation_error(path, size_bytes, source))?;
         sync_directory_of(path).map_err(|source| Error::from_io("Flushing the directory of", path, source))?;
         partial.keep();
         Ok(device)
@@ -87,20 +90,71 @@ impl FileDevice {
             // On a block device this means: not while it is mounted or otherwise claimed.
             options.custom_flags(libc::O_EXCL);
         }
-        let mut file = open_patiently(|| options.open(path)).map_err(|source| match source.raw_os_error() {
+        let file = open_patiently(|| options.open(path)).map_err(|source| match source.raw_os_error() {
             Some(libc::EBUSY) => claimed(path),
             _ => Error::from_io("Opening", path, source),
         })?;
         let metadata = file.metadata().map_err(|source| Error::from_io("Opening", path, source))?;
         check_kind(path, &metadata)?;
-        // The end is the size for both kinds; what is behind the last whole block is not used.
-        let end = file.seek(SeekFrom::End(0)).map_err(|source| Error::from_io("Reading the size of", path, source))?;
-        let size_bytes = end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64;
+        let end = end_of(&file, path)?;
+        let size_bytes = whole_blocks(end);
         if size_bytes == 0 {
             return Err(Error::new(ErrorKind::Integrity, format!("{} has a size of {end} bytes", path.display())));
         }
-        let device = Self::lock_and_adopt(file, path, size_bytes)?;
-        device.probe(path, is_block_device)
+        let device = Self::lock_and_adopt(file, path, (size_bytes, is_block_device))?;
+        device.probe(path)
+    }
+
+    /// Makes a file larger and writes the part from `from_bytes` on with zeros, also where the file has it already: an
+    /// earlier attempt may have ended anywhere. All of it is durable at the end. I/O on the rest goes on. After an error
+    /// the file has its size of before.
+    ///
+    /// # Errors
+    /// `NoSpace` naming what is free, else the system's.
+    ///
+    /// # Panics
+    /// If it is a block device, or a size is not made of whole blocks.
+    pub fn extend(&self, from_bytes: u64, size_bytes: u64) -> Result<()> {
+        assert!(!self.is_block_device, "a block device grows by itself");
+        assert!(from_bytes.is_multiple_of(BLOCK_SIZE_U64) && size_bytes.is_multiple_of(BLOCK_SIZE_U64));
+        let path = Path::new(&self.name);
+        let before = end_of(&self.file, path)?;
+        let free_bytes =
+            free_space_bytes(path).map_err(|source| Error::from_io("Reading the free space at", path, source))?;
+        let more_bytes = size_bytes.saturating_sub(before);
+        if free_bytes < more_bytes {
+            return Err(no_space(path, more_bytes, free_bytes));
+        }
+        if let Err(source) = self.fill_with_zeros(from_bytes, size_bytes) {
+            if size_bytes > before
+                && let Err(error) = self.file.set_len(before)
+            {
+                tracing::warn!(path = self.name, %error, "a file that could not be extended keeps its new part");
+            }
+            return Err(creation_error(path, more_bytes, source));
+        }
+        self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Looks how large it is now, and lets I/O use that.
+    ///
+    /// # Errors
+    /// The system's; `Integrity` if it has shrunk.
+    pub fn measure(&self) -> Result<u64> {
+        let now = whole_blocks(end_of(&self.file, Path::new(&self.name))?);
+        let before = self.size_bytes.fetch_max(now, Ordering::AcqRel);
+        if now < before {
+            let message = format!("{} has shrunk: it had {before} bytes and has {now}", self.name);
+            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it to its full size"));
+        }
+        Ok(now)
+    }
+
+    /// Whether it is a block device, not a file.
+    #[must_use]
+    pub const fn is_block_device(&self) -> bool {
+        self.is_block_device
     }
 
     /// Whether I/O bypasses the page cache. If not, the file system refused, and I/O is slower.
@@ -115,7 +169,7 @@ impl FileDevice {
         self.file.as_raw_fd()
     }
 
-    fn lock_and_adopt(file: File, path: &Path, size_bytes: u64) -> Result<Self> {
+    fn lock_and_adopt(file: File, path: &Path, (size_bytes, is_block_device): (u64, bool)) -> Result<Self> {
         let mut tries_left = UNOWNED_LOCK_TRIES;
         while !lock::try_lock(&file).map_err(|source| Error::from_io("Locking", path, source))? {
             let holder = lock::holder(&file);
@@ -133,16 +187,17 @@ impl FileDevice {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
             Err(error) => return Err(Error::from_io("Setting direct I/O on", path, error)),
         };
-        Ok(Self { file, name: path.display().to_string(), size_bytes, is_direct })
+        let (name, size_bytes) = (path.display().to_string(), AtomicU64::new(size_bytes));
+        Ok(Self { file, name, size_bytes, is_block_device, is_direct })
     }
 
     /// Reads a block, since some refuse direct I/O of this size only when it comes.
-    fn probe(mut self, path: &Path, is_block_device: bool) -> Result<Self> {
+    fn probe(mut self, path: &Path) -> Result<Self> {
         let block = IoBuffer::allocate(BLOCK_SIZE);
         let mut result = block.with_bytes_mut(|bytes| self.read_at(0, bytes));
         let is_refused = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL));
         if self.is_direct && is_refused {
-            if is_block_device {
+            if self.is_block_device {
                 let message = format!("{} has sectors larger than 4 KiB", path.display());
                 return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Use a file on it instead"));
             }
@@ -154,13 +209,14 @@ impl FileDevice {
         Ok(self)
     }
 
-    fn fill_with_zeros(&self) -> io::Result<()> {
-        preallocate(&self.file, self.size_bytes)?;
+    /// The file may not have the range yet.
+    fn fill_with_zeros(&self, from_bytes: u64, end_bytes: u64) -> io::Result<()> {
+        preallocate(&self.file, from_bytes, end_bytes - from_bytes)?;
         let zeros = IoBuffer::allocate(ZERO_CHUNK_BYTES);
-        let mut offset_bytes = 0;
-        while offset_bytes < self.size_bytes {
-            let len_bytes = (self.size_bytes - offset_bytes).min(to_u64(ZERO_CHUNK_BYTES));
-            zeros.slice(0..to_usize(len_bytes)).with_bytes(|bytes| self.write_at(offset_bytes, bytes))?;
+        let mut offset_bytes = from_bytes;
+        while offset_bytes < end_bytes {
+            let len_bytes = (end_bytes - offset_bytes).min(to_u64(ZERO_CHUNK_BYTES));
+            zeros.slice(0..to_usize(len_bytes)).with_bytes(|bytes| self.file.write_all_at(bytes, offset_bytes))?;
             offset_bytes += len_bytes;
         }
         self.file.sync_all()
@@ -178,11 +234,11 @@ impl Device for FileDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
     }
 
     fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {
-        check_range(self.size_bytes, offset_bytes, target.len(), io::ErrorKind::UnexpectedEof)?;
+        check_range(self.size_bytes(), offset_bytes, target.len(), io::ErrorKind::UnexpectedEof)?;
         if self.is_fit(target.as_ptr()) {
             return self.file.read_exact_at(target, offset_bytes);
         }
@@ -198,7 +254,7 @@ impl Device for FileDevice {
     }
 
     fn write_at(&self, offset_bytes: u64, source: &[u8]) -> io::Result<()> {
-        check_range(self.size_bytes, offset_bytes, source.len(), io::ErrorKind::InvalidInput)?;
+        check_range(self.size_bytes(), offset_bytes, source.len(), io::ErrorKind::InvalidInput)?;
         if self.is_fit(source.as_ptr()) {
             return self.file.write_all_at(source, offset_bytes);
         }
@@ -285,6 +341,16 @@ fn no_space(path: &Path, size_bytes: u64, free_bytes: u64) -> Error {
     Error::new(ErrorKind::NoSpace, message).with_hint("Free some space, or choose a smaller size or another place")
 }
 
+/// The end is the size for files and block devices alike.
+fn end_of(mut file: &File, path: &Path) -> Result<u64> {
+    file.seek(SeekFrom::End(0)).map_err(|source| Error::from_io("Reading the size of", path, source))
+}
+
+/// What is behind the last whole block is not used.
+const fn whole_blocks(end: u64) -> u64 {
+    end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64
+}
+
 fn sync_directory_of(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
@@ -325,11 +391,12 @@ fn set_direct(file: &File, is_wanted: bool) -> io::Result<()> {
 }
 
 /// Asks for contiguous space. Where the file system cannot, the zeros that are written next take it.
-fn preallocate(file: &File, size_bytes: u64) -> io::Result<()> {
-    let len = libc::off64_t::try_from(size_bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+fn preallocate(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    let offset = libc::off64_t::try_from(offset_bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    let len = libc::off64_t::try_from(len_bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
     loop {
         // SAFETY: the descriptor is open as long as `file` is borrowed; the call has no pointers.
-        if unsafe { libc::fallocate64(file.as_raw_fd(), 0, 0, len) } == 0 {
+        if unsafe { libc::fallocate64(file.as_raw_fd(), 0, offset, len) } == 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();

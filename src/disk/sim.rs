@@ -120,7 +120,6 @@ pub struct WrittenRange {
 #[derive(Clone)]
 pub struct SimDevice {
     name: Arc<str>,
-    size_bytes: u64,
     /// The generation with which the handle dies, if it does.
     bound_to: Option<u64>,
     state: Arc<Mutex<State>>,
@@ -128,7 +127,7 @@ pub struct SimDevice {
 
 impl fmt::Debug for SimDevice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "SimDevice({}, {} bytes)", self.name, self.size_bytes)
+        write!(formatter, "SimDevice({}, {} bytes)", self.name, self.size_bytes())
     }
 }
 
@@ -140,7 +139,7 @@ impl SimDevice {
     #[must_use]
     pub fn new(name: &str, size_bytes: u64) -> Self {
         assert!(size_bytes.is_multiple_of(BLOCK_SIZE_U64), "a device has whole blocks");
-        Self { name: name.into(), size_bytes, bound_to: None, state: Arc::new(Mutex::new(State::new())) }
+        Self { name: name.into(), bound_to: None, state: Arc::new(Mutex::new(State::new(size_bytes))) }
     }
 
     /// Another device with the same bytes, durable and not; without what is in flight, faults and counters. For
@@ -148,7 +147,18 @@ impl SimDevice {
     #[must_use]
     pub fn duplicate(&self, name: &str) -> Self {
         let state = Arc::new(Mutex::new(self.lock().duplicate()));
-        Self { name: name.into(), size_bytes: self.size_bytes, bound_to: None, state }
+        Self { name: name.into(), bound_to: None, state }
+    }
+
+    /// Makes the device larger, durably; what is new are zeros.
+    ///
+    /// # Panics
+    /// If the size is not a multiple of the block size, or below the present one.
+    pub fn grow(&self, size_bytes: u64) {
+        assert!(size_bytes.is_multiple_of(BLOCK_SIZE_U64), "a device has whole blocks");
+        let mut state = self.lock();
+        assert!(size_bytes >= state.size_bytes, "a device only grows");
+        state.size_bytes = size_bytes;
     }
 
     /// A handle as a process holds it: from the next crash on its calls as a [`Device`] fail and change nothing.
@@ -186,7 +196,7 @@ impl SimDevice {
     /// # Panics
     /// If the block is behind the end.
     pub fn bad_block(&self, block: u64) {
-        assert!(block < self.size_bytes / BLOCK_SIZE_U64, "the block is on the device");
+        assert!(block < self.size_bytes() / BLOCK_SIZE_U64, "the block is on the device");
         self.lock().spoil(block);
     }
 
@@ -212,7 +222,7 @@ impl SimDevice {
     /// # Panics
     /// If the byte is behind the end or `bit` is not below 8.
     pub fn flip_bit(&self, offset_bytes: u64, bit: u8) {
-        assert!(offset_bytes < self.size_bytes, "the byte is on the device");
+        assert!(offset_bytes < self.size_bytes(), "the byte is on the device");
         assert!(bit < 8, "a byte has 8 bits");
         self.lock().flip_bit(offset_bytes, bit);
     }
@@ -275,17 +285,17 @@ impl Device for SimDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.lock().size_bytes
     }
 
     fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {
-        check_range(self.size_bytes, offset_bytes, target.len(), io::ErrorKind::UnexpectedEof)?;
+        check_range(self.size_bytes(), offset_bytes, target.len(), io::ErrorKind::UnexpectedEof)?;
         let mut state = self.lock_alive()?;
         with_own_random(&mut state, |state, random| state.read(offset_bytes, target, random))
     }
 
     fn write_at(&self, offset_bytes: u64, source: &[u8]) -> io::Result<()> {
-        check_range(self.size_bytes, offset_bytes, source.len(), io::ErrorKind::InvalidInput)?;
+        check_range(self.size_bytes(), offset_bytes, source.len(), io::ErrorKind::InvalidInput)?;
         let mut state = self.lock_alive()?;
         let write = Write::new(offset_bytes, source.into());
         with_own_random(&mut state, |state, random| state.write(write, random))

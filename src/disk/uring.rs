@@ -81,6 +81,21 @@ impl UringDisk {
         }
     }
 
+    /// Gives the queue a device: one more behind the others, or another one in a place that no operation has used.
+    ///
+    /// # Panics
+    /// If devices before it are missing, or with registered descriptors.
+    pub fn set_device(&mut self, index: DeviceIndex, device: Arc<FileDevice>) {
+        assert!(self.fixed_base.is_none(), "registered descriptors cannot be added to");
+        match self.devices.get_mut(index.as_usize()) {
+            Some(place) => *place = device,
+            None => {
+                assert_eq!(index.as_usize(), self.devices.len(), "devices are appended");
+                self.devices.push(device);
+            }
+        }
+    }
+
     /// Puts what waits into the ring, as much as fits, and returns how many entries that were. To be called before
     /// the lane submits. The rest waits for the next call. Rings with 64 and with 128 bytes an entry are both fine.
     ///

@@ -16,7 +16,7 @@ use super::thread::{DISK, Lane, LaneParts};
 use crate::disk::{FileDevice, UringDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::Pool;
-use crate::units::LaneIndex;
+use crate::units::{DeviceIndex, LaneIndex};
 use crate::volume::{Engine, EngineParts, RangeLocks, VolumeInfo, Volumes};
 use async_executor::LocalExecutor;
 use parking_lot::Mutex;
@@ -235,6 +235,24 @@ impl Server {
             answer?;
         }
         Ok(AttachedDevice { ends })
+    }
+
+    /// Has every lane have a device at `index`, so that the pool may begin to use it there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if the server is ending, or overloaded; then some lanes may have it.
+    pub fn set_device(&self, index: DeviceIndex, device: &Arc<FileDevice>) -> Result<()> {
+        let (done, answers) = mpsc::channel();
+        for mailbox in &self.shared.mailboxes {
+            let (device, done) = (Arc::clone(device), done.clone());
+            mailbox.send(Message::SetDevice { index, device, done })?;
+        }
+        drop(done);
+        for _ in &self.shared.mailboxes {
+            // A lane that ends drops its messages, and with them the channel.
+            answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
+        }
+        Ok(())
     }
 
     /// Says whether clients may choose the volume. Connections that there are stay.

@@ -330,6 +330,11 @@ impl Lane {
                 Message::ServeDevice(queue) if self.closing.is_none() => self.devices.start(queue),
                 Message::ServeDevice(_) => {}
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
+                Message::SetDevice { index, device, done } => {
+                    self.engine.with_disk(|disk| disk.set_device(index, device));
+                    // Who has given up waiting does not use the device.
+                    let _is_awaited = done.send(()).is_ok();
+                }
                 Message::Close => self.close(),
             }
         }

@@ -356,9 +356,12 @@ impl Checkpoint {
     /// Writes the headers, whose flush is one of the pool: it waits for a lane's, and counts as one.
     fn write_headers(&mut self) -> Result<Phase> {
         let pool = &self.pool;
+        let _headers = pool.header_writes.lock();
         let Some(start) = pool.begin_flush() else { return Ok(Phase::Headers) };
         let mac = header_mac(pool.keys.master());
-        let written = pool.devices.iter().try_for_each(|device| {
+        // Copied, so that nobody waits for I/O under the lock.
+        let devices = pool.devices.read().clone();
+        let written = devices.iter().try_for_each(|device| {
             device.write_header(pool.id, pool.session, self.id, &mac).map_err(|error| {
                 let name = device.device.name();
                 Error::new(ErrorKind::Other, format!("Writing the header of {name} failed: {error}")).with_source(error)
@@ -395,13 +398,14 @@ impl Checkpoint {
 }
 
 impl Pool {
-    /// Flushes every device, and moves the marks; `false` while a lane's flush runs.
+    /// Flushes every device that was written, and moves the marks; `false` while a lane's flush runs.
     ///
     /// # Errors
     /// The device's failure; then the pool has failed.
     fn flush_devices(&self) -> Result<bool> {
         let Some(start) = self.begin_flush() else { return Ok(false) };
-        let flushed = self.devices().try_for_each(|device| {
+        let devices = self.devices();
+        let flushed = start.devices().iter().map(|index| &devices[index.as_usize()]).try_for_each(|device| {
             device.flush().map_err(|error| {
                 Error::new(ErrorKind::Other, format!("Flushing {} failed: {error}", device.name())).with_source(error)
             })

@@ -4,7 +4,7 @@ use crate::crypto::{Purpose, StaticMac};
 use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FormatError;
-use crate::format::device_header::{DeviceHeader, HEADER_OFFSETS};
+use crate::format::device_header::{DeviceHeader, FRONT_BLOCKS, HEADER_OFFSETS};
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, CheckpointId, DeviceIndex, SessionId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ pub struct PoolDevice {
     pub(super) device: Arc<dyn Device>,
     id: Uuid,
     index: DeviceIndex,
-    block_count: u64,
+    block_count: AtomicU64,
     generation: AtomicU64,
 }
 
@@ -37,7 +37,7 @@ impl PoolDevice {
     #[must_use]
     pub fn new(device: Arc<dyn Device>, expected: &ExpectedDevice) -> Self {
         let ExpectedDevice { id, index, block_count, .. } = *expected;
-        Self { device, id, index, block_count, generation: AtomicU64::new(0) }
+        Self { device, id, index, block_count: AtomicU64::new(block_count), generation: AtomicU64::new(0) }
     }
 
     /// A device whose header must match; also returns the header.
@@ -45,27 +45,7 @@ impl PoolDevice {
     /// # Errors
     /// [`ErrorKind::Integrity`] naming what is foreign, missing, swapped, shrunk or damaged.
     pub fn open(device: Arc<dyn Device>, expected: &ExpectedDevice, mac: &StaticMac) -> Result<(Self, DeviceHeader)> {
-        let name = device.name().to_owned();
-        if device.size_bytes() / BLOCK_SIZE_U64 < expected.block_count {
-            let (has, needs) = (device.size_bytes(), expected.block_count * BLOCK_SIZE_U64);
-            return Err(Error::new(
-                ErrorKind::Integrity,
-                format!("Device {name} has shrunk: it has {has} bytes and the pool needs {needs}"),
-            )
-            .with_hint("Restore the device to its full size; nothing was changed"));
-        }
-        let header = newest_header(&*device, mac)?;
-        let header = header.map_err(|block| foreign(&name, expected.pool, &block))?;
-        if header.pool != expected.pool {
-            return Err(belongs_elsewhere(&name, header.pool));
-        }
-        if header.device != expected.id || header.index != expected.index {
-            return Err(Error::new(
-                ErrorKind::Integrity,
-                format!("Device {name} is device {} of the pool, not device {}", header.index, expected.index),
-            )
-            .with_hint("The devices were swapped: put each one back under its own name in the pool's directory"));
-        }
+        let header = identify(&*device, expected, mac)?;
         let opened = Self::new(device, expected);
         opened.generation.store(header.generation, Ordering::Relaxed);
         Ok((opened, header))
@@ -87,7 +67,7 @@ impl PoolDevice {
             pool,
             device: self.id,
             index: self.index,
-            block_count: self.block_count,
+            block_count: self.block_count(),
             session,
             checkpoint,
             generation,
@@ -99,11 +79,48 @@ impl PoolDevice {
         Ok(())
     }
 
+    /// Gives the next header a new size.
+    pub(super) fn set_block_count(&self, block_count: u64) {
+        self.block_count.store(block_count, Ordering::Release);
+    }
+
     /// Size in blocks.
     #[must_use]
-    pub const fn block_count(&self) -> u64 {
-        self.block_count
+    pub fn block_count(&self) -> u64 {
+        self.block_count.load(Ordering::Acquire)
     }
+}
+
+/// The header of a device that is the expected one, and large enough. Looked at in this order, so that swapped devices of
+/// different sizes are not called shrunk.
+///
+/// # Errors
+/// [`ErrorKind::Integrity`] naming what is foreign, swapped, shrunk or damaged.
+pub fn identify(device: &dyn Device, expected: &ExpectedDevice, mac: &StaticMac) -> Result<DeviceHeader> {
+    let name = device.name();
+    let shrunk = || {
+        let (has, needs) = (device.size_bytes(), expected.block_count * BLOCK_SIZE_U64);
+        let message = format!("Device {name} has shrunk: it has {has} bytes and the pool needs {needs}");
+        Error::new(ErrorKind::Integrity, message).with_hint("Restore the device to its full size; nothing was changed")
+    };
+    if device.size_bytes() < FRONT_BLOCKS * BLOCK_SIZE_U64 {
+        return Err(shrunk());
+    }
+    let header = newest_header(device, mac)?.map_err(|block| foreign(name, expected.pool, &block))?;
+    if header.pool != expected.pool {
+        return Err(belongs_elsewhere(name, header.pool));
+    }
+    if header.device != expected.id || header.index != expected.index {
+        return Err(Error::new(
+            ErrorKind::Integrity,
+            format!("Device {name} is device {} of the pool, not device {}", header.index, expected.index),
+        )
+        .with_hint("The devices were swapped: put each one back under its own name in the pool's directory"));
+    }
+    if device.size_bytes() / BLOCK_SIZE_U64 < expected.block_count {
+        return Err(shrunk());
+    }
+    Ok(header)
 }
 
 /// What the headers of a pool's devices are keyed with.

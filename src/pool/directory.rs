@@ -5,7 +5,7 @@
 //!   superblock     two copies; written last, so that a directory without it is no pool
 //!   meta/          the metadata store
 //!   meta-reserve   zeros; room to give to meta/ when the file system is full
-//!   data-0         a file written once with zeros, or a symbolic link to a block device
+//!   data-0 …       files written once with zeros, or symbolic links to block devices
 //! ```
 //! `meta-reserve` has 64 MiB, or a sixteenth of a pool below 1 GiB. When `meta/` finds no space it is deleted, so that
 //! reads, discards, deletions, flushes and the next open go on; it comes back when there is space.
@@ -14,6 +14,7 @@
 
 mod creation;
 mod credential;
+mod device_list;
 mod key_file;
 mod key_slots;
 mod listed_device;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use creation::create;
 pub use credential::Credential;
+pub use device_list::{ChangedDevice, DeviceList, PreparedDevice};
 pub use key_file::generate_key_file;
 pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};
 pub use passphrase_file::{passphrase, read_passphrase, read_passphrase_file};
@@ -33,10 +35,11 @@ use crate::crypto::{MasterKey, Suite, system_random};
 use crate::disk::{Device, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::LANES_MAX;
-use crate::format::superblock::DeviceRecord;
+use crate::format::superblock::{DeviceRecord, Superblock};
 use crate::meta::{RocksOptions, RocksStore, SpaceReserve};
+use crate::pool::devices::{ExpectedDevice, header_mac, identify};
 use crate::pool::{Limits, Parts, Pool};
-use crate::units::BLOCK_SIZE_U64;
+use crate::units::{BLOCK_SIZE_U64, DeviceIndex};
 use listed_device::ListedDevice;
 use meta_reserve::MetaReserve;
 use std::fs::File;
@@ -95,10 +98,12 @@ pub struct OpenOptions {
 pub struct OpenPool {
     /// The pool.
     pub pool: Arc<Pool>,
-    /// Its devices by index, locked as long as one of the three lives.
+    /// Its devices by index, locked as long as one of the four lives.
     pub devices: Vec<Arc<FileDevice>>,
     /// Its key slots.
     pub key_slots: KeySlots,
+    /// Its devices, to grow and add.
+    pub device_list: DeviceList,
 }
 
 /// What a pool is, as far as no key is needed to know it. Only [`open`] verifies that it is true.
@@ -126,20 +131,30 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
     check_options(options)?;
     let (file, devices) = lock(directory)?;
     let master = Arc::new(credential::unlock(directory, &file, options.credential.as_ref())?);
-    check_sizes(&devices, &file.superblock.devices)?;
+    check_devices(&devices, &file.superblock, &master)?;
     file.repair(&master);
+    let records = file.superblock.devices.clone();
+    let listed = devices
+        .iter()
+        .zip(&records)
+        .map(|(device, record)| Arc::new(ListedDevice::new(Arc::clone(device), record.block_count * BLOCK_SIZE_U64)));
+    let listed: Vec<Arc<ListedDevice>> = listed.collect();
     let size_bytes = devices.first().map_or(0, |device| device.size_bytes());
     let reserve = Arc::new(MetaReserve::of_pool(directory, size_bytes));
     let was_there = reserve.is_there();
-    let mut opened = open_locked(directory, options, (&file, &devices, &master), &reserve);
+    let parts = (&file.superblock, listed.as_slice(), &master);
+    let mut opened = open_locked(directory, options, parts, &reserve);
     // The store goes on by itself only some time after it got space; opened anew it has it at once.
     let is_full = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace);
     if is_full && was_there && (reserve.give_up() || !reserve.is_there()) {
         tracing::warn!("the metadata store has no space: it is opened again with its reserve");
-        opened = open_locked(directory, options, (&file, &devices, &master), &reserve);
+        opened = open_locked(directory, options, parts, &reserve);
     }
-    let key_slots = KeySlots::of(directory, devices.clone());
-    Ok(OpenPool { pool: opened?, devices, key_slots })
+    let pool = opened?;
+    let exclusive = Arc::default();
+    let key_slots = KeySlots::of(directory, devices.clone(), Arc::clone(&exclusive));
+    let device_list = DeviceList::new(directory, Arc::clone(&pool), records, listed, exclusive);
+    Ok(OpenPool { pool, devices, key_slots, device_list })
 }
 
 fn check_options(options: &OpenOptions) -> Result<()> {
@@ -154,11 +169,11 @@ fn check_options(options: &OpenOptions) -> Result<()> {
     Ok(())
 }
 
-/// Opens a pool whose devices are locked and whose key is there.
+/// Opens a pool whose devices, as the superblock lists them, are locked and whose key is there.
 fn open_locked(
     directory: &Path,
     options: &OpenOptions,
-    (file, devices, master): (&SuperblockFile, &[Arc<FileDevice>], &Arc<MasterKey>),
+    (superblock, listed, master): (&Superblock, &[Arc<ListedDevice>], &Arc<MasterKey>),
     reserve: &Arc<MetaReserve>,
 ) -> Result<Arc<Pool>> {
     let meta = directory.join(META_NAME);
@@ -170,16 +185,12 @@ fn open_locked(
         );
     }
     let store = open_store(&meta, options.meta_cache_bytes)?;
-    let listed = devices.iter().zip(&file.superblock.devices).map(|(device, record)| {
-        let size_bytes = record.block_count * BLOCK_SIZE_U64;
-        let listed: Arc<dyn Device> = Arc::new(ListedDevice::new(Arc::clone(device), size_bytes));
-        (listed, record.id)
-    });
+    let parts_of = |(device, record): (&Arc<ListedDevice>, &DeviceRecord)| (Arc::clone(device) as _, record.id);
     let parts = Parts {
-        id: file.superblock.pool,
-        suite: file.superblock.suite,
+        id: superblock.pool,
+        suite: superblock.suite,
         master: Arc::clone(master),
-        devices: listed.collect(),
+        devices: listed.iter().zip(&superblock.devices).map(parts_of).collect(),
         store: Arc::new(store),
         reserve: Some(Arc::clone(reserve) as Arc<dyn SpaceReserve>),
         lane_count: options.lane_count,
@@ -242,16 +253,15 @@ fn open_device(directory: &Path, record: &DeviceRecord) -> Result<Arc<FileDevice
     Ok(Arc::new(device))
 }
 
-fn check_sizes(devices: &[Arc<FileDevice>], records: &[DeviceRecord]) -> Result<()> {
-    for (device, record) in devices.iter().zip(records) {
-        let (has, needs) = (device.size_bytes(), record.block_count * BLOCK_SIZE_U64);
-        if has < needs {
-            let message = format!("Device {} has shrunk: it has {has} bytes and the pool needs {needs}", record.name);
-            return Err(Error::new(ErrorKind::Integrity, message)
-                .with_hint("Restore the device to its full size; nothing was changed"));
-        }
+/// Whether each device is the one that is listed in its place, and as large.
+fn check_devices(devices: &[Arc<FileDevice>], superblock: &Superblock, master: &MasterKey) -> Result<()> {
+    let mac = header_mac(master);
+    for ((device, record), index) in devices.iter().zip(&superblock.devices).zip((0..).map(DeviceIndex::new)) {
+        let (id, block_count) = (record.id, record.block_count);
+        identify(&**device, &ExpectedDevice { pool: superblock.pool, id, index, block_count }, &mac)?;
+        let (has, needs) = (device.size_bytes(), block_count * BLOCK_SIZE_U64);
         if has > needs {
-            tracing::warn!(device = record.name, has, needs, "the device is larger than the pool uses");
+            tracing::warn!(device = record.name, has, needs, "the device is larger than the pool uses; see pool grow");
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ mod checkpoint;
 mod devices;
 #[cfg(feature = "rocksdb")]
 pub mod directory;
+mod growth;
 mod leaf_work;
 mod log;
 mod open;
@@ -23,6 +24,7 @@ mod used;
 pub use catalog::{Catalog, CatalogStore};
 pub use checkpoint::{Checkpoint, Progress};
 pub use devices::PoolDevice;
+pub use growth::NewBlocks;
 pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Refusal};
 pub use open::{HOME_RESERVE_BLOCKS, Limits, Parts, create, open};
 pub use recovery::RecoveryReport;

@@ -11,17 +11,19 @@ use crate::format::catalog::{CheckpointRecord, DomainRecord, LANES_MAX};
 use crate::format::device_header::DeviceHeader;
 use crate::format::key;
 use crate::format::session::Session;
+use crate::format::superblock::DEVICES_MAX;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{Durability, MetaOp, MetaStore, ReservedStore, SpaceReserve, Table};
 use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
 use crate::pool::checkpoint::Checkpoint;
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
+use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS, Sequence, SessionId,
-    TreeId, to_u64, to_usize,
+    Address, AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS,
+    Sequence, SessionId, TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
@@ -78,10 +80,6 @@ pub struct Parts {
     pub limits: Limits,
 }
 
-/// Largest window of a lane.
-const WINDOW_BLOCKS_MAX: u64 = STRETCH_BLOCKS;
-/// Smallest window of a lane, on tiny pools.
-const WINDOW_BLOCKS_MIN: u64 = 48;
 /// Blocks that nothing but the start of a lane's chain at open may take.
 pub const HOME_RESERVE_BLOCKS: u64 = LANES_MAX as u64;
 
@@ -136,7 +134,7 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     check_age(&parts, &headers, &checkpoint, last_session)?;
     let at = CatalogStore { store: &*parts.store, keys: &keys };
     let catalog = Catalog::load(at, checkpoint.next_tree)?;
-    let block_counts: Vec<u64> = devices.iter().map(PoolDevice::block_count).collect();
+    let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let mut space = Space::new(&block_counts);
     let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
     stored.checkpoint = checkpoint.id;
@@ -171,7 +169,7 @@ struct Loaded {
 fn assemble(
     parts: Parts,
     keys: KeyRing,
-    devices: Vec<PoolDevice>,
+    devices: Vec<Arc<PoolDevice>>,
     loaded: Loaded,
     recovered: &Recovered,
     session: SessionId,
@@ -180,7 +178,7 @@ fn assemble(
     let lane_count = usize::from(parts.lane_count);
     assert!((1..=LANES_MAX).contains(&lane_count), "the caller bounds the number of lanes");
     let block_count = space.block_count();
-    let window_blocks = (block_count / (32 * to_u64(lane_count))).clamp(WINDOW_BLOCKS_MIN, WINDOW_BLOCKS_MAX);
+    let window_blocks = window_blocks(block_count, lane_count);
     let mut lanes = Vec::new();
     let mut homes = Vec::new();
     for _lane in 0..lane_count {
@@ -203,7 +201,10 @@ fn assemble(
         id: parts.id,
         session,
         session_keys,
-        devices,
+        devices: RwLock::new(devices),
+        header_writes: Mutex::new(()),
+        // Each may have what recovery relies on in its cache.
+        is_written: (0..DEVICES_MAX).map(|_| AtomicBool::new(true)).collect(),
         store,
         keys: Arc::new(keys),
         limits: parts.limits,
@@ -227,8 +228,8 @@ fn assemble(
         damaged_blocks: AtomicU64::new(0),
         signals: OnceLock::new(),
         recovery: recovered.report,
-        window_blocks,
-        reserve_blocks: (block_count / 64).clamp(2 * HOME_RESERVE_BLOCKS, 16_384),
+        window_blocks: AtomicU64::new(window_blocks),
+        reserve_blocks: AtomicU64::new(reserve_blocks(block_count)),
     }))
 }
 
@@ -250,16 +251,19 @@ fn expected_devices(parts: &Parts) -> Vec<ExpectedDevice> {
         .collect()
 }
 
-fn open_devices(parts: &Parts) -> Result<(Vec<PoolDevice>, Vec<DeviceHeader>)> {
+fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader>)> {
     let mac = header_mac(&parts.master);
     let expected = expected_devices(parts);
     let opened = parts.devices.iter().zip(&expected).map(|((device, _), expected)| {
         let (opened, header) = PoolDevice::open(Arc::clone(device), expected, &mac)?;
         if header.block_count > expected.block_count {
-            let message = format!("Device {} has shrunk since it was added to the pool", device.name());
-            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it to its full size"));
+            let [lists, has] = [expected.block_count, header.block_count].map(|count| count * BLOCK_SIZE_U64);
+            let message =
+                format!("Device {} had {has} bytes in the pool, and {lists} are left or listed", device.name());
+            return Err(Error::new(ErrorKind::Integrity, message)
+                .with_hint("Was the superblock restored from a time before the device grew? Nothing was changed"));
         }
-        Ok((opened, header))
+        Ok((Arc::new(opened), header))
     });
     Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
@@ -359,7 +363,7 @@ fn check_age(
 /// crash would leave a device two checkpoints behind, which looks like an old copy.
 fn catch_up_headers(
     parts: &Parts,
-    devices: &[PoolDevice],
+    devices: &[Arc<PoolDevice>],
     headers: &[DeviceHeader],
     checkpoint: CheckpointId,
 ) -> Result<()> {

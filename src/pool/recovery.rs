@@ -129,6 +129,11 @@ impl Walk<'_> {
             chain: start.chain,
             address: start.address,
         };
+        if !self.is_valid(start.address) {
+            let message = format!("The log of lane {} is at a block that does not exist", start.lane);
+            return Err(Error::new(ErrorKind::Integrity, message)
+                .with_hint("Was the superblock restored from a time before the pool grew?"));
+        }
         loop {
             let Some((record, block_count)) = self.read_record(&mut place)? else {
                 return Ok(ChainSequence::new(place.chain.get() - 1));

@@ -8,7 +8,9 @@ use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, PoolDevice, RecoveryReport, Space};
-use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
+use crate::units::{
+    Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
+};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,7 +54,12 @@ pub struct Pool {
     pub(super) id: Uuid,
     pub(super) session: SessionId,
     pub(super) session_keys: Arc<SessionKeys>,
-    pub(super) devices: Vec<PoolDevice>,
+    /// By index; only appended to.
+    pub(super) devices: RwLock<Vec<Arc<PoolDevice>>>,
+    /// Held while headers are written, and while a device joins.
+    pub(super) header_writes: Mutex<()>,
+    /// By index, whether a completed batch wrote the device since the last flush of it began.
+    pub(super) is_written: Box<[AtomicBool]>,
     pub(super) store: Arc<ReservedStore>,
     pub(super) keys: Arc<KeyRing>,
     pub(super) limits: Limits,
@@ -81,8 +88,8 @@ pub struct Pool {
     pub(super) damaged_blocks: AtomicU64,
     pub(super) signals: OnceLock<Arc<dyn Signals>>,
     pub(super) recovery: RecoveryReport,
-    pub(super) window_blocks: u64,
-    pub(super) reserve_blocks: u64,
+    pub(super) window_blocks: AtomicU64,
+    pub(super) reserve_blocks: AtomicU64,
 }
 
 /// What a flush covers, taken when it starts.
@@ -90,6 +97,15 @@ pub struct Pool {
 pub struct FlushStart {
     generation: u64,
     completed: Vec<ChainSequence>,
+    devices: Vec<DeviceIndex>,
+}
+
+impl FlushStart {
+    /// The devices to flush: there may be none.
+    #[must_use]
+    pub fn devices(&self) -> &[DeviceIndex] {
+        &self.devices
+    }
 }
 
 impl Pool {
@@ -136,8 +152,9 @@ impl Pool {
     }
 
     /// Devices, by index.
-    pub fn devices(&self) -> impl Iterator<Item = &Arc<dyn Device>> {
-        self.devices.iter().map(|device| &device.device)
+    #[must_use]
+    pub fn devices(&self) -> Vec<Arc<dyn Device>> {
+        self.devices.read().iter().map(|device| Arc::clone(&device.device)).collect()
     }
 
     /// Lanes of this open.
@@ -214,14 +231,14 @@ impl Pool {
         let mut space = self.space.lock();
         // Near the floor, small windows leave something for the other lanes.
         let scarce = space.free_count().saturating_sub(floor) / (4 * to_u64(self.lanes.len()));
-        let want = self.window_blocks.min(scarce.max(SCARCE_WINDOW_BLOCKS));
+        let want = self.window_blocks.load(Ordering::Relaxed).min(scarce.max(SCARCE_WINDOW_BLOCKS));
         let window = space.reserve(want, floor);
         let free = space.free_count();
         drop(space);
         let taken: u64 = window.iter().map(|run| run.count).sum();
         let since_cut = self.taken_since_cut.fetch_add(taken, Ordering::Relaxed) + taken;
         // What overwrites replaced waits for a checkpoint: it comes before half of what was free is gone.
-        if since_cut >= free.max(self.reserve_blocks) {
+        if since_cut >= free.max(self.reserve_blocks()) {
             self.want_checkpoint();
         }
         window
@@ -229,8 +246,8 @@ impl Pool {
 
     /// Blocks that only overwrites, removals and records may take.
     #[must_use]
-    pub const fn reserve_blocks(&self) -> u64 {
-        self.reserve_blocks
+    pub fn reserve_blocks(&self) -> u64 {
+        self.reserve_blocks.load(Ordering::Relaxed)
     }
 
     /// Takes a batch into the pool's view, in the order of the lane's chain: runs `lay` under the guard that
@@ -238,6 +255,11 @@ impl Pool {
     pub fn lay_batch(&self, lane: LaneIndex, batch: &DoneBatch, lay: impl FnOnce(&crate::map::LayGuard<'_>)) {
         let shared = &self.lanes[lane.as_usize()];
         let guard = self.changes.lay();
+        // Before the batch counts as completed: a flush that covers it finds the mark, unless one that began later than
+        // the batch's writes ended has taken it.
+        for run in batch.record.segments.iter().chain([&batch.record_run]) {
+            self.is_written[run.start.device().as_usize()].store(true, Ordering::Release);
+        }
         lay(&guard);
         *shared.position.lock() = (batch.chain.next(), batch.record.next);
         shared.spent.lock().push_back((batch.chain, batch.record_run));
@@ -275,7 +297,8 @@ impl Pool {
         self.flushed_generation.load(Ordering::Acquire) >= need
     }
 
-    /// Begins a flush of every device; `None` while another one runs, whose end wakes the lanes.
+    /// Begins a flush of the devices that were written since the last one; `None` while another one runs, whose end
+    /// wakes the lanes.
     ///
     /// One at a time in the whole pool: when a flush fails, what the device had cached may be gone, and a second
     /// flush beside it would succeed and promise what is lost.
@@ -288,10 +311,19 @@ impl Pool {
         drop(is_flushing);
         let generation = self.write_generation.load(Ordering::Acquire);
         let completed = self.lanes.iter().map(|lane| ChainSequence::new(lane.completed.load(Ordering::Acquire)));
-        Some(FlushStart { generation, completed: completed.collect() })
+        let completed = completed.collect();
+        // Last: what is covered has left its marks by now. If the flush fails, so does the pool.
+        let device_count = self.devices.read().len();
+        let devices = (0..).map(DeviceIndex::new).take(device_count);
+        let devices = devices.filter(|index| self.is_written[index.as_usize()].swap(false, Ordering::AcqRel));
+        let mut devices: Vec<DeviceIndex> = devices.collect();
+        if is_planted(Bug::FlushOneDevice) {
+            devices.truncate(1);
+        }
+        Some(FlushStart { generation, completed, devices })
     }
 
-    /// The flush that began with `start` ended on every device. If it failed, [`Self::fail`] was called before.
+    /// The flush that began with `start` ended on its devices. If it failed, [`Self::fail`] was called before.
     pub fn end_flush(&self, start: &FlushStart) {
         if self.check_writable().is_ok() {
             self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);

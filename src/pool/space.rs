@@ -14,15 +14,24 @@ struct DeviceSpace {
     block_count: u64,
     allocated: Vec<StretchBits>,
     free_in: Vec<u16>,
+    free_count: u64,
+    /// Stretches that are wholly free.
+    whole_count: usize,
+    /// Stretch where the search for a wholly free one goes on.
+    rotor: usize,
+    /// What this device is owed of the windows: grows by its free blocks with each one, and shrinks by those of all
+    /// devices when it gives one.
+    credit: i64,
 }
+
+/// A stretch has this many blocks.
+const STRETCH_FREE_MAX: u16 = 4096;
 
 /// The free space of a pool.
 pub struct Space {
     devices: Vec<DeviceSpace>,
     free_count: u64,
     block_count: u64,
-    /// Device and stretch where the search for a wholly free stretch goes on.
-    rotor: (usize, usize),
 }
 
 impl Space {
@@ -30,8 +39,8 @@ impl Space {
     #[must_use]
     pub fn new(device_blocks: &[u64]) -> Self {
         let devices: Vec<DeviceSpace> = device_blocks.iter().map(|count| DeviceSpace::new(*count)).collect();
-        let free_count = devices.iter().flat_map(|device| &device.free_in).map(|free| u64::from(*free)).sum();
-        Self { devices, free_count, block_count: free_count, rotor: (0, 0) }
+        let free_count = devices.iter().map(|device| device.free_count).sum();
+        Self { devices, free_count, block_count: free_count }
     }
 
     /// Blocks that nothing holds.
@@ -91,9 +100,28 @@ impl Space {
         }
     }
 
+    /// Takes in the blocks up to `block_count` of a device, or a device with the next index: all free.
+    ///
+    /// # Panics
+    /// If the device has more already, or devices before it are missing.
+    pub fn grow(&mut self, device: DeviceIndex, block_count: u64) {
+        let index = device.as_usize();
+        assert!(index <= self.devices.len(), "devices are appended");
+        if index == self.devices.len() {
+            self.devices.push(DeviceSpace::new(block_count));
+        } else {
+            let device = &self.devices[index];
+            self.free_count -= device.free_count;
+            self.block_count -= device.block_count - FRONT_BLOCKS;
+            self.devices[index].grow(block_count);
+        }
+        self.free_count += self.devices[index].free_count;
+        self.block_count += block_count - FRONT_BLOCKS;
+    }
+
     /// Reserves free runs of one stretch, at most `want` blocks together, so that at least `floor` blocks stay
     /// free. Takes a wholly free stretch if there is one, else the emptiest; longest runs first. Empty if
-    /// nothing may be taken.
+    /// nothing may be taken. Devices with wholly free stretches take turns in proportion to their free space.
     pub fn reserve(&mut self, want: u64, floor: u64) -> Vec<AddressRun> {
         let want = want.min(self.free_count.saturating_sub(floor));
         if want == 0 {
@@ -121,36 +149,50 @@ impl Space {
     }
 
     fn set(&mut self, address: Address, value: bool) -> bool {
-        let device = &mut self.devices[address.device().as_usize()];
-        let stretch = to_usize(address.block() / STRETCH_BLOCKS);
-        let was = replace(&mut device.allocated[stretch], address.block() % STRETCH_BLOCKS, value);
+        let was = self.devices[address.device().as_usize()].set(address.block(), value);
         match (was, value) {
-            (false, true) => {
-                device.free_in[stretch] -= 1;
-                self.free_count -= 1;
-            }
-            (true, false) => {
-                device.free_in[stretch] += 1;
-                self.free_count += 1;
-            }
+            (false, true) => self.free_count -= 1,
+            (true, false) => self.free_count += 1,
             _ => {}
         }
         was
     }
 
-    /// The next wholly free stretch behind the rotor, else the emptiest of all.
+    /// The next wholly free stretch of the device whose turn it is, else the emptiest of all.
     fn choose(&mut self) -> (usize, usize) {
-        let full = u16::try_from(STRETCH_BLOCKS).expect("a stretch has 4096 blocks");
-        let device_count = self.devices.len();
+        let Some(index) = self.take_turn() else { return self.emptiest() };
+        let device = &mut self.devices[index];
+        let stretch = device.next_whole();
+        device.rotor = stretch;
+        (index, stretch)
+    }
+
+    /// The device that is owed most, among those with a wholly free stretch. That is the smooth weighted round robin of
+    /// nginx: over time each device gives windows in proportion to its free blocks, and never many in a row.
+    fn take_turn(&mut self) -> Option<usize> {
+        let mut sum = 0;
+        let mut next: Option<usize> = None;
+        for index in 0..self.devices.len() {
+            let device = &mut self.devices[index];
+            if device.whole_count == 0 {
+                device.credit = 0;
+                continue;
+            }
+            let weight = i64::try_from(device.free_count).expect("a device has at most 2^40 blocks");
+            device.credit += weight;
+            sum += weight;
+            if next.is_none_or(|next| self.devices[index].credit > self.devices[next].credit) {
+                next = Some(index);
+            }
+        }
+        self.devices[next?].credit -= sum;
+        next
+    }
+
+    fn emptiest(&self) -> (usize, usize) {
         let mut best = (0, 0, 0);
-        for turn in 0..=device_count {
-            let index = (self.rotor.0 + turn) % device_count;
-            let start = if turn == 0 { self.rotor.1 } else { 0 };
-            for (stretch, free) in self.devices[index].free_in.iter().enumerate().skip(start) {
-                if *free == full {
-                    self.rotor = (index, stretch);
-                    return (index, stretch);
-                }
+        for (index, device) in self.devices.iter().enumerate() {
+            for (stretch, free) in device.free_in.iter().enumerate() {
                 if *free > best.0 {
                     best = (*free, index, stretch);
                 }
@@ -167,8 +209,67 @@ impl DeviceSpace {
         for block in (0..FRONT_BLOCKS).chain(block_count..to_u64(stretches) * STRETCH_BLOCKS) {
             replace(&mut allocated[to_usize(block / STRETCH_BLOCKS)], block % STRETCH_BLOCKS, true);
         }
-        let free_in = allocated.iter().map(free_bits).collect();
-        Self { block_count, allocated, free_in }
+        let free_in: Vec<u16> = allocated.iter().map(free_bits).collect();
+        let free_count = free_in.iter().map(|free| u64::from(*free)).sum();
+        let whole_count = free_in.iter().filter(|free| **free == STRETCH_FREE_MAX).count();
+        Self { block_count, allocated, free_in, free_count, whole_count, rotor: 0, credit: 0 }
+    }
+
+    fn grow(&mut self, block_count: u64) {
+        assert!(block_count >= self.block_count, "a device only grows");
+        let mut grown = Self::new(block_count);
+        // The last stretch that there was ends in blocks that were behind the end.
+        let whole = to_usize(self.block_count / STRETCH_BLOCKS);
+        for (stretch, bits) in self.allocated.iter().enumerate() {
+            if stretch < whole {
+                grown.replace_stretch(stretch, *bits);
+                continue;
+            }
+            for block in to_u64(stretch) * STRETCH_BLOCKS..self.block_count {
+                if bits[to_usize((block % STRETCH_BLOCKS) >> 6)] >> (block & 63) & 1 == 1 {
+                    grown.set(block, true);
+                }
+            }
+        }
+        (grown.rotor, grown.credit) = (self.rotor, self.credit);
+        *self = grown;
+    }
+
+    fn replace_stretch(&mut self, stretch: usize, bits: StretchBits) {
+        let free = free_bits(&bits);
+        self.free_count = self.free_count + u64::from(free) - u64::from(self.free_in[stretch]);
+        self.whole_count -= usize::from(self.free_in[stretch] == STRETCH_FREE_MAX);
+        self.whole_count += usize::from(free == STRETCH_FREE_MAX);
+        self.free_in[stretch] = free;
+        self.allocated[stretch] = bits;
+    }
+
+    /// Marks a block; says whether it was allocated.
+    fn set(&mut self, block: u64, value: bool) -> bool {
+        let stretch = to_usize(block / STRETCH_BLOCKS);
+        let was = replace(&mut self.allocated[stretch], block % STRETCH_BLOCKS, value);
+        let free_in = &mut self.free_in[stretch];
+        match (was, value) {
+            (false, true) => {
+                self.whole_count -= usize::from(*free_in == STRETCH_FREE_MAX);
+                *free_in -= 1;
+                self.free_count -= 1;
+            }
+            (true, false) => {
+                *free_in += 1;
+                self.free_count += 1;
+                self.whole_count += usize::from(*free_in == STRETCH_FREE_MAX);
+            }
+            _ => {}
+        }
+        was
+    }
+
+    /// The first wholly free stretch from the rotor on, round the end.
+    fn next_whole(&self) -> usize {
+        let count = self.free_in.len();
+        let mut stretches = (self.rotor..count).chain(0..self.rotor);
+        stretches.find(|stretch| self.free_in[*stretch] == STRETCH_FREE_MAX).expect("the caller saw that there is one")
     }
 
     /// First block and length of each free run of a stretch.
@@ -214,6 +315,49 @@ mod tests {
         assert_eq!(window, [AddressRun { start: block(STRETCH_BLOCKS), count: 100 }]);
     }
 
+    /// How many of so many windows each device gives.
+    fn shares(space: &mut Space, windows: usize, blocks: u64) -> Vec<usize> {
+        let mut shares = vec![0; space.devices.len()];
+        for _ in 0..windows {
+            shares[space.reserve(blocks, 0)[0].start.device().as_usize()] += 1;
+        }
+        shares
+    }
+
+    #[test]
+    fn windows_are_spread_in_proportion_to_free_space() {
+        // A front takes part of the first stretch, so that 41 and 11 stretches have 40 and 10 wholly free ones.
+        let mut space = Space::new(&[41 * STRETCH_BLOCKS, 11 * STRETCH_BLOCKS]);
+
+        let first = shares(&mut space, 5, STRETCH_BLOCKS);
+        let more = shares(&mut space, 20, STRETCH_BLOCKS);
+
+        assert_eq!(first, [4, 1]);
+        assert_eq!(more, [16, 4]);
+    }
+
+    #[test]
+    fn an_empty_device_beside_a_nearly_full_one_takes_most_windows() {
+        let mut space = Space::new(&[3 * STRETCH_BLOCKS, 40 * STRETCH_BLOCKS]);
+
+        let shares = shares(&mut space, 15, 16);
+
+        assert_eq!(shares, [1, 14]);
+    }
+
+    #[test]
+    fn without_a_wholly_free_stretch_the_emptiest_of_all_devices_is_taken() {
+        let mut space = Space::new(&[STRETCH_BLOCKS, STRETCH_BLOCKS]);
+        let second = |block| Address::new(DeviceIndex::new(1), block);
+        while !space.reserve(STRETCH_BLOCKS, 0).is_empty() {}
+        (300..310).for_each(|free| space.free(block(free)));
+        (300..311).for_each(|free| space.free(second(free)));
+
+        assert_eq!(space.reserve(100, 0), [AddressRun { start: second(300), count: 11 }]);
+        assert_eq!(space.reserve(100, 0), [AddressRun { start: block(300), count: 10 }]);
+        assert!(space.reserve(1, 0).is_empty());
+    }
+
     #[test]
     fn longest_runs_come_first_and_runs_cross_words() {
         let mut space = Space::new(&[STRETCH_BLOCKS]);
@@ -226,6 +370,43 @@ mod tests {
             [(2000, 200), (310, 3), (1000, 1)].map(|(start, count)| AddressRun { start: block(start), count });
         assert_eq!(window, expected);
         assert_eq!(space.free_count(), 2);
+    }
+
+    #[test]
+    fn blocks_that_were_taken_stay_so_when_the_device_grows() {
+        // The end comes in the middle of a stretch, before and after.
+        let old = STRETCH_BLOCKS + 100;
+        let mut space = Space::new(&[old]);
+        let taken: Vec<AddressRun> = (0..3).flat_map(|_| space.reserve(1000, 0)).collect();
+        let free = space.free_count();
+
+        space.grow(DeviceIndex::new(0), 3 * STRETCH_BLOCKS + 7);
+
+        let added = 2 * STRETCH_BLOCKS - 93;
+        assert_eq!(space.free_count(), free + added);
+        assert_eq!(space.block_count(), old - FRONT_BLOCKS + added);
+        assert!(space.is_valid(block(3 * STRETCH_BLOCKS + 6)) && !space.is_valid(block(3 * STRETCH_BLOCKS + 7)));
+        let blocks = taken.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step)));
+        assert!(blocks.clone().all(|address| space.is_allocated(address)));
+        let rest: u64 = std::iter::from_fn(|| Some(space.reserve(STRETCH_BLOCKS, 0)).filter(|runs| !runs.is_empty()))
+            .flatten()
+            .map(|run| run.count)
+            .sum();
+        assert_eq!(rest, free + added);
+        taken.into_iter().for_each(|run| space.free_run(run));
+    }
+
+    #[test]
+    fn a_device_can_be_added() {
+        let mut space = Space::new(&[STRETCH_BLOCKS]);
+        while !space.reserve(STRETCH_BLOCKS, 0).is_empty() {}
+
+        space.grow(DeviceIndex::new(1), 2 * STRETCH_BLOCKS);
+
+        let second = Address::new(DeviceIndex::new(1), STRETCH_BLOCKS);
+        assert_eq!(space.reserve(STRETCH_BLOCKS, 0), [AddressRun { start: second, count: STRETCH_BLOCKS }]);
+        assert_eq!(space.free_count(), STRETCH_BLOCKS - FRONT_BLOCKS);
+        assert_eq!(space.block_count(), 3 * STRETCH_BLOCKS - 2 * FRONT_BLOCKS);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Pool {
             used_bytes: used * BLOCK_SIZE_U64,
             free_bytes: free * BLOCK_SIZE_U64,
             quarantined_bytes: capacity.saturating_sub(used + free) * BLOCK_SIZE_U64,
-            reserve_bytes: self.reserve_blocks * BLOCK_SIZE_U64,
+            reserve_bytes: self.reserve_blocks() * BLOCK_SIZE_U64,
             metadata_bytes: self.store.size_bytes(),
             checkpoint: checkpoint.get(),
             session: self.session.get(),

@@ -1,11 +1,11 @@
-//! Flush: one device flush for everything acknowledged before it, on all lanes and connections.
+//! Flush: one flush of each device for everything acknowledged before it, on all lanes and connections.
 //!
 //! A request joins only a flush that has not started: one that runs may have begun before the last write.
 
 use crate::disk::{Disk, DiskOp};
 use crate::error::IoError;
 use crate::planted::{Bug, is_planted};
-use crate::units::{DeviceIndex, to_u64};
+use crate::units::to_u64;
 use crate::volume::engine::{Engine, State, finish};
 use crate::volume::request::{Completion, Done, FlushWaiter, Operation, RunningFlush};
 use futures_channel::oneshot;
@@ -53,12 +53,15 @@ impl<D: Disk + 'static> Engine<D> {
             state.flush_waiting = waiting;
             return;
         };
-        let device_count = self.pool.devices().count();
-        for index in (0..).map(DeviceIndex::new).take(device_count) {
-            let token = to_u64(state.operations.insert(Operation::Flush));
-            state.disk.submit(token, DiskOp::Flush { device: index });
+        if start.devices().is_empty() {
+            self.pool.end_flush(&start);
+            return end(state, waiting, self.pool.check_writable());
         }
-        let devices_left = u32::try_from(device_count).expect("a pool has at most 32 devices");
+        for device in start.devices().iter().copied() {
+            let token = to_u64(state.operations.insert(Operation::Flush));
+            state.disk.submit(token, DiskOp::Flush { device });
+        }
+        let devices_left = u32::try_from(start.devices().len()).expect("a pool has at most 32 devices");
         state.flush_running = Some(RunningFlush { start, devices_left, waiters: waiting });
     }
 

@@ -9,7 +9,7 @@ const READERS: u64 = 8;
 
 #[test]
 fn misses_of_the_same_leaf_load_it_once() {
-    let mut world = World::new(1, 16 << 20);
+    let mut world = World::new(1, &[16 << 20]);
     world.limits.map_cache_bytes = 1 << 20;
     let mut life = world.open().expect("a new pool opens");
     life.volumes.create(uuid::Uuid::from_u128(1), "vol", 1 << 20, 512, 0).expect("a new volume");

@@ -18,7 +18,7 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut world = World::new(1, 16 * MIB);
+        let mut world = World::new(1, &[16 * MIB]);
         // A checkpoint comes only when it is asked for, or for space.
         world.limits.changes_soft_max = 100_000;
         world.limits.changes_hard_max = 200_000;

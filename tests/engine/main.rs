@@ -5,19 +5,22 @@
 #![expect(clippy::print_stdout, reason = "a test prints what it counted")]
 
 mod cold_leaf;
+mod counts;
 mod fragmented;
 mod model;
+mod reserve;
 mod scenarios;
 mod sector;
+mod several_devices;
 mod workload;
 mod world;
 
+use counts::Counts;
 use rok_blk::planted::{Bug, plant};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use workload::{Outcome, run};
-use world::Counts;
 
 const SEEDS: u64 = 2_000;
 const OPERATIONS: u64 = 250;
@@ -84,7 +87,7 @@ fn no_seed_finds_a_difference_from_the_model() {
     assert!(failures.is_empty(), "{} seeds failed", failures.len());
     if count >= SEEDS {
         let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
-        let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, .. } = counts;
+        let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
         let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, .. } = counts;
         let happened = [
             kills,
@@ -100,6 +103,7 @@ fn no_seed_finds_a_difference_from_the_model() {
             volumes_removed,
             bad_block_reads,
             reserves_used,
+            growths,
         ];
         assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
     }

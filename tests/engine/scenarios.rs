@@ -11,7 +11,7 @@ const DEVICE_BYTES: u64 = 48 << 20;
 
 /// A pool with volume "vol0", open.
 fn world() -> (World, Life) {
-    let mut world = World::new(1, DEVICE_BYTES);
+    let mut world = World::new(1, &[DEVICE_BYTES]);
     world.reserve = None;
     let mut life = world.open().expect("a new pool opens");
     life.volumes.create(Uuid::from_u128(1), "vol0", 8 << 20, 512, 0).expect("a new volume");
@@ -58,20 +58,20 @@ fn write_after_a_removal_without_space_succeeds() {
 fn batch_after_power_loss() -> (World, [u64; 3]) {
     let (mut world, mut life) = world();
     write(&mut world, &mut life).expect("nothing is in the way");
-    let writes = world.device.unflushed();
+    let writes = world.devices[0].unflushed();
     let (offset, bytes) = writes.last().expect("the write was not flushed");
     assert_eq!(bytes.len(), 2 * BLOCK_SIZE, "a record and a block");
     let record = offset / BLOCK_SIZE_U64;
     drop(life);
     // The highest choice spares everything.
-    world.device.crash(CrashMode::PowerLoss, &mut |below| below - 1);
+    world.devices[0].crash(CrashMode::PowerLoss, &mut |below| below - 1);
     (world, [record, record + 1, record + 2])
 }
 
 #[test]
 fn unreadable_sector_behind_the_log_does_not_matter() {
     let (mut world, [_, _, next]) = batch_after_power_loss();
-    world.device.bad_block(next + 1);
+    world.devices[0].bad_block(next + 1);
 
     let life = world.open().expect("nothing that counts is unreadable");
 
@@ -82,7 +82,7 @@ fn unreadable_sector_behind_the_log_does_not_matter() {
 #[test]
 fn unreadable_block_of_a_torn_batch_is_lost_and_nothing_else() {
     let (mut world, [_, data, _]) = batch_after_power_loss();
-    world.device.bad_block(data);
+    world.devices[0].bad_block(data);
 
     let life = world.open().expect("nothing that counts is unreadable");
 
@@ -94,8 +94,8 @@ fn unreadable_block_of_a_torn_batch_is_lost_and_nothing_else() {
 fn block_that_is_read_at_the_second_try_is_not_lost() {
     let (mut world, [_, _, next]) = batch_after_power_loss();
     // The long read fails, so that the block is read by itself: behind two headers, the long read and the record.
-    world.device.bad_block(next + 1);
-    world.device.fail_nth(OpKind::Read, 5);
+    world.devices[0].bad_block(next + 1);
+    world.devices[0].fail_nth(OpKind::Read, 5);
 
     let life = world.open().expect("nothing that counts is unreadable");
 
@@ -108,7 +108,7 @@ fn block_that_is_read_at_the_second_try_is_not_lost() {
 fn unreadable_record_is_refused() {
     for place in [0, 2] {
         let (mut world, blocks) = batch_after_power_loss();
-        world.device.bad_block(blocks[place]);
+        world.devices[0].bad_block(blocks[place]);
 
         let error = world.open().err().expect("the log cannot be followed");
 
@@ -120,12 +120,12 @@ fn unreadable_record_is_refused() {
 #[test]
 fn one_unreadable_header_does_not_matter_and_two_are_named() {
     let (mut world, _) = batch_after_power_loss();
-    world.device.bad_block(0);
+    world.devices[0].bad_block(0);
     drop(world.open().expect("the other copy is there"));
 
     // Opening has written one of them anew.
-    world.device.bad_block(0);
-    world.device.bad_block(128);
+    world.devices[0].bad_block(0);
+    world.devices[0].bad_block(128);
     let error = world.open().err().expect("no copy is there");
 
     assert!(error.message().contains("header"), "{error}");
@@ -136,8 +136,8 @@ fn one_unreadable_header_does_not_matter_and_two_are_named() {
 fn error_of_a_write_comes_after_all_of_its_parts() {
     let (mut world, mut life) = world();
     write(&mut world, &mut life).expect("nothing is in the way");
-    let (offset, _) = world.device.unflushed().pop().expect("the write was not flushed");
-    world.device.bad_block(offset / BLOCK_SIZE_U64 + 1);
+    let (offset, _) = world.devices[0].unflushed().pop().expect("the write was not flushed");
+    world.devices[0].bad_block(offset / BLOCK_SIZE_U64 + 1);
     let volume = life.handles[0].volume().clone();
     // A whole block, and a part of the one that cannot be read.
     let source = IoBuffer::allocate(BLOCK_SIZE + 512);

@@ -4,9 +4,10 @@ mod ending;
 mod faults;
 mod volumes;
 
+use crate::counts::Counts;
 use crate::model::{Model, Value, ZEROS};
 use crate::sector::{fill, parse};
-use crate::world::{Counts, End, Life, World};
+use crate::world::{End, Life, World};
 use rand::Rng;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
@@ -57,11 +58,10 @@ pub struct Outcome {
 /// # Panics
 /// At the first difference between the engine and the model.
 pub fn run(seed: u64, operations: u64) -> Outcome {
-    // A quarter of the seeds has a device that the volumes do not fit into.
+    // A quarter of the seeds has devices that the volumes do not fit into.
     let is_short_of_space = seed % 4 == 3;
-    let device_bytes = if is_short_of_space { 5 << 20 } else { 48 << 20 };
     let mut workload = Workload {
-        world: World::new(seed, device_bytes),
+        world: World::new(seed, device_bytes(seed, is_short_of_space)),
         life: None,
         models: (0..VOLUME_COUNT).map(|_| Model::default()).collect(),
         sizes: Vec::new(),
@@ -80,6 +80,20 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         workload.operation();
     }
     workload.finish()
+}
+
+/// Sizes of the devices. Two fifths of the seeds have more than one; together they hold about as much as the one of the
+/// others, and they differ in size.
+const fn device_bytes(seed: u64, is_short_of_space: bool) -> &'static [u64] {
+    const MIB: u64 = 1 << 20;
+    match (seed % 5, is_short_of_space) {
+        (3, true) => &[4 * MIB, 2 * MIB],
+        (4, true) => &[2 * MIB, 3 * MIB, 2 * MIB],
+        (_, true) => &[5 * MIB],
+        (3, false) => &[20 * MIB, 28 * MIB],
+        (4, false) => &[24 * MIB, 17 * MIB, 9 * MIB],
+        (_, false) => &[48 * MIB],
+    }
 }
 
 impl Workload {
@@ -111,8 +125,9 @@ impl Workload {
             420..650 => self.read(),
             650..720 => self.remove(),
             720..810 => self.flush(),
-            810..930 => {}
-            930..950 => self.fill_or_empty_meta(),
+            810..920 => {}
+            920..935 => self.world.wants_growth = true,
+            935..950 => self.fill_or_empty_meta(),
             950..960 => self.replace_volume(),
             960..975 => self.inject(),
             975..985 => self.reopen_cleanly(),
@@ -408,8 +423,7 @@ impl Workload {
         let end = if has_failed { End::PowerLoss } else { end };
         self.pending.clear();
         self.exclusive.clear();
-        self.world.device.clear_faults();
-        self.world.store.fail_commit_after(None);
+        self.world.clear_faults();
         self.world.crash(life, end);
         self.settle_after_open(end == End::Kill);
     }
@@ -424,8 +438,7 @@ impl Workload {
         let commits_left = self.world.random.random_bool(0.1).then_some(commits_left);
         let is_closed = self.world.close(life, commits_left, &mut done);
         self.world.store.fill_after(None);
-        self.world.device.clear_faults();
-        self.world.store.fail_commit_after(None);
+        self.world.clear_faults();
         assert!(done.is_empty(), "a drained engine answers nothing more");
         if has_failed || !is_closed {
             self.world.crash(None, End::PowerLoss);

@@ -1,6 +1,11 @@
-//! The simulated machine: one device, one metadata store, lanes that a seeded scheduler interleaves on one thread.
+//! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
+mod growth;
+
+use crate::counts::Counts;
+use crate::reserve::SimReserve;
 use async_executor::LocalExecutor;
+use growth::{Growth, ListedDevice};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
@@ -15,85 +20,11 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
-/// Commits that the reserve of the metadata store has space for.
-const RESERVE_COMMITS: u64 = 6;
 /// Steps that a drain may take: far above what any workload here needs.
 const DRAIN_STEPS_MAX: usize = 200_000;
-
-/// What really happened, so that a run that tests nothing is seen.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    pub kills: u64,
-    pub power_losses: u64,
-    pub crashes_in_recovery: u64,
-    pub crashes_in_checkpoint: u64,
-    pub no_space: u64,
-    pub injected_errors: u64,
-    pub torn_writes: u64,
-    pub dropped_writes: u64,
-    pub operations: u64,
-    pub reads_verified: u64,
-    pub recovered_records: u64,
-    pub lost_blocks: u64,
-    pub checkpoints: u64,
-    pub rot_detected: u64,
-    pub meta_failures: u64,
-    pub meta_full: u64,
-    pub volumes_removed: u64,
-    pub bad_blocks: u64,
-    pub bad_block_reads: u64,
-    pub reserves_used: u64,
-}
-
-impl Counts {
-    pub fn add(&mut self, other: &Self) {
-        let Self {
-            kills,
-            power_losses,
-            crashes_in_recovery,
-            crashes_in_checkpoint,
-            no_space,
-            injected_errors,
-            torn_writes,
-            dropped_writes,
-            operations,
-            reads_verified,
-            recovered_records,
-            lost_blocks,
-            checkpoints,
-            rot_detected,
-            meta_failures,
-            meta_full,
-            volumes_removed,
-            bad_blocks,
-            bad_block_reads,
-            reserves_used,
-        } = other;
-        self.kills += kills;
-        self.power_losses += power_losses;
-        self.crashes_in_recovery += crashes_in_recovery;
-        self.crashes_in_checkpoint += crashes_in_checkpoint;
-        self.no_space += no_space;
-        self.injected_errors += injected_errors;
-        self.torn_writes += torn_writes;
-        self.dropped_writes += dropped_writes;
-        self.operations += operations;
-        self.reads_verified += reads_verified;
-        self.recovered_records += recovered_records;
-        self.lost_blocks += lost_blocks;
-        self.checkpoints += checkpoints;
-        self.rot_detected += rot_detected;
-        self.meta_failures += meta_failures;
-        self.meta_full += meta_full;
-        self.volumes_removed += volumes_removed;
-        self.bad_blocks += bad_blocks;
-        self.bad_block_reads += bad_block_reads;
-        self.reserves_used += reserves_used;
-    }
-}
 
 #[derive(Default)]
 struct SimSignals {
@@ -130,6 +61,9 @@ pub struct Life {
     blocking: Rc<SimBlocking>,
     signals: Arc<SimSignals>,
     checkpoint: Option<Checkpoint>,
+    /// Devices as the pool sees them.
+    listed: Vec<Arc<ListedDevice>>,
+    growth: Growth,
 }
 
 impl Life {
@@ -139,52 +73,21 @@ impl Life {
     }
 }
 
-/// Space for some commits that the store gets when it has none left.
-pub struct SimReserve {
-    store: Arc<MemoryStore>,
-    is_there: AtomicBool,
-    used_count: AtomicU64,
-}
-
-impl SimReserve {
-    fn new(store: &Arc<MemoryStore>) -> Arc<Self> {
-        let (is_there, used_count) = (AtomicBool::new(true), AtomicU64::new(0));
-        Arc::new(Self { store: Arc::clone(store), is_there, used_count })
-    }
-}
-
-impl SpaceReserve for SimReserve {
-    fn is_there(&self) -> bool {
-        self.is_there.load(Ordering::Relaxed)
-    }
-
-    fn give_up(&self) -> bool {
-        let was_there = self.is_there.swap(false, Ordering::Relaxed);
-        if was_there {
-            self.store.fill_after(Some(RESERVE_COMMITS));
-            self.used_count.fetch_add(1, Ordering::Relaxed);
-        }
-        was_there
-    }
-
-    fn take_back(&self) -> bool {
-        let has_space = self.store.has_space();
-        self.is_there.fetch_or(has_space, Ordering::Relaxed);
-        self.is_there()
-    }
-}
-
-/// The machine. Its device and store outlive the lives of the pool.
+/// The machine. Its devices and store outlive the lives of the pool.
 pub struct World {
     pub random: SmallRng,
-    pub device: SimDevice,
+    /// By index; one that is being added is not listed yet.
+    pub devices: Vec<SimDevice>,
+    /// What the superblock says: sizes of the devices in bytes.
+    listed: Vec<u64>,
+    /// A device should grow, or one be added.
+    pub wants_growth: bool,
     pub store: Arc<MemoryStore>,
     pub counts: Counts,
     pub trace: blake3::Hasher,
     pub limits: Limits,
     pub reserve: Option<Arc<SimReserve>>,
     pool_id: Uuid,
-    device_id: Uuid,
     master: Arc<MasterKey>,
     suite: Suite,
 }
@@ -197,7 +100,7 @@ pub enum End {
 }
 
 impl World {
-    pub fn new(seed: u64, device_bytes: u64) -> Self {
+    pub fn new(seed: u64, device_bytes: &[u64]) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let suite = if random.random_bool(0.8) { Suite::XtsGmac } else { Suite::Plain };
         let changes_soft_max = random.random_range(20..400);
@@ -211,32 +114,43 @@ impl World {
             leaves_per_batch: random.random_range(1..4),
         };
         let store = Arc::new(MemoryStore::new());
+        let sizes = (0..).zip(device_bytes);
         let world = Self {
             reserve: random.random_bool(0.5).then(|| SimReserve::new(&store)),
-            device: SimDevice::new("sim", device_bytes),
+            devices: sizes.map(|(index, bytes): (u64, _)| SimDevice::new(&format!("sim-{index}"), *bytes)).collect(),
+            listed: device_bytes.to_vec(),
+            wants_growth: false,
             store,
             counts: Counts::default(),
             trace: blake3::Hasher::new(),
             limits,
             pool_id: Uuid::from_u64_pair(seed, 1),
-            device_id: Uuid::from_u64_pair(seed, 2),
             master: Arc::new(MasterKey::from_bytes([7; 32])),
             suite,
             random,
         };
-        world.device.reseed(seed);
-        let parts = world.parts(1, &world.device);
+        for (index, device) in (0..).zip(&world.devices) {
+            device.reseed(seed.wrapping_add(index << 32));
+        }
+        let parts = world.parts(1, &world.listed_devices(&world.devices));
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world
     }
 
-    fn parts(&self, lane_count: u16, device: &SimDevice) -> Parts {
-        let device: Arc<dyn Device> = Arc::new(device.clone());
+    fn listed_devices(&self, devices: &[SimDevice]) -> Vec<Arc<ListedDevice>> {
+        let listed = self.listed.iter().zip(devices);
+        listed.map(|(bytes, device)| Arc::new(ListedDevice::new(device.clone(), *bytes))).collect()
+    }
+
+    fn parts(&self, lane_count: u16, devices: &[Arc<ListedDevice>]) -> Parts {
+        let devices = (0..)
+            .zip(devices)
+            .map(|(index, device)| (Arc::clone(device) as Arc<dyn Device>, device_id(self.pool_id, index)));
         Parts {
             id: self.pool_id,
             suite: self.suite,
             master: Arc::clone(&self.master),
-            devices: vec![(device, self.device_id)],
+            devices: devices.collect(),
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
             reserve: self.reserve.clone().map(|reserve| reserve as Arc<dyn SpaceReserve>),
             lane_count,
@@ -246,15 +160,16 @@ impl World {
 
     /// Times that the metadata store took its reserve.
     pub fn reserves_used(&self) -> u64 {
-        self.reserve.as_ref().map_or(0, |reserve| reserve.used_count.load(Ordering::Relaxed))
+        self.reserve.as_ref().map_or(0, |reserve| reserve.used_count())
     }
 
     /// Opens the pool with a random number of lanes.
     pub fn open(&mut self) -> Result<Life, Error> {
         let lane_count = self.random.random_range(1..4);
-        let process = self.device.process_handle();
+        let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
-        let pool = rok_blk::pool::open(self.parts(lane_count, &process), &mut fill)?;
+        let listed = self.listed_devices(&process);
+        let pool = rok_blk::pool::open(self.parts(lane_count, &listed), &mut fill)?;
         self.counts.recovered_records += pool.recovery().record_count;
         self.counts.lost_blocks += pool.recovery().lost_block_count;
         let signals = Arc::new(SimSignals::default());
@@ -269,7 +184,7 @@ impl World {
                     pool: Arc::clone(&pool),
                     locks: Arc::clone(&locks),
                     lane: LaneIndex::new(lane),
-                    disk: SimDisk::new(vec![process.clone()]),
+                    disk: SimDisk::new(process.clone()),
                     blocking: Rc::clone(&blocking) as Rc<dyn Blocking>,
                     executor: Rc::clone(executor),
                 })
@@ -285,6 +200,8 @@ impl World {
             blocking,
             signals,
             checkpoint: None,
+            listed,
+            growth: Growth::None,
         })
     }
 
@@ -295,7 +212,7 @@ impl World {
             0..6 => self.complete_one(life, lane),
             6 => life.run_job(),
             7 | 8 => self.checkpoint_step(life, false),
-            _ => {}
+            _ => self.growth_step(life),
         }
         life.lanes[lane].turn();
         for engine in &life.lanes {
@@ -389,12 +306,16 @@ impl World {
             End::Kill => CrashMode::KillBeforeWriteback,
             End::PowerLoss => CrashMode::PowerLoss,
         };
-        let unflushed = self.device.unflushed();
-        self.device.crash(mode, &mut |below| random.random_range(0..below));
-        if end == End::PowerLoss && self.random.random_bool(0.2) {
-            self.spoil(&unflushed);
+        let spoils = end == End::PowerLoss && random.random_bool(0.2);
+        for device in &self.devices {
+            let unflushed = device.unflushed();
+            device.crash(mode, &mut |below| random.random_range(0..below));
+            if spoils {
+                self.counts.bad_blocks += spoil(device, &unflushed, random);
+            }
         }
-        let random = &mut self.random;
+        // The rest of an adding that the superblock does not know.
+        self.devices.truncate(self.listed.len());
         let keep = random.random::<u64>();
         self.store.fill_after(None);
         self.store.crash(|unsynced| match end {
@@ -405,27 +326,11 @@ impl World {
             End::Kill => self.counts.kills += 1,
             End::PowerLoss => self.counts.power_losses += 1,
         }
-        let SimCounters { reads, writes, torn_writes, dropped_writes, .. } = self.device.counters();
+        let SimCounters { reads, writes, torn_writes, dropped_writes, .. } = self.device_counters();
         for count in [reads, writes, torn_writes, dropped_writes] {
             self.trace.update(&count.to_le_bytes());
         }
         drop(life);
-    }
-
-    /// A sector that was being written when the power went cannot be read any more. Not one of a record: a pool whose log
-    /// cannot be followed is refused, and rightly so.
-    fn spoil(&mut self, unflushed: &[(u64, Arc<[u8]>)]) {
-        if unflushed.is_empty() {
-            return;
-        }
-        let (offset, bytes) = &unflushed[self.random.random_range(0..unflushed.len())];
-        let record_blocks = RecordHead::decode(bytes).map_or(0, |head| head.block_count);
-        let block_count = bytes.len() / BLOCK_SIZE;
-        if record_blocks < block_count {
-            let block = self.random.random_range(record_blocks..block_count);
-            self.device.bad_block(offset / BLOCK_SIZE_U64 + block as u64);
-            self.counts.bad_blocks += 1;
-        }
     }
 
     /// Opens the pool; now and then something fails or the machine crashes on the way, and it is tried again.
@@ -440,15 +345,14 @@ impl World {
         while self.random.random_bool(0.3) {
             let nth = self.random.random_range(1..30);
             match self.random.random_range(0..4) {
-                0 => self.device.fail_nth(OpKind::Read, nth.min(4)),
-                1 => self.device.fail_nth(OpKind::Write, nth.min(3)),
-                2 => self.device.fail_nth(OpKind::Flush, nth.min(3)),
+                0 => self.any_device().fail_nth(OpKind::Read, nth.min(4)),
+                1 => self.any_device().fail_nth(OpKind::Write, nth.min(3)),
+                2 => self.any_device().fail_nth(OpKind::Flush, nth.min(3)),
                 _ => self.store.fail_commit_after(Some(nth.min(12))),
             }
             let life = self.open().ok();
-            self.device.clear_faults();
-            self.device.heal();
-            self.store.fail_commit_after(None);
+            self.clear_faults();
+            self.devices.iter().for_each(SimDevice::heal);
             self.counts.crashes_in_recovery += u64::from(life.is_none());
             // A failed flush may have dropped what was only in the cache.
             has_lost_power = true;
@@ -456,15 +360,28 @@ impl World {
         }
         match self.open() {
             Ok(life) => {
-                self.device.heal();
+                self.devices.iter().for_each(SimDevice::heal);
                 (life, has_lost_power)
             }
             Err(error) => panic!("the pool does not open after a crash: {error}"),
         }
     }
 
+    /// One of the devices, at random.
+    pub fn any_device(&mut self) -> &SimDevice {
+        let index = self.random.random_range(0..self.devices.len());
+        &self.devices[index]
+    }
+
+    /// Takes back every fault not met yet.
+    pub fn clear_faults(&self) {
+        self.devices.iter().for_each(SimDevice::clear_faults);
+        self.store.fail_commit_after(None);
+    }
+
+    /// What happened to all devices together.
     pub fn device_counters(&self) -> SimCounters {
-        self.device.counters()
+        self.devices.iter().map(SimDevice::counters).fold(SimCounters::default(), SimCounters::plus)
     }
 }
 
@@ -477,8 +394,30 @@ impl Life {
     }
 }
 
+/// The id of a device, as the superblock has it.
+fn device_id(pool: Uuid, index: u64) -> Uuid {
+    Uuid::from_u64_pair(pool.as_u64_pair().0, 2 + index)
+}
+
 /// Deterministic bytes for keys and salts.
 fn filler(seed: u64) -> impl FnMut(&mut [u8]) {
     let mut random = SmallRng::seed_from_u64(seed ^ 0x5a17);
     move |bytes| random.fill(bytes)
+}
+
+/// A sector that was being written when the power went cannot be read any more. Not one of a record: a pool whose log
+/// cannot be followed is refused, and rightly so. Returns how many there are.
+fn spoil(device: &SimDevice, unflushed: &[(u64, Arc<[u8]>)], random: &mut SmallRng) -> u64 {
+    if unflushed.is_empty() {
+        return 0;
+    }
+    let (offset, bytes) = &unflushed[random.random_range(0..unflushed.len())];
+    let record_blocks = RecordHead::decode(bytes).map_or(0, |head| head.block_count);
+    let block_count = bytes.len() / BLOCK_SIZE;
+    if record_blocks >= block_count {
+        return 0;
+    }
+    let block = random.random_range(record_blocks..block_count);
+    device.bad_block(offset / BLOCK_SIZE_U64 + block as u64);
+    1
 }

@@ -12,7 +12,7 @@ use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 17] = [
+const REQUESTS: [(&str, &str, &str, &str); 19] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -22,6 +22,8 @@ const REQUESTS: [(&str, &str, &str, &str); 17] = [
     ("DELETE", "/v1/exports/{name}", "/v1/exports/a", ""),
     ("PUT", "/v1/exports/{name}", "/v1/exports/a", ""),
     ("GET", "/v1/exports", "/v1/exports", ""),
+    ("POST", "/v1/pool/grow", "/v1/pool/grow?dry_run=true", r#"{"size":83886080}"#),
+    ("POST", "/v1/pool/devices", "/v1/pool/devices", r#"{"size":16777216}"#),
     ("GET", "/v1/pool", "/v1/pool", ""),
     (
         "POST",

@@ -7,6 +7,7 @@ mod canary;
 mod cli;
 mod clients;
 mod damage;
+mod devices;
 mod failures;
 mod full_file_system;
 mod history;

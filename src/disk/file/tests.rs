@@ -235,3 +235,61 @@ fn a_part_of_a_block_at_the_end_is_not_used_and_links_are_followed() {
     symlink(&target, &link).expect("the folder is ours");
     assert_eq!(FileDevice::open(&link).expect("it is a file").size_bytes(), 3 * BLOCK_SIZE_U64);
 }
+
+#[test]
+fn an_extended_file_has_written_zeros_behind_what_it_had() {
+    let folder = folder();
+    let path = folder.path().join("data-0");
+    let device = FileDevice::create(&path, SIZE_BYTES).expect("there is space for 6 MiB");
+    let bytes = pattern(to_usize(SIZE_BYTES));
+    device.write_at(0, &bytes).expect("the device works");
+    // What an interrupted attempt left: longer, with a hole and something else.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|file| {
+            file.set_len(3 * SIZE_BYTES)?;
+            file.write_all_at(b"old", SIZE_BYTES + BLOCK_SIZE_U64)
+        })
+        .expect("ours");
+
+    device.extend(SIZE_BYTES, 2 * SIZE_BYTES).expect("there is space for 12 MiB");
+
+    assert_eq!(device.size_bytes(), 2 * SIZE_BYTES);
+    // SAFETY: the descriptor is open; the call has no pointers.
+    let hole_start = unsafe { libc::lseek64(device.raw_fd(), 0, libc::SEEK_HOLE) };
+    assert!(u64::try_from(hole_start).expect("no error") >= 2 * SIZE_BYTES, "no hole up to there: {hole_start}");
+    let mut read = vec![1; 2 * to_usize(SIZE_BYTES)];
+    device.read_at(0, &mut read).expect("the device works");
+    assert!(read[..bytes.len()] == bytes, "what was there stays");
+    assert!(read[bytes.len()..].iter().all(|byte| *byte == 0));
+    device.write_at(2 * SIZE_BYTES - BLOCK_SIZE_U64, &bytes[..BLOCK_SIZE]).expect("it is in the device");
+}
+
+#[test]
+fn an_extension_without_space_leaves_the_file_as_it_was() {
+    let folder = folder();
+    let path = folder.path().join("data-0");
+    let device = FileDevice::create(&path, SIZE_BYTES).expect("there is space for 6 MiB");
+
+    let error = device.extend(SIZE_BYTES, 1 << 60).expect_err("no space");
+
+    assert_eq!(error.kind(), ErrorKind::NoSpace);
+    assert_eq!(device.size_bytes(), SIZE_BYTES);
+    assert_eq!(fs::metadata(&path).expect("there").len(), SIZE_BYTES);
+}
+
+#[test]
+fn a_device_that_became_larger_is_measured_and_one_that_shrank_is_refused() {
+    let folder = folder();
+    let path = folder.path().join("data-0");
+    let device = FileDevice::create(&path, SIZE_BYTES).expect("there is space for 6 MiB");
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("ours");
+
+    file.set_len(2 * SIZE_BYTES + 100).expect("longer");
+    assert_eq!(device.measure().expect("it is there"), 2 * SIZE_BYTES, "in whole blocks");
+    assert_eq!(device.size_bytes(), 2 * SIZE_BYTES);
+
+    file.set_len(SIZE_BYTES).expect("shorter");
+    assert_eq!(device.measure().expect_err("smaller").kind(), ErrorKind::Integrity);
+}

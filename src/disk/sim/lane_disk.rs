@@ -4,7 +4,7 @@
 
 use super::SimDevice;
 use super::state::Random;
-use crate::disk::{Disk, DiskCompletion, DiskOp, LentForDevice, LentToDevice, check_range};
+use crate::disk::{Device, Disk, DiskCompletion, DiskOp, LentForDevice, LentToDevice, check_range};
 use crate::units::{DeviceIndex, to_u64};
 use std::io;
 
@@ -41,6 +41,12 @@ impl SimDisk {
     pub fn new(devices: Vec<SimDevice>) -> Self {
         let generations = devices.iter().map(SimDevice::generation).collect();
         Self { devices, generations, in_flight: Vec::new(), completed: Vec::new() }
+    }
+
+    /// Adds a device behind the others.
+    pub fn add_device(&mut self, device: SimDevice) {
+        self.generations.push(device.generation());
+        self.devices.push(device);
     }
 
     /// Whether a device crashed since the queue was made.
@@ -86,7 +92,7 @@ impl SimDisk {
     fn start(&self, op: DiskOp) -> (DeviceIndex, Action) {
         match op {
             DiskOp::Read { device, offset_bytes, target } => {
-                let size_bytes = self.devices[device.as_usize()].size_bytes;
+                let size_bytes = self.devices[device.as_usize()].size_bytes();
                 match check_range(size_bytes, offset_bytes, target.len(), io::ErrorKind::UnexpectedEof) {
                     Ok(()) => (device, Action::Read { offset_bytes, target }),
                     Err(error) => (device, Action::Refused(error)),
@@ -94,7 +100,7 @@ impl SimDisk {
             }
             DiskOp::Write { device, offset_bytes, source } => {
                 let handle = &self.devices[device.as_usize()];
-                match check_range(handle.size_bytes, offset_bytes, source.len(), io::ErrorKind::InvalidInput) {
+                match check_range(handle.size_bytes(), offset_bytes, source.len(), io::ErrorKind::InvalidInput) {
                     Ok(()) => {
                         let id = handle.lock().submit_write(offset_bytes, source.to_vec().into());
                         (device, Action::Write { id, _source: source })

@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub(super) type Random<'a> = &'a mut dyn FnMut(u64) -> u64;
 
 pub(super) struct State {
+    pub(super) size_bytes: u64,
     durable: Content,
     current: Content,
     pending: Vec<PendingWrite>,
@@ -43,8 +44,9 @@ struct PendingWrite {
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(size_bytes: u64) -> Self {
         Self {
+            size_bytes,
             durable: Content::default(),
             current: Content::default(),
             pending: Vec::new(),
@@ -62,7 +64,7 @@ impl State {
 
     /// A device with the same bytes, durable and not.
     pub(super) fn duplicate(&self) -> Self {
-        let mut copy = Self::new();
+        let mut copy = Self::new(self.size_bytes);
         copy.durable = self.durable.clone();
         copy.current = self.current.clone();
         copy.pending.clone_from(&self.pending);

@@ -136,15 +136,15 @@ fn check_is_empty(directory: &Path) -> Result<()> {
     Err(exists("is not empty").with_hint("Choose an empty or new directory"))
 }
 
-fn check_source(source: &DeviceSource) -> Result<()> {
+pub(super) fn check_source(source: &DeviceSource) -> Result<()> {
     match source {
         DeviceSource::File { size_bytes } => {
             let size_bytes = *size_bytes;
             if !size_bytes.is_multiple_of(BLOCK_SIZE_U64) {
-                let message = format!("{size_bytes} bytes is no size for a pool");
+                let message = format!("{size_bytes} bytes is no size for a device");
                 return Err(Error::new(ErrorKind::Usage, message).with_hint("It must be a multiple of 4 KiB"));
             }
-            check_size("The pool", size_bytes)
+            check_size("The device", size_bytes)
         }
         DeviceSource::Block { path } => {
             let metadata = fs::metadata(path).map_err(|source| Error::from_io("Opening", path, source))?;
@@ -157,10 +157,10 @@ fn check_source(source: &DeviceSource) -> Result<()> {
     }
 }
 
-fn check_size(what: &str, size_bytes: u64) -> Result<()> {
+pub(super) fn check_size(what: &str, size_bytes: u64) -> Result<()> {
     if size_bytes < DEVICE_BYTES_MIN {
         let message = format!("{what} would have {size_bytes} bytes, which is too small");
-        let hint = format!("The smallest pool has {} MiB", DEVICE_BYTES_MIN / MIB);
+        let hint = format!("The smallest device has {} MiB", DEVICE_BYTES_MIN / MIB);
         return Err(Error::new(ErrorKind::Usage, message).with_hint(hint));
     }
     // One less than addresses could name: the address behind the last block is one, too.
@@ -212,7 +212,7 @@ fn wipe_hint(target: &Path) -> String {
 }
 
 /// Takes the headers off a block device again, whose pool was not completed.
-fn clear_headers(device: &FileDevice) {
+pub(super) fn clear_headers(device: &FileDevice) {
     for offset in HEADER_OFFSETS {
         if let Err(error) = device.write_at(offset, &[0; BLOCK_SIZE]) {
             tracing::warn!(device = device.name(), %error, "the header of an unfinished pool could not be removed");
@@ -273,7 +273,7 @@ fn wrap_master(master: &MasterKey, options: &CreateOptions, pool: Uuid) -> Resul
     }
 }
 
-fn random_id() -> Uuid {
+pub(super) fn random_id() -> Uuid {
     let mut bytes = [0; 16];
     system_random(&mut bytes);
     uuid::Builder::from_random_bytes(bytes).into_uuid()

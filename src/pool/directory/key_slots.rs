@@ -7,10 +7,11 @@
 use super::credential::{self, Credential};
 use super::superblock_file::SuperblockFile;
 use crate::crypto::slot::SlotKind;
-use crate::crypto::{PassphraseCosts, Suite};
+use crate::crypto::{MasterKey, PassphraseCosts, Suite};
 use crate::disk::FileDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::superblock::{KEY_SLOTS_MAX, KeySlotRecord, Superblock};
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,6 +60,8 @@ pub struct ChangedKeySlot {
 /// The slots of a pool whose devices this process holds.
 pub struct KeySlots {
     directory: PathBuf,
+    /// Whoever changes the superblock of an open pool holds it.
+    exclusive: Arc<Mutex<()>>,
     /// Locked as long as this lives.
     _devices: Vec<Arc<FileDevice>>,
 }
@@ -71,12 +74,12 @@ impl KeySlots {
     /// device is missing.
     pub fn lock(directory: &Path) -> Result<Self> {
         let (_, devices) = super::lock(directory)?;
-        Ok(Self::of(directory, devices))
+        Ok(Self::of(directory, devices, Arc::default()))
     }
 
     /// Of a pool that is open.
-    pub(super) fn of(directory: &Path, devices: Vec<Arc<FileDevice>>) -> Self {
-        Self { directory: directory.to_path_buf(), _devices: devices }
+    pub(super) fn of(directory: &Path, devices: Vec<Arc<FileDevice>>, exclusive: Arc<Mutex<()>>) -> Self {
+        Self { directory: directory.to_path_buf(), exclusive, _devices: devices }
     }
 
     /// Changes a slot, or with `is_dry_run` only says what would change. `credential` opens a slot; for a removal it
@@ -88,6 +91,7 @@ impl KeySlots {
     /// `Integrity` for a superblock that was not written with the master key, else the system's: then the slots of
     /// before or those afterwards hold.
     pub fn change(&mut self, credential: &Credential, change: &KeyChange, is_dry_run: bool) -> Result<ChangedKeySlot> {
+        let _exclusive = self.exclusive.lock();
         let file = SuperblockFile::read(&self.directory)?;
         let superblock = &file.superblock;
         if superblock.suite == Suite::Plain {
@@ -106,7 +110,7 @@ impl KeySlots {
             KeyChange::Remove { .. } => {
                 let slots = superblock.slots.iter().filter(|slot| slot.index != index).cloned().collect();
                 if !is_dry_run {
-                    file.replace_slots(slots, &master)?;
+                    replace_slots(&file, slots, &master)?;
                 }
                 return Ok(ChangedKeySlot { before, after: None });
             }
@@ -119,7 +123,7 @@ impl KeySlots {
         let others = superblock.slots.iter().filter(|slot| slot.index != index).cloned();
         let mut slots: Vec<KeySlotRecord> = others.chain([record]).collect();
         slots.sort_by_key(|slot| slot.index);
-        file.replace_slots(slots, &master)?;
+        replace_slots(&file, slots, &master)?;
         Ok(ChangedKeySlot { before, after })
     }
 
@@ -132,6 +136,11 @@ impl KeySlots {
         }
         Error::new(ErrorKind::Key, format!("{credential} does not open the pool at {at}")).with_hint(super::KEY_HINT)
     }
+}
+
+fn replace_slots(file: &SuperblockFile, slots: Vec<KeySlotRecord>, master: &MasterKey) -> Result<()> {
+    file.replace(&Superblock { slots, ..file.superblock.clone() }, master)
+        .map_err(|error| error.with_hint("Look with rok-blk key ls which slots hold now, and repeat the change"))
 }
 
 /// What a slot is.

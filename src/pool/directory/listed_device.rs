@@ -1,16 +1,17 @@
 //! A device cut to the size that the superblock lists.
 //!
-//! A block device or file that grew behind the pool's back has more: that is used only once it was added to the pool,
+//! A block device or file that grew behind the pool's back has more: that is used only once the superblock lists it,
 //! else a later shrinking to the old size would lose blocks.
 
 use crate::disk::{Device, FileDevice};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the pool sees of a [`FileDevice`].
 pub(super) struct ListedDevice {
     file: Arc<FileDevice>,
-    size_bytes: u64,
+    size_bytes: AtomicU64,
 }
 
 impl ListedDevice {
@@ -20,12 +21,26 @@ impl ListedDevice {
     /// If the file has fewer.
     pub fn new(file: Arc<FileDevice>, size_bytes: u64) -> Self {
         assert!(size_bytes <= file.size_bytes(), "the caller refuses a device that has shrunk");
-        Self { file, size_bytes }
+        Self { file, size_bytes: AtomicU64::new(size_bytes) }
+    }
+
+    /// What is cut.
+    pub const fn file(&self) -> &Arc<FileDevice> {
+        &self.file
+    }
+
+    /// Lets more of the file be used. Who does that sees to it that the superblock lists it.
+    ///
+    /// # Panics
+    /// If the file has fewer bytes.
+    pub fn grow(&self, size_bytes: u64) {
+        assert!(size_bytes <= self.file.size_bytes(), "the file has grown before");
+        self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
     }
 
     fn check(&self, offset_bytes: u64, len_bytes: usize, outside: io::ErrorKind) -> io::Result<()> {
         let len_bytes = crate::units::to_u64(len_bytes);
-        match self.size_bytes.checked_sub(offset_bytes) {
+        match self.size_bytes().checked_sub(offset_bytes) {
             Some(left) if len_bytes <= left => Ok(()),
             _ => Err(io::Error::new(outside, format!("{len_bytes} bytes at {offset_bytes} are behind the end"))),
         }
@@ -38,7 +53,7 @@ impl Device for ListedDevice {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
     }
 
     fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {

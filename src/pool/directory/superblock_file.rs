@@ -3,7 +3,7 @@
 use crate::crypto::{MasterKey, Purpose, StaticMac};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::FormatError;
-use crate::format::superblock::{KeySlotRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
+use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
 use crate::units::to_usize;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -107,7 +107,7 @@ impl SuperblockFile {
         };
         // The other copy is the next generation's place.
         let (offset, bytes) =
-            self.later(1, self.superblock.slots.clone()).encode(&master.static_mac(Purpose::Superblock));
+            later(&self.superblock, self.superblock.generation + 1).encode(&master.static_mac(Purpose::Superblock));
         let path = self.path.display();
         match write_copy(&self.path, offset, &bytes) {
             Ok(()) => tracing::warn!(%path, reason, "one copy of the superblock was written anew"),
@@ -115,32 +115,29 @@ impl SuperblockFile {
         }
     }
 
-    /// Puts `slots` in the place of those there are, in both copies, one after the other, each durable before the next
-    /// step: a crash leaves the old slots or the new ones. Afterwards no copy has the old ones. Call it after
-    /// [`Self::verify`], with the pool's devices locked since before the read.
+    /// Puts `new`, whatever its generation, in the place of what there is, in both copies, one after the other, each
+    /// durable before the next step: a crash leaves what was there or what is new. Afterwards no copy is of before. Call
+    /// it after [`Self::verify`], with the pool's devices locked since before the read.
     ///
     /// # Errors
-    /// The system's. The new slots may hold already, and the old ones may be in one copy still.
-    pub fn replace_slots(&self, slots: Vec<KeySlotRecord>, master: &MasterKey) -> Result<()> {
-        for (offset, bytes) in self.copies_with(slots, master) {
-            write_copy(&self.path, offset, &bytes).map_err(|source| {
-                Error::from_io("Writing", &self.path, source)
-                    .with_hint("Look with rok-blk key ls which slots hold now, and repeat the change")
-            })?;
+    /// The system's. What is new may hold already, and what was there may be in one copy still.
+    pub fn replace(&self, new: &Superblock, master: &MasterKey) -> Result<()> {
+        for (offset, bytes) in self.copies_of(new, master) {
+            write_copy(&self.path, offset, &bytes).map_err(|source| Error::from_io("Writing", &self.path, source))?;
         }
         Ok(())
     }
 
-    /// Place and bytes of the copies with other slots, in the order in which they are written: first the one that does
-    /// not count, so that one valid copy is there at any time.
-    pub(super) fn copies_with(&self, slots: Vec<KeySlotRecord>, master: &MasterKey) -> [(u64, Vec<u8>); 2] {
+    /// Place and bytes of the copies of `new`, in the order in which they are written: first the one that does not count,
+    /// so that one valid copy is there at any time.
+    pub(super) fn copies_of(&self, new: &Superblock, master: &MasterKey) -> [(u64, Vec<u8>); 2] {
         let mac = master.static_mac(Purpose::Superblock);
-        [self.later(1, slots.clone()), self.later(2, slots)].map(|superblock| superblock.encode(&mac))
+        [1, 2].map(|changes| later(new, self.superblock.generation + changes).encode(&mac))
     }
+}
 
-    fn later(&self, changes: u64, slots: Vec<KeySlotRecord>) -> Superblock {
-        Superblock { generation: self.superblock.generation + changes, slots, ..self.superblock.clone() }
-    }
+fn later(superblock: &Superblock, generation: u64) -> Superblock {
+    Superblock { generation, ..superblock.clone() }
 }
 
 /// Writes the first two copies and gives the file its name at last: it is there whole or not at all.

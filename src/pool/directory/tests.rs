@@ -1,5 +1,6 @@
 //! Tests of pools on the file system.
 
+mod devices;
 mod key_slots;
 
 use super::creation::link_device;
@@ -416,14 +417,14 @@ fn device_that_grew_is_used_up_to_its_listed_size() {
 
     let opened = place.open_plain().expect("opens");
 
-    assert_eq!(opened.pool.devices().map(|device| device.size_bytes()).collect::<Vec<_>>(), [SIZE_BYTES]);
-    let device = opened.pool.devices().next().expect("one");
+    assert_eq!(opened.pool.devices().iter().map(|device| device.size_bytes()).collect::<Vec<_>>(), [SIZE_BYTES]);
+    let device = opened.pool.devices().remove(0);
     assert_eq!(
         device.read_at(SIZE_BYTES, &mut [0; 4096]).map_err(|error| error.kind()),
         Err(io::ErrorKind::UnexpectedEof)
     );
     assert_eq!(device.write_at(SIZE_BYTES, &[0; 4096]).map_err(|e| e.kind()), Err(io::ErrorKind::InvalidInput));
-    drop(opened);
+    drop((opened, device));
     file.set_len(SIZE_BYTES).expect("shorter");
     assert!(place.open_plain().is_ok(), "nothing was stored behind the listed size");
 }

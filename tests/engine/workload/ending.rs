@@ -17,7 +17,9 @@ impl Workload {
         self.remove_a_volume();
         self.check_liveness();
         self.rot();
-        self.world.trace.update(&self.world.device.digest());
+        for device in &self.world.devices {
+            self.world.trace.update(&device.digest());
+        }
         self.world.trace.update(&self.world.store.digest());
         let counters = self.world.device_counters();
         self.world.counts.injected_errors = counters.injected_errors;
@@ -72,12 +74,13 @@ impl Workload {
         let mut done = Vec::new();
         assert!(self.world.close(life, None, &mut done), "nothing is injected any more");
         self.world.crash(None, End::Kill);
+        let device = self.world.any_device().clone();
         let mut places = Vec::new();
-        self.world.device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));
+        device.scan(|offset, bytes| places.push((offset, bytes.len() as u64)));
         let (offset, len) = places[self.world.random.random_range(0..places.len())];
         let byte = offset + self.world.random.random_range(0..len);
         let bit = self.world.random.random_range(0..8);
-        self.world.device.flip_bit(byte, bit);
+        device.flip_bit(byte, bit);
         let life = match self.world.open() {
             Ok(life) => life,
             Err(error) => {

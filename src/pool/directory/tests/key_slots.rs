@@ -1,7 +1,7 @@
 //! Tests of key slots: who opens a pool, what changes of slots leave behind, and crashes within them.
 
 use super::*;
-use crate::format::superblock::KeySlotRecord;
+use crate::format::superblock::{KeySlotRecord, Superblock};
 use zeroize::Zeroizing;
 
 /// What is tried as torn writes: within the slots, sector by sector, and short of the last byte.
@@ -300,7 +300,7 @@ impl Rotation {
         let file = SuperblockFile::read(&place.pool()).expect("a pool");
         let master = credential::unlock(&place.pool(), &file, Some(&place.first_key())).expect("the key");
         let slots = vec![new.wrap(&master, &file.superblock.pool, 0).expect("readable")];
-        let copies = file.copies_with(slots, &master);
+        let copies = file.copies_of(&Superblock { slots, ..file.superblock.clone() }, &master);
         let before = place.superblock_bytes();
         Self { place, old_slot, new, copies, before }
     }
