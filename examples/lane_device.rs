@@ -7,8 +7,8 @@
 //! lane_device POOL_DIRECTORY BLOCK_DEVICE SOCKET_PATH SIZE_MIB
 //! ```
 //!
-//! Prints `READY DISK_DEVICE NULL_DEVICE`; ends when its standard input does; opens the pool again, compares nothing
-//! but that it opens, and prints PASS or FAIL.
+//! Prints `READY DISK_DEVICE NULL_DEVICE`. Ends when its standard input does: stops the devices and the server, opens the
+//! pool once more, and prints PASS or FAIL.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people and scripts")]
 
@@ -61,7 +61,7 @@ fn run() -> Result<(), Failure> {
     let credential = Some(Credential::KeyFile(key_file.clone()));
     create(directory, &CreateOptions { device, suite: Suite::XtsGmac, credential })?;
     serve(directory, &key_file, Path::new(socket), size_bytes)?;
-    // The end was clean if nothing is left to recover; what is asked here is that the pool opens at all.
+    // Whoever drives the devices compares the data; what is asked here is that the pool opens again.
     drop(open_pool(directory, &key_file)?);
     Ok(())
 }

@@ -32,6 +32,8 @@ const RETRY_COUNT_MAX: u8 = 16;
 const PREFIX_SHIFT: u32 = 48;
 const USE_SHIFT: u32 = 24;
 const USE_MASK: u64 = (1 << 24) - 1;
+/// Operations that can be open at once move 64 GiB at least: frontends bound the bytes of their requests far below that,
+/// but not how many pieces the blocks of a request lie in.
 const PLACE_MASK: u64 = (1 << USE_SHIFT) - 1;
 
 /// One lane's queue on files and block devices.
@@ -98,10 +100,6 @@ impl UringDisk {
 
     /// Puts what waits into the ring, as much as fits, and returns how many entries that were. To be called before
     /// the lane submits. The rest waits for the next call. Rings with 64 and with 128 bytes an entry are both fine.
-    ///
-    /// # Panics
-    /// If more than 2^24 operations are open, which move 64 GiB at least: frontends bound the bytes of their requests far
-    /// below that, but not how many pieces the blocks of a request lie in.
     pub fn prepare<E: squeue::EntryMarker>(&mut self, ring: &mut SubmissionQueue<'_, E>) -> usize {
         let mut count = 0;
         while let Some(place) = self.waiting.front().copied()
