@@ -24,6 +24,7 @@ use rok_blk::lane::{AttachedDevice, DeviceTarget, ListenAddress, Server, ServerO
 use rok_blk::pool::directory::{
     CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open,
 };
+use rok_blk::volume::NewVolume;
 use rok_ublk::{Control, Device, DeviceParameters};
 use uuid::Uuid;
 
@@ -83,7 +84,7 @@ fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> R
     let OpenPool { pool, devices, .. } = open_pool(directory, key_file)?;
     let server = Server::start(pool, ServerOptions { devices })?;
     for name in ["disk", "export"] {
-        server.volumes().create(Uuid::new_v4(), name, size_bytes, 512, 0)?;
+        server.volumes().create(&NewVolume::new(Uuid::new_v4(), name, size_bytes))?;
     }
     server.listen(&ListenAddress::Unix(PathBuf::from(socket)))?;
 

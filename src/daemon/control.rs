@@ -22,7 +22,7 @@ use super::volume_rule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
 use crate::pool::directory::{self, DeviceList, KeyChange, KeySlots};
-use crate::volume::VolumeInfo;
+use crate::volume::{NewVolume, VolumeInfo};
 
 /// From this share of the pool on, `status` warns.
 const USED_PERCENT_WARNING: u64 = 85;
@@ -120,10 +120,14 @@ impl Control {
             };
             Volume::new(planned, true)
         } else {
-            let volumes = self.server.volumes();
-            let info =
-                volumes.create(Uuid::new_v4(), &request.name, request.size_bytes, request.sector_size, created_at)?;
-            with_export(info, &self.server.exports())
+            let new = NewVolume {
+                id: Uuid::new_v4(),
+                name: &request.name,
+                size_bytes: request.size_bytes,
+                sector_size: request.sector_size,
+                created_at,
+            };
+            with_export(self.server.volumes().create(&new)?, &self.server.exports())
         };
         Ok(Change::new(Action::Create, is_dry_run, None, Some(after)))
     }

@@ -15,5 +15,5 @@ mod write;
 
 pub use engine::{Blocking, Engine, EngineParts};
 pub use range_lock::{BlockRange, RangeLocks};
-pub use registry::{OpenVolume, Volume, VolumeInfo, Volumes};
+pub use registry::{NewVolume, OpenVolume, Volume, VolumeInfo, Volumes};
 pub use request::{Completion, RemoveMode};

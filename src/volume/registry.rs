@@ -61,6 +61,29 @@ impl Drop for OpenVolume {
     }
 }
 
+/// What a new volume is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVolume<'a> {
+    /// A new id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: &'a str,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub sector_size: u32,
+    /// Seconds since 1970.
+    pub created_at: u64,
+}
+
+impl<'a> NewVolume<'a> {
+    /// A volume with sectors of 512 bytes and nothing special.
+    #[must_use]
+    pub const fn new(id: Uuid, name: &'a str, size_bytes: u64) -> Self {
+        Self { id, name, size_bytes, sector_size: 512, created_at: 0 }
+    }
+}
+
 /// What is told of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -121,18 +144,12 @@ impl Volumes {
         Ok(OpenVolume(Arc::clone(volume)))
     }
 
-    /// Makes a volume with a new `id`.
+    /// Makes a volume.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`], or [`ErrorKind::Usage`] for a name, size or sector size that cannot be.
-    pub fn create(
-        &self,
-        id: Uuid,
-        name: &str,
-        size_bytes: u64,
-        sector_size: u32,
-        created_at: u64,
-    ) -> Result<VolumeInfo> {
+    pub fn create(&self, new: &NewVolume<'_>) -> Result<VolumeInfo> {
+        let NewVolume { id, name, size_bytes, sector_size, created_at } = *new;
         check_size(size_bytes)?;
         if !matches!(sector_size, 512 | 4096) {
             return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))

@@ -3,7 +3,7 @@
 use crate::world::World;
 use rok_blk::disk::IoBuffer;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::Completion;
+use rok_blk::volume::{Completion, NewVolume};
 
 const READERS: u64 = 8;
 
@@ -12,7 +12,7 @@ fn misses_of_the_same_leaf_load_it_once() {
     let mut world = World::new(1, &[16 << 20]);
     world.limits.map_cache_bytes = 1 << 20;
     let mut life = world.open().expect("a new pool opens");
-    life.volumes.create(uuid::Uuid::from_u128(1), "vol", 1 << 20, 512, 0).expect("a new volume");
+    life.volumes.create(&NewVolume::new(uuid::Uuid::from_u128(1), "vol", 1 << 20)).expect("a new volume");
     let volume = life.volumes.open("vol").expect("it is there");
     let source = IoBuffer::allocate(1 << 20);
     source.with_bytes_mut(|bytes| bytes.fill(7));

@@ -5,7 +5,7 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Checkpoint;
 use rok_blk::units::BLOCK_SIZE_U64;
-use rok_blk::volume::{Completion, OpenVolume, RemoveMode};
+use rok_blk::volume::{Completion, NewVolume, OpenVolume, RemoveMode};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -30,7 +30,7 @@ impl Scene {
     fn volume(&self, number: u128) -> OpenVolume {
         let name = format!("vol{number}");
         let volumes = &self.life.volumes;
-        volumes.create(uuid::Uuid::from_u128(number), &name, 16 * MIB, 512, 0).expect("a new volume");
+        volumes.create(&NewVolume::new(uuid::Uuid::from_u128(number), &name, 16 * MIB)).expect("a new volume");
         volumes.open(&name).expect("it is there")
     }
 

@@ -4,7 +4,7 @@ use crate::world::{Life, World};
 use rok_blk::disk::{CrashMode, IoBuffer, OpKind};
 use rok_blk::error::{ErrorKind, IoError};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::Completion;
+use rok_blk::volume::{Completion, NewVolume};
 use uuid::Uuid;
 
 const DEVICE_BYTES: u64 = 48 << 20;
@@ -14,7 +14,7 @@ fn world() -> (World, Life) {
     let mut world = World::new(1, &[DEVICE_BYTES]);
     world.reserve = None;
     let mut life = world.open().expect("a new pool opens");
-    life.volumes.create(Uuid::from_u128(1), "vol0", 8 << 20, 512, 0).expect("a new volume");
+    life.volumes.create(&NewVolume::new(Uuid::from_u128(1), "vol0", 8 << 20)).expect("a new volume");
     life.handles.push(life.volumes.open("vol0").expect("the volume is there"));
     (world, life)
 }

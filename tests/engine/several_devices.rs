@@ -3,7 +3,7 @@
 use crate::world::{Life, World};
 use rok_blk::disk::IoBuffer;
 use rok_blk::units::BLOCK_SIZE;
-use rok_blk::volume::{Completion, OpenVolume};
+use rok_blk::volume::{Completion, NewVolume, OpenVolume};
 
 const MIB: u64 = 1 << 20;
 
@@ -14,7 +14,7 @@ fn begin() -> (World, Life, OpenVolume) {
     world.limits.changes_hard_max = 200_000;
     world.limits.records_soft_max = 100_000;
     let life = world.open().expect("a new pool opens");
-    life.volumes.create(uuid::Uuid::from_u128(1), "vol", 64 * MIB, 512, 0).expect("a new volume");
+    life.volumes.create(&NewVolume::new(uuid::Uuid::from_u128(1), "vol", 64 * MIB)).expect("a new volume");
     let volume = life.volumes.open("vol").expect("it is there");
     (world, life, volume)
 }

@@ -15,6 +15,7 @@ use rok_blk::disk::{Device, FileDevice};
 use rok_blk::error::ErrorKind;
 use rok_blk::lane::{ListenAddress, Server, ServerOptions, limits};
 use rok_blk::pool::{self, Limits, Parts};
+use rok_blk::volume::NewVolume;
 use rok_nbd::client::{Handshake, Outcome, Reply};
 use rok_nbd::{ChunkKind, CommandFlags, Request, RequestKind, WireError};
 use std::collections::BTreeMap;
@@ -49,7 +50,8 @@ impl World {
         let mut random = random();
         pool::create(&world.parts(&device), &mut |bytes| random.fill_bytes(bytes)).expect("a pool");
         let running = world.serve(&device);
-        running.server.volumes().create(Uuid::new_v4(), "vol1", VOLUME_BYTES, 4096, 0).expect("a volume");
+        let new = NewVolume { sector_size: 4096, ..NewVolume::new(Uuid::new_v4(), "vol1", VOLUME_BYTES) };
+        running.server.volumes().create(&new).expect("a volume");
         (world, running)
     }
 

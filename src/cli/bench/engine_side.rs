@@ -16,7 +16,7 @@ use crate::disk::{Disk, IoBuffer, UringDisk};
 use crate::error::{Error, ErrorKind, IoError, Result};
 use crate::pool::directory::{OpenOptions, OpenPool, open};
 use crate::units::{LaneIndex, to_u64, to_usize};
-use crate::volume::{Completion, Engine, EngineParts, OpenVolume, RangeLocks, RemoveMode, Volumes};
+use crate::volume::{Completion, Engine, EngineParts, NewVolume, OpenVolume, RangeLocks, RemoveMode, Volumes};
 
 /// The upper bits of the disk's user data; nobody else uses this ring.
 const DISK_PREFIX: u16 = 1;
@@ -56,7 +56,8 @@ impl EngineSide {
         let OpenPool { pool, devices, .. } = open(&place.pool(), &options)?;
         let volumes = Volumes::new(Arc::clone(&pool));
         let id = Uuid::new_v4();
-        volumes.create(id, VOLUME_NAME, place.span_bytes(), SECTOR_SIZE, 0)?;
+        volumes
+            .create(&NewVolume { sector_size: SECTOR_SIZE, ..NewVolume::new(id, VOLUME_NAME, place.span_bytes()) })?;
         let volume = volumes.open(VOLUME_NAME)?;
         let background = Background::start(&pool)?;
         let executor = Rc::new(LocalExecutor::new());

@@ -6,7 +6,7 @@ use crate::world::End;
 use rand::Rng;
 use rok_blk::error::{ErrorKind, Result};
 use rok_blk::units::BLOCK_SIZE_U64;
-use rok_blk::volume::VolumeInfo;
+use rok_blk::volume::{NewVolume, VolumeInfo};
 use uuid::Uuid;
 
 impl Workload {
@@ -81,7 +81,7 @@ impl Workload {
     fn create(&mut self, volume: usize) -> Result<VolumeInfo> {
         let (id, size_bytes) = (Uuid::from_u128(self.next_volume_id), self.sizes[volume]);
         self.next_volume_id += 1;
-        self.life().volumes.create(id, &name(volume), size_bytes, 512, 0)
+        self.life().volumes.create(&NewVolume::new(id, &name(volume), size_bytes))
     }
 
     fn open_volume(&mut self, volume: usize) {

@@ -47,7 +47,7 @@ fn addresses_in_use_are_named_and_stale_sockets_replaced() {
 #[test]
 fn hidden_volumes_are_not_served() {
     let (_world, running) = World::create(128 * MIB);
-    running.server.volumes().create(Uuid::new_v4(), "vol2", MIB, 512, 0).expect("a volume");
+    running.server.volumes().create(&NewVolume::new(Uuid::new_v4(), "vol2", MIB)).expect("a volume");
     assert!(Client::try_connect(&running.socket, "", true).expect("an answer").is_none(), "two volumes: no default");
     running.server.set_exported("vol1", false).expect("it exists");
     assert!(Client::try_connect(&running.socket, "vol1", true).expect("an answer").is_none());
