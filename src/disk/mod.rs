@@ -7,6 +7,7 @@
 mod buffer;
 mod file;
 mod sim;
+mod transfers;
 mod uring;
 
 pub use buffer::{IoBuffer, LentForDevice, LentToDevice};

@@ -5,12 +5,12 @@
 //! everything ([`Connection::is_over`]). Owned by its lane.
 
 use super::buffers::Buffers;
+use super::driver::Call;
 use super::handshake::Session;
 use super::limits::{HANDSHAKE_TIME_MAX, STREAM_BYTES};
 use super::sender::{Head, Reply, Sender, Sent};
 use super::server::Permit;
 use crate::disk::{IoBuffer, LentToDevice};
-use io_uring::{opcode, squeue, types};
 use rok_nbd::Request;
 use rok_nbd::server::Handshake;
 use slab::Slab;
@@ -149,7 +149,7 @@ impl Connection {
     }
 
     /// The next receive, if there is to be one.
-    pub(super) fn begin_receive(&mut self) -> Option<squeue::Entry> {
+    pub(super) fn begin_receive(&mut self) -> Option<Call> {
         if !self.wants_receive() {
             return None;
         }
@@ -161,11 +161,10 @@ impl Connection {
             }
             (Target::Stream, self.stream.buffer.slice(self.stream.end..STREAM_BYTES).lend_to_device())
         };
-        let flags = if target == Target::Payload { libc::MSG_WAITALL } else { 0 };
-        let len = u32::try_from(loan.len()).expect("buffers are far below 4 GiB");
-        let entry = opcode::Recv::new(types::Fd(self.raw_fd()), loan.as_mut_ptr(), len).flags(flags).build();
+        let is_whole = target == Target::Payload;
+        let call = Call::Receive { socket: self.raw_fd(), memory: loan.as_mut_ptr(), len: loan.len(), is_whole };
         self.receiving = Some((target, loan));
-        Some(entry)
+        Some(call)
     }
 
     fn wants_receive(&self) -> bool {
@@ -202,13 +201,13 @@ impl Connection {
     }
 
     /// The next send, if there is something to send.
-    pub(super) fn begin_send(&mut self) -> Option<squeue::Entry> {
+    pub(super) fn begin_send(&mut self) -> Option<Call> {
         let fd = self.raw_fd();
         if self.is_broken { None } else { self.sender.begin(fd) }
     }
 
     /// Takes the result of a send; maybe there is a rest to send.
-    pub(super) fn sent(&mut self, result: i32, buffers: &mut Buffers) -> Option<squeue::Entry> {
+    pub(super) fn sent(&mut self, result: i32, buffers: &mut Buffers) -> Option<Call> {
         let fd = self.raw_fd();
         let sent_bytes = match usize::try_from(result) {
             Ok(sent_bytes) => sent_bytes,

@@ -7,13 +7,14 @@
 //! engine has answered everything ([`DeviceQueue::is_over`]). Owned by the lane.
 
 use super::buffers::Buffers;
+use super::driver::CallEnd;
 use super::limits::DEVICE_TAGS_MAX;
 use super::thread::DEVICE_FIRST;
 use crate::disk::{IoBuffer, UringDisk};
 use crate::error::{self, Error, ErrorKind, IoError};
 use crate::units::to_usize;
 use crate::volume::{Completion, Engine, OpenVolume, RemoveMode};
-use io_uring::{IoUring, cqueue};
+use io_uring::IoUring;
 use rok_ublk::{Device, Prefix, Queue, QueueError, Request, RequestKind, ring};
 use slab::Slab;
 use std::rc::Rc;
@@ -87,17 +88,12 @@ impl Devices {
     }
 
     /// Takes the completion of a command, and hands the request that it brings to the engine.
-    pub(super) fn completed(
-        &mut self,
-        completion: &cqueue::Entry,
-        engine: &Rc<Engine<UringDisk>>,
-        buffers: &mut Buffers,
-    ) {
-        let slot = Prefix::of(completion.user_data()).value() - DEVICE_FIRST;
+    pub(super) fn completed(&mut self, end: CallEnd, engine: &Rc<Engine<UringDisk>>, buffers: &mut Buffers) {
+        let slot = Prefix::of(end.user_data).value() - DEVICE_FIRST;
         // One that was abandoned may be gone before its commands are back.
         let Some(device) = self.0.get_mut(usize::from(slot)) else { return };
         let mut service = DeviceService { engine, buffers, owner: DEVICE_OWNER | u32::from(slot) };
-        device.completed(completion.user_data(), completion.result(), &mut service);
+        device.completed(end.user_data, end.result, &mut service);
         self.drop_ended(usize::from(slot));
     }
 

@@ -1,9 +1,9 @@
-//! The sockets on which a lane accepts connections: which of them has an entry in the ring.
+//! The sockets on which a lane accepts connections: which of them has a call with the kernel.
 //!
-//! Invariant: a socket is closed only when no entry of it is in the ring.
+//! Invariant: a socket is closed only when no call of it is with the kernel.
 
+use super::driver::Call;
 use crate::units::to_u64;
-use io_uring::{opcode, squeue, types};
 use slab::Slab;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -12,16 +12,16 @@ struct Listener {
     socket: OwnedFd,
     is_tcp: bool,
     is_armed: bool,
-    /// Accepts many with one entry (Linux 5.19).
-    is_multishot: bool,
+    /// Accepts many with one call (with io_uring, Linux 5.19).
+    is_many: bool,
 }
 
 /// What becomes of a listener after a completion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Next {
-    /// Nothing: its entry is still in the ring, or the lane ends.
+    /// Nothing: its call goes on, or the lane ends.
     Nothing,
-    /// It wants an entry again.
+    /// It wants a call again.
     Arm,
     /// It is out of files or memory, or the client is gone again: it pauses for a tick.
     Pause,
@@ -34,19 +34,14 @@ pub(super) struct Listeners(Slab<Listener>);
 impl Listeners {
     /// Takes a listening socket; it accepts once it is [armed](Self::arm).
     pub(super) fn add(&mut self, socket: OwnedFd, is_tcp: bool) -> usize {
-        self.0.insert(Listener { socket, is_tcp, is_armed: false, is_multishot: true })
+        self.0.insert(Listener { socket, is_tcp, is_armed: false, is_many: true })
     }
 
-    /// The entry by which a listener accepts.
-    pub(super) fn arm(&mut self, slot: usize) -> squeue::Entry {
+    /// The call by which a listener accepts.
+    pub(super) fn arm(&mut self, slot: usize) -> Call {
         let listener = &mut self.0[slot];
         listener.is_armed = true;
-        let fd = types::Fd(listener.socket.as_raw_fd());
-        if listener.is_multishot {
-            opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
-        } else {
-            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build()
-        }
+        Call::Accept { listener: listener.socket.as_raw_fd(), is_many: listener.is_many }
     }
 
     /// Whether a listener's connections are TCP.
@@ -54,7 +49,7 @@ impl Listeners {
         self.0[slot].is_tcp
     }
 
-    /// Takes the result of a listener's entry, which may still be in the ring (`is_armed`).
+    /// Takes the result of a listener's call, which may go on (`is_armed`).
     pub(super) fn completed(&mut self, slot: usize, result: i32, is_armed: bool, is_closing: bool) -> Next {
         let listener = &mut self.0[slot];
         listener.is_armed = is_armed;
@@ -65,8 +60,8 @@ impl Listeners {
             self.0.remove(slot);
             return Next::Nothing;
         }
-        if result == -libc::EINVAL && listener.is_multishot {
-            listener.is_multishot = false;
+        if result == -libc::EINVAL && listener.is_many {
+            listener.is_many = false;
         } else if result < 0 {
             return Next::Pause;
         }
@@ -78,7 +73,7 @@ impl Listeners {
         self.0.iter().filter(|(_, listener)| !listener.is_armed).map(|(slot, _)| slot).collect()
     }
 
-    /// Closes what is not in the ring, and returns the slots of the entries to cancel.
+    /// Closes what has no call with the kernel, and returns the slots of the calls to cancel.
     pub(super) fn close(&mut self) -> Vec<u64> {
         self.0.retain(|_, listener| listener.is_armed);
         self.0.iter().map(|(slot, _)| to_u64(slot)).collect()
@@ -104,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn kernel_without_multishot_gets_the_old_entry() {
+    fn kernel_without_multishot_is_asked_for_one_at_a_time() {
         let (mut listeners, slot) = listeners();
         assert_eq!(listeners.completed(slot, -libc::EINVAL, false, false), Next::Arm);
         // The second refusal is about something else.
@@ -121,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn closed_listener_stays_until_its_entry_is_back() {
+    fn closed_listener_stays_until_its_call_is_back() {
         let (mut listeners, slot) = listeners();
         assert_eq!(listeners.close(), [to_u64(slot)]);
         assert!(!listeners.is_empty());

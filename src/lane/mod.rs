@@ -11,6 +11,7 @@ mod buffers;
 mod checkpoints;
 mod connection;
 mod device;
+mod driver;
 mod exports;
 mod handshake;
 pub mod limits;

@@ -5,8 +5,8 @@
 //! is one send at a time, so replies cannot interleave.
 
 use super::buffers::Buffers;
+use super::driver::Call;
 use crate::disk::{IoBuffer, LentForDevice};
-use io_uring::{opcode, squeue, types};
 use rok_nbd::ReplyHeader;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
@@ -77,7 +77,7 @@ impl Sender {
     }
 
     /// Puts what waits into the next send; `None` if that is nothing or a send is under way.
-    pub(super) fn begin(&mut self, socket: RawFd) -> Option<squeue::Entry> {
+    pub(super) fn begin(&mut self, socket: RawFd) -> Option<Call> {
         if self.is_busy || self.waiting.is_empty() {
             return None;
         }
@@ -102,16 +102,16 @@ impl Sender {
         }
         self.address();
         self.is_busy = true;
-        Some(self.entry(socket))
+        Some(self.call(socket))
     }
 
     /// Takes the result of a send: what the batch gives back if it is all sent, else the send of the rest.
-    pub(super) fn advance(&mut self, mut sent_bytes: usize, socket: RawFd) -> Result<Sent, squeue::Entry> {
+    pub(super) fn advance(&mut self, mut sent_bytes: usize, socket: RawFd) -> Result<Sent, Call> {
         while let Some(vector) = self.vectors.get_mut(self.vectors_done) {
             if sent_bytes < vector.iov_len {
                 vector.iov_base = vector.iov_base.wrapping_byte_add(sent_bytes);
                 vector.iov_len -= sent_bytes;
-                return Err(self.entry(socket));
+                return Err(self.call(socket));
             }
             sent_bytes -= vector.iov_len;
             self.vectors_done += 1;
@@ -161,13 +161,12 @@ impl Sender {
         }
     }
 
-    fn entry(&mut self, socket: RawFd) -> squeue::Entry {
+    fn call(&mut self, socket: RawFd) -> Call {
         let rest = &mut self.vectors[self.vectors_done..];
         let message = self.message.get_or_insert_with(|| Box::new(empty_message()));
         message.msg_iov = rest.as_mut_ptr();
         message.msg_iovlen = rest.len();
-        let flags = u32::try_from(libc::MSG_NOSIGNAL | libc::MSG_WAITALL).expect("flags are small");
-        opcode::SendMsg::new(types::Fd(socket), &raw const **message).flags(flags).build()
+        Call::Send { socket, message: &raw const **message }
     }
 }
 

@@ -6,6 +6,7 @@ use super::address::ListenAddress;
 use super::blocking::{Jobs, LaneJobs};
 use super::checkpoints::Checkpoints;
 use super::device::{DeviceTarget, NewQueue};
+use super::driver::Uring;
 use super::exports::ExportTable;
 use super::limits::{
     BLOCKING_THREADS, CONNECTIONS_MAX, RING_COMPLETION_ENTRIES, RING_SUBMISSION_ENTRIES, SHUTDOWN_TIME_MAX,
@@ -404,7 +405,7 @@ fn run_lane(
         executor: Rc::clone(&executor),
     });
     let mut lane = Lane::new(LaneParts { shared: Arc::clone(shared), index, engine, executor });
-    let result = ring::with(|ring| lane.run(ring)).map_err(std::io::Error::other)?;
+    let result = ring::with(|ring| lane.run(&mut Uring::new(ring))).map_err(std::io::Error::other)?;
     shared.mailboxes[index.as_usize()].close();
     if result.is_err() {
         // The kernel may still write to the lane's memory, so it stays for ever.

@@ -1,15 +1,16 @@
 //! The thread of a lane: its loop, and who gets which completion.
 //!
-//! Invariant: what an entry of the ring points to is kept by its owner here (connection, device, disk, alarm) until the
-//! entry's completion, and the thread does not end before.
+//! Invariant: what a call points to is kept by its owner here (connection, device, disk, alarm) until the call's end, and
+//! the thread does not end before.
 
-#![expect(unsafe_code, reason = "gives entries that point to memory to the kernel, and takes sockets from it")]
+#![expect(unsafe_code, reason = "takes the sockets that the kernel gives")]
 
 use super::buffers::Buffers;
 use super::connection::{Connection, HandshakeStep, Phase};
 use super::device::{Devices, is_device};
+use super::driver::{Call, CallEnd, Submission, Uring};
 use super::handshake::{HandshakeTurn, NextStep, advance};
-use super::limits::{CONTROLS_MAX, SHUTDOWN_TIME_MAX, TICK_PERIOD};
+use super::limits::{CONTROLS_MAX, SHUTDOWN_TIME_MAX};
 use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
@@ -19,8 +20,7 @@ use crate::error::IoError;
 use crate::units::{LaneIndex, to_u64, to_usize};
 use crate::volume::{Completion, Engine, RemoveMode, Volume};
 use async_executor::LocalExecutor;
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use rok_ublk::{Prefix, ring};
+use rok_ublk::Prefix;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
@@ -38,7 +38,7 @@ const SOCKET: Prefix = Prefix::new(2);
 const ACCEPT: Prefix = Prefix::new(3);
 const ALARM: Prefix = Prefix::new(4);
 const TICK: Prefix = Prefix::new(5);
-/// Cancellations, whose own completions tell nothing.
+/// Cancellations, whose own ends tell nothing.
 const CANCEL: Prefix = Prefix::new(6);
 /// Queues of devices have this prefix and those that follow.
 pub(super) const DEVICE_FIRST: u16 = 0x100;
@@ -70,11 +70,10 @@ pub(super) struct Lane {
     devices: Devices,
     controls: Slab<mpsc::Sender<Result<(), IoError>>>,
     buffers: Buffers,
-    /// Entries that wait for room in the ring.
-    entries: VecDeque<squeue::Entry>,
+    /// Calls that the kernel has not been asked for.
+    submissions: VecDeque<Submission>,
     alarm_buffer: IoBuffer,
     alarm_loan: Option<LentToDevice>,
-    tick: Box<types::Timespec>,
     is_tick_armed: bool,
     /// There are deadlines.
     is_tick_wanted: bool,
@@ -99,10 +98,9 @@ impl Lane {
             devices: Devices::default(),
             controls: Slab::new(),
             buffers: Buffers::default(),
-            entries: VecDeque::new(),
+            submissions: VecDeque::new(),
             alarm_buffer: IoBuffer::allocate(8),
             alarm_loan: None,
-            tick: Box::new(types::Timespec::from(TICK_PERIOD)),
             is_tick_armed: false,
             is_tick_wanted: false,
             closing: None,
@@ -115,25 +113,22 @@ impl Lane {
     ///
     /// # Errors
     /// The kernel refuses the ring; then nothing more can be served.
-    pub(super) fn run(&mut self, ring: &mut IoUring) -> io::Result<()> {
-        let mut completions: Vec<cqueue::Entry> = Vec::new();
+    pub(super) fn run(&mut self, driver: &mut Uring<'_>) -> io::Result<()> {
+        let mut ends = Vec::new();
         self.arm_alarm();
         while !self.is_over() {
-            self.submit(ring)?;
-            completions.extend(ring.completion());
-            for completion in completions.drain(..) {
-                self.dispatch(&completion);
+            self.submit(driver, &mut ends)?;
+            for end in ends.drain(..) {
+                self.dispatch(end);
             }
             self.work();
         }
         // Its read must end before its memory goes.
         while self.alarm_loan.is_some() {
             self.mailbox.alarm.raise();
-            self.submit(ring)?;
-            for completion in ring.completion() {
-                if Prefix::of(completion.user_data()) == ALARM {
-                    self.alarm_loan = None;
-                }
+            self.submit(driver, &mut ends)?;
+            if ends.drain(..).any(|end| Prefix::of(end.user_data) == ALARM) {
+                self.alarm_loan = None;
             }
         }
         Ok(())
@@ -145,31 +140,24 @@ impl Lane {
     }
 
     /// Submits what is queued; waits if there is nothing else to do.
-    fn submit(&mut self, ring: &mut IoUring) -> io::Result<()> {
-        let is_device_waiting = self.devices.submit(ring);
-        let mut queue = ring.submission();
-        while let Some(entry) = self.entries.front() {
-            // SAFETY: the owner of what the entry names keeps it until the completion (see the head of the file).
-            if unsafe { queue.push(entry) }.is_err() {
-                break;
-            }
-            self.entries.pop_front();
-        }
+    fn submit(&mut self, driver: &mut Uring<'_>, ends: &mut Vec<CallEnd>) -> io::Result<()> {
+        let is_device_waiting = self.devices.submit(driver.ring());
+        let mut queue = driver.push(&mut self.submissions);
         let is_disk_waiting = self.engine.with_disk(|disk| {
             disk.prepare(&mut queue);
             disk.has_unsubmitted()
         });
         drop(queue);
-        let is_idle = self.entries.is_empty() && !is_disk_waiting && !is_device_waiting && !self.has_more;
-        ring::enter(ring, usize::from(is_idle), None)
+        let is_idle = self.submissions.is_empty() && !is_disk_waiting && !is_device_waiting && !self.has_more;
+        driver.enter(is_idle, ends)
     }
 
-    fn dispatch(&mut self, completion: &cqueue::Entry) {
-        let payload = Prefix::payload(completion.user_data());
-        match Prefix::of(completion.user_data()) {
-            DISK => self.engine.with_disk(|disk| disk.complete(completion)),
-            SOCKET => self.socket_done(payload, completion.result()),
-            ACCEPT => self.accepted(to_usize(payload), completion.result(), cqueue::more(completion.flags())),
+    fn dispatch(&mut self, end: CallEnd) {
+        let payload = Prefix::payload(end.user_data);
+        match Prefix::of(end.user_data) {
+            DISK => self.engine.with_disk(|disk| disk.complete(end.user_data, end.result)),
+            SOCKET => self.socket_done(payload, end.result),
+            ACCEPT => self.accepted(to_usize(payload), end.result, end.is_going_on),
             ALARM => {
                 self.alarm_loan = None;
                 self.mailbox.alarm.lower();
@@ -181,7 +169,7 @@ impl Lane {
                 self.look_at_deadlines(Instant::now());
             }
             CANCEL => {}
-            _ => self.devices.completed(completion, &self.engine, &mut self.buffers),
+            _ => self.devices.completed(end, &self.engine, &mut self.buffers),
         }
     }
 
@@ -243,13 +231,14 @@ impl Lane {
         for slot in dirty.drain(..) {
             let connection = &mut self.connections[slot_of(slot)];
             connection.is_dirty = false;
-            if let Some(entry) = connection.begin_send() {
-                self.entries.push_back(entry.user_data(SOCKET.pack(u64::from(slot) << 1 | 1)));
+            if let Some(call) = connection.begin_send() {
+                self.submit_call(SOCKET.pack(u64::from(slot) << 1 | 1), call);
             }
             self.advance_handshake(slot);
             let connection = &mut self.connections[slot_of(slot)];
-            if let Some(entry) = connection.begin_receive() {
-                self.entries.push_back(entry.user_data(SOCKET.pack(u64::from(slot) << 1)));
+            if let Some(call) = connection.begin_receive() {
+                let user_data = SOCKET.pack(u64::from(slot) << 1);
+                self.submissions.push_back(Submission { user_data, call });
             }
             if connection.is_drained() && !connection.is_over() {
                 connection.break_off();
@@ -264,8 +253,7 @@ impl Lane {
         self.dirty = dirty;
         if self.is_tick_wanted && !self.is_tick_armed {
             self.is_tick_armed = true;
-            let entry = opcode::Timeout::new(&raw const *self.tick).build();
-            self.entries.push_back(entry.user_data(TICK.pack(0)));
+            self.submit_call(TICK.pack(0), Call::Tick);
         }
     }
 
@@ -314,7 +302,7 @@ impl Lane {
         if payload & 1 == 0 {
             connection.received(result);
         } else if let Some(rest) = connection.sent(result, &mut self.buffers) {
-            self.entries.push_back(rest.user_data(SOCKET.pack(payload)));
+            self.submit_call(SOCKET.pack(payload), rest);
         }
         self.mark(slot);
     }
@@ -362,8 +350,7 @@ impl Lane {
         self.closing = Some(Instant::now() + SHUTDOWN_TIME_MAX);
         self.is_tick_wanted = true;
         for slot in self.listeners.close() {
-            let entry = opcode::AsyncCancel::new(ACCEPT.pack(slot)).build();
-            self.entries.push_back(entry.user_data(CANCEL.pack(0)));
+            self.submit_call(CANCEL.pack(0), Call::Cancel { user_data: ACCEPT.pack(slot) });
         }
         let slots: Vec<u32> = self.connections.iter().filter_map(|(slot, _)| u32::try_from(slot).ok()).collect();
         for slot in slots {
@@ -405,8 +392,8 @@ impl Lane {
     }
 
     fn arm_listener(&mut self, slot: usize) {
-        let entry = self.listeners.arm(slot);
-        self.entries.push_back(entry.user_data(ACCEPT.pack(to_u64(slot))));
+        let call = self.listeners.arm(slot);
+        self.submit_call(ACCEPT.pack(to_u64(slot)), call);
     }
 
     fn accepted(&mut self, slot: usize, result: i32, is_armed: bool) {
@@ -447,10 +434,13 @@ impl Lane {
 
     fn arm_alarm(&mut self) {
         let loan = self.alarm_buffer.lend_to_device();
-        let fd = types::Fd(self.mailbox.alarm.raw_fd());
-        let entry = opcode::Read::new(fd, loan.as_mut_ptr(), 8).build();
-        self.entries.push_back(entry.user_data(ALARM.pack(0)));
+        let call = Call::ReadAlarm { alarm: self.mailbox.alarm.raw_fd(), memory: loan.as_mut_ptr() };
+        self.submit_call(ALARM.pack(0), call);
         self.alarm_loan = Some(loan);
+    }
+
+    fn submit_call(&mut self, user_data: u64, call: Call) {
+        self.submissions.push_back(Submission { user_data, call });
     }
 
     /// Has the connection looked at in this turn.

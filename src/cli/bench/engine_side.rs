@@ -108,7 +108,7 @@ impl EngineSide {
         ring::enter(&mut self.ring, usize::from(is_idle), None)
             .map_err(|error| Error::new(ErrorKind::Other, "The ring of the lane failed").with_source(error))?;
         for completion in self.ring.completion() {
-            self.engine.with_disk(|disk| disk.complete(&completion));
+            self.engine.with_disk(|disk| disk.complete(completion.user_data(), completion.result()));
         }
         Ok(())
     }

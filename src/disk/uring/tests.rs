@@ -1,13 +1,13 @@
 //! Tests of the queue over a real ring.
 
 use super::*;
-use crate::disk::IoBuffer;
+use crate::disk::{Device, IoBuffer};
 use crate::error::ErrorKind;
-use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, to_u64, to_usize};
 use io_uring::IoUring;
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
@@ -54,8 +54,8 @@ impl Bench {
         self.disk.prepare(&mut self.ring.submission());
         self.ring.submit_and_wait(1).expect("the ring works");
         for completion in self.ring.completion() {
-            assert!(self.disk.owns(&completion));
-            self.disk.complete(&completion);
+            assert!(self.disk.owns(completion.user_data()));
+            self.disk.complete(completion.user_data(), completion.result());
         }
     }
 
@@ -74,12 +74,6 @@ impl Bench {
         let results: BTreeMap<_, _> = completions.into_iter().map(|end| (end.token, end.result)).collect();
         assert_eq!(results.len(), count, "an operation completes once");
         results
-    }
-
-    /// Puts what waits into the ring without telling the kernel, and ends the operation at `place` as if it had.
-    fn pretend(&mut self, place: usize, result: i32) {
-        self.disk.prepare(&mut self.ring.submission());
-        self.disk.advance(self.disk.user_data(place), result);
     }
 }
 
@@ -169,7 +163,7 @@ fn rings_with_128_bytes_an_entry_work_too() {
     assert_eq!(disk.prepare(&mut wide.submission()), 1);
     wide.submit_and_wait(1).expect("the ring works");
     let completion = wide.completion().next().expect("it was waited for");
-    disk.complete(&completion);
+    disk.complete(completion.user_data(), completion.result());
     let mut completions = Vec::new();
     disk.reap(&mut completions);
     completions[0].result.as_ref().expect("the device works");
@@ -191,38 +185,11 @@ fn a_full_ring_makes_operations_wait_in_order() {
     assert_eq!(bench.disk.in_flight_count(), QUEUE_DEPTH);
     bench.ring.submit_and_wait(capacity).expect("the ring works");
     for completion in bench.ring.completion() {
-        bench.disk.complete(&completion);
+        bench.disk.complete(completion.user_data(), completion.result());
     }
     assert!(bench.reap().into_keys().eq(0..to_u64(capacity)));
     assert_eq!(bench.drain().len(), QUEUE_DEPTH - capacity);
     assert!(!bench.disk.has_unsubmitted());
-}
-
-#[test]
-fn more_than_a_million_operations_may_be_open() {
-    let Some(mut bench) = bench(false) else { return };
-    let buffer = filled(BLOCK_SIZE, 1);
-    // 128 connections that read 64 MiB of scattered blocks each have two million.
-    for token in 0..(1 << 20) + 1 {
-        bench.disk.submit(token, write(0, &buffer));
-    }
-    assert_eq!(bench.disk.in_flight_count(), (1 << 20) + 1);
-    // The last place fits in the user data, and comes back from it.
-    let last = bench.disk.user_data(1 << 20);
-    assert_eq!(to_usize(last & PLACE_MASK), 1 << 20);
-}
-
-#[test]
-fn ranges_behind_the_end_are_refused_without_the_kernel() {
-    let Some(mut bench) = bench(false) else { return };
-    let buffer = IoBuffer::allocate(2 * BLOCK_SIZE);
-    bench.disk.submit(1, write(SIZE_BYTES - BLOCK_SIZE_U64, &buffer));
-    bench.disk.submit(2, read(SIZE_BYTES, &IoBuffer::allocate(BLOCK_SIZE)));
-    assert_eq!(bench.disk.in_flight_count(), 0);
-    let done = bench.reap();
-    assert_eq!(done[&1].as_ref().expect_err("behind the end").kind(), io::ErrorKind::InvalidInput);
-    assert_eq!(done[&2].as_ref().expect_err("behind the end").kind(), io::ErrorKind::UnexpectedEof);
-    assert!(buffer.is_unique());
 }
 
 #[test]
@@ -237,72 +204,6 @@ fn a_read_of_a_file_that_became_shorter_is_continued_and_then_ends() {
     assert!(bench.disk.has_unsubmitted());
     let done = bench.drain();
     assert_eq!(done[&1].as_ref().expect_err("behind the end").kind(), io::ErrorKind::UnexpectedEof);
-}
-
-#[test]
-fn short_transfers_go_on_where_they_ended() {
-    let Some(mut bench) = bench(false) else { return };
-    bench.device.write_at(0, &[8; 4 * BLOCK_SIZE]).expect("the device works");
-    let buffer = filled(4 * BLOCK_SIZE, 7);
-    bench.disk.submit(1, read(0, &buffer));
-    // In a ring that is never submitted, the kernel does not see the first attempt.
-    let mut unused = IoUring::new(RING_ENTRIES).expect("the first ring worked");
-    bench.disk.prepare(&mut unused.submission());
-    bench.disk.advance(bench.disk.user_data(0), i32::try_from(BLOCK_SIZE).expect("4096"));
-    assert!(bench.reap().is_empty());
-    assert!(bench.disk.has_unsubmitted());
-    bench.drain()[&1].as_ref().expect("the device works");
-    buffer.with_bytes(|bytes| {
-        let (pretended, read) = bytes.split_at(BLOCK_SIZE);
-        assert!(pretended.iter().all(|byte| *byte == 7));
-        assert!(read.iter().all(|byte| *byte == 8));
-    });
-}
-
-#[test]
-fn interruptions_are_tried_again_a_bounded_number_of_times() {
-    let Some(mut bench) = bench(false) else { return };
-    bench.disk.submit(1, write(0, &filled(BLOCK_SIZE, 1)));
-    for errno in [libc::EAGAIN, libc::EINTR].repeat(usize::from(RETRY_COUNT_MAX) / 2) {
-        bench.pretend(0, -errno);
-        // Made room again for the next attempt: this ring is never submitted.
-        bench.ring = IoUring::new(RING_ENTRIES).expect("the first ring worked");
-        assert!(bench.reap().is_empty());
-    }
-    bench.pretend(0, -libc::EAGAIN);
-    assert_eq!(bench.reap()[&1].as_ref().expect_err("given up").raw_os_error(), Some(libc::EAGAIN));
-    assert_eq!(bench.disk.in_flight_count(), 0);
-}
-
-#[test]
-fn errors_and_writes_of_nothing_end_an_operation() {
-    let Some(mut bench) = bench(false) else { return };
-    bench.disk.submit(1, write(0, &filled(BLOCK_SIZE, 1)));
-    bench.pretend(0, -libc::EIO);
-    assert_eq!(bench.reap()[&1].as_ref().expect_err("the error").raw_os_error(), Some(libc::EIO));
-    bench.disk.submit(2, write(0, &filled(BLOCK_SIZE, 1)));
-    bench.pretend(0, 0);
-    assert_eq!(bench.reap()[&2].as_ref().expect_err("nothing written").kind(), io::ErrorKind::WriteZero);
-}
-
-#[test]
-fn a_flush_is_never_tried_again() {
-    let Some(mut bench) = bench(false) else { return };
-    bench.disk.submit(1, DiskOp::Flush { device: DEVICE });
-    bench.pretend(0, -libc::EAGAIN);
-    assert_eq!(bench.reap()[&1].as_ref().expect_err("believed").raw_os_error(), Some(libc::EAGAIN));
-}
-
-#[test]
-#[should_panic(expected = "a completion is taken once")]
-fn a_completion_of_an_earlier_operation_in_the_same_place_panics() {
-    let Some(mut bench) = bench(false) else { panic!("a completion is taken once: not shown without io_uring") };
-    bench.disk.submit(1, write(0, &filled(BLOCK_SIZE, 1)));
-    let first = bench.disk.user_data(0);
-    bench.pretend(0, -libc::EIO);
-    bench.disk.submit(2, write(0, &filled(BLOCK_SIZE, 1)));
-    bench.disk.prepare(&mut bench.ring.submission());
-    bench.disk.advance(first, -libc::EIO);
 }
 
 #[test]
@@ -321,16 +222,4 @@ fn a_queue_dropped_too_early_leaves_memory_and_file_to_the_kernel() {
     ring.submit_and_wait(1).expect("the ring works");
     let completion = ring.completion().next().expect("it was waited for");
     assert_eq!(usize::try_from(completion.result()).expect("no error"), BLOCK_SIZE);
-}
-
-#[test]
-fn a_queue_dropped_with_operations_not_in_the_ring_frees_everything() {
-    let Some(bench) = bench(false) else { return };
-    let Bench { mut disk, device, path, ring: _ring, _folder } = bench;
-    let buffer = IoBuffer::allocate(BLOCK_SIZE);
-    disk.submit(1, read(0, &buffer));
-    drop(disk);
-    drop(device);
-    assert!(buffer.is_unique());
-    FileDevice::open(&path).expect("nobody holds it");
 }
