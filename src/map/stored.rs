@@ -7,7 +7,7 @@ use crate::crypto::{KeyRing, SealKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::key;
 use crate::format::leaf::{LEAF_CHANGES_MAX, Leaf, LeafChange, frames, push_frame};
-use crate::meta::{MetaOp, MetaStore, Table};
+use crate::meta::{MetaOp, MetaRead, Table};
 use crate::units::{Epoch, LeafIndex, TreeId};
 
 /// Bytes of a sealed value that name its session and count in it: unique for each seal.
@@ -32,7 +32,7 @@ pub struct StoredLeaf {
 /// The stored leaves of a pool.
 pub struct StoredLeaves<'a> {
     /// Where they are.
-    pub store: &'a dyn MetaStore,
+    pub store: &'a dyn MetaRead,
     /// What opens them.
     pub keys: &'a KeyRing,
 }
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::crypto::Suite;
     use crate::format::golden_tests::{self as golden, LEAF_PLACE};
-    use crate::meta::{Durability, MemoryStore};
+    use crate::meta::{Durability, MemoryStore, MetaStore as _};
     use crate::units::Sequence;
 
     /// The keys of the session that sealed the golden images.

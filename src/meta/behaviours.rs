@@ -58,10 +58,28 @@ pub(super) fn check_all(store: &dyn MetaStore) {
         check_ranges(store, table);
         clear(store);
     }
-    for check in [check_tables_are_apart, check_order_in_a_batch, check_seek, check_leaf_seek] {
+    for check in [check_tables_are_apart, check_order_in_a_batch, check_seek, check_leaf_seek, check_view] {
         check(store);
         clear(store);
     }
+}
+
+fn check_view(store: &dyn MetaStore) {
+    let (kept, gone) = (leaf_key(1, 2, 3), leaf_key(1, 3, 3));
+    commit(store, &[put(Table::Leaves, kept.clone(), "old"), put(Table::Leaves, gone.clone(), "gone")]);
+    let mut has_looked = false;
+    store.view(&mut |view| {
+        commit(store, &[append(Table::Leaves, kept.clone(), "+new"), delete(Table::Leaves, gone.clone())]);
+        commit(store, &[put(Table::Leaves, leaf_key(1, 4, 3), "later")]);
+        let wanted = [(kept.clone(), b"old".to_vec()), (gone.clone(), b"gone".to_vec())];
+        assert_eq!(view.scan(Table::Leaves, b"", b"", usize::MAX).expect("the view scans"), wanted);
+        assert_eq!(view.get(Table::Leaves, &gone).expect("the view reads"), Some(b"gone".to_vec()));
+        let sought = view.seek(Table::Leaves, &kept[..16], &leaf_key(1, 2, 9)).expect("the view seeks");
+        assert_eq!(sought, Some(wanted[0].clone()));
+        has_looked = true;
+    });
+    assert!(has_looked);
+    assert_eq!(get(store, Table::Leaves, &kept), Some(b"old+new".to_vec()));
 }
 
 fn check_changes_of_one_key(store: &dyn MetaStore, table: Table) {

@@ -8,7 +8,7 @@ use std::ops::Bound;
 
 use parking_lot::Mutex;
 
-use super::{Durability, KeyValue, MetaError, MetaOp, MetaStore, Table};
+use super::{Durability, KeyValue, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use crate::units::to_u64;
 
 /// An ordered store of bytes in memory.
@@ -17,9 +17,12 @@ pub struct MemoryStore {
     state: Mutex<State>,
 }
 
+/// By the position of the table.
+type Tables = [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()];
+
 #[derive(Debug, Default)]
 struct State {
-    tables: [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()],
+    tables: Tables,
     /// What undoes each batch since the last synced one, oldest first.
     unsynced: Vec<Vec<Undo>>,
     /// The batch whose commit failed last, unless one succeeded since: a crash may find it on the disk.
@@ -133,28 +136,57 @@ impl MemoryStore {
     }
 }
 
-impl MetaStore for MemoryStore {
+/// The content of a store at one moment.
+struct MemoryView(Tables);
+
+impl MetaRead for MemoryStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
-        Ok(self.state.lock().table(table).get(key).cloned())
+        Ok(get(&self.state.lock().tables, table, key))
     }
 
     fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
-        debug_assert!(from.starts_with(prefix));
-        let state = self.state.lock();
-        let found = state.table(table).range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).next();
-        Ok(found.filter(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone())))
+        Ok(seek(&self.state.lock().tables, table, prefix, from))
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
-        if !end.is_empty() && from >= end {
-            return Ok(Vec::new());
-        }
-        let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
-        let state = self.state.lock();
-        let entries = state.table(table).range::<[u8], _>((Bound::Included(from), end));
-        Ok(entries.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
+        Ok(scan(&self.state.lock().tables, table, from, end, limit))
+    }
+}
+
+impl MetaRead for MemoryView {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+        Ok(get(&self.0, table, key))
     }
 
+    fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+        Ok(seek(&self.0, table, prefix, from))
+    }
+
+    fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
+        Ok(scan(&self.0, table, from, end, limit))
+    }
+}
+
+fn get(tables: &Tables, table: Table, key: &[u8]) -> Option<Vec<u8>> {
+    tables[position(table)].get(key).cloned()
+}
+
+fn seek(tables: &Tables, table: Table, prefix: &[u8], from: &[u8]) -> Option<KeyValue> {
+    debug_assert!(from.starts_with(prefix));
+    let found = tables[position(table)].range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).next();
+    found.filter(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone()))
+}
+
+fn scan(tables: &Tables, table: Table, from: &[u8], end: &[u8], limit: usize) -> Vec<KeyValue> {
+    if !end.is_empty() && from >= end {
+        return Vec::new();
+    }
+    let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+    let entries = tables[position(table)].range::<[u8], _>((Bound::Included(from), end));
+    entries.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+impl MetaStore for MemoryStore {
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
         let mut state = self.state.lock();
         state.fail_if_due(batch)?;
@@ -166,6 +198,11 @@ impl MetaStore for MemoryStore {
             Durability::Synced => state.unsynced.clear(),
         }
         Ok(())
+    }
+
+    fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
+        let view = MemoryView(self.state.lock().tables.clone());
+        look(&view);
     }
 
     fn size_bytes(&self) -> u64 {

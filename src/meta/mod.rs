@@ -88,8 +88,8 @@ impl std::error::Error for MetaError {}
 /// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
 
-/// An ordered store of bytes. All calls may block: never call them on a lane.
-pub trait MetaStore: Send + Sync {
+/// What reads an ordered store of bytes. All calls may block: never call them on a lane.
+pub trait MetaRead: Send + Sync {
     /// The value of `key`.
     ///
     /// # Errors
@@ -107,12 +107,18 @@ pub trait MetaStore: Send + Sync {
     /// # Errors
     /// The store's failure.
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError>;
+}
 
+/// An ordered store of bytes. All calls may block: never call them on a lane.
+pub trait MetaStore: MetaRead {
     /// Applies all of `batch` or nothing.
     ///
     /// # Errors
     /// The store's failure; then nothing of the batch is visible.
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError>;
+
+    /// Gives `look` the store as it is when this is called. It sees no later commit, and none waits for it.
+    fn view(&self, look: &mut dyn FnMut(&dyn MetaRead));
 
     /// Bytes that the store takes on disk, as far as it knows.
     fn size_bytes(&self) -> u64;

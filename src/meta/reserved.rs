@@ -4,7 +4,7 @@
 //! checkpoints) goes on. While the reserve is gone, the pool takes no writes that need more space
 //! ([`ReservedStore::is_reserve_gone`]); it is taken back when there is space again.
 
-use super::{Durability, KeyValue, MetaError, MetaOp, MetaStore, Table};
+use super::{Durability, KeyValue, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -50,7 +50,7 @@ impl ReservedStore {
     }
 }
 
-impl MetaStore for ReservedStore {
+impl MetaRead for ReservedStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         self.store.get(table, key)
     }
@@ -62,7 +62,9 @@ impl MetaStore for ReservedStore {
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         self.store.scan(table, from, end, limit)
     }
+}
 
+impl MetaStore for ReservedStore {
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
         match self.store.commit(batch, durability) {
             Err(error) if error.is_out_of_space && self.reserve.as_ref().is_some_and(|reserve| reserve.give_up()) => {
@@ -72,6 +74,10 @@ impl MetaStore for ReservedStore {
             }
             result => result,
         }
+    }
+
+    fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
+        self.store.view(look);
     }
 
     fn size_bytes(&self) -> u64 {

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use rocksdb::properties::BACKGROUND_ERRORS;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, ReadOptions, SliceTransform,
-    WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator,
+    DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, ReadOptions,
+    SliceTransform, Snapshot, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
-use super::{Durability, KeyValue, MetaError, MetaOp, MetaStore, Table};
+use super::{Durability, KeyValue, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use crate::units::to_u64;
 
 /// Tree and leaf index: what all keys of one leaf share.
@@ -84,20 +84,34 @@ impl RocksStore {
     /// # Errors
     /// If another process has it open, it is damaged, or the file system fails.
     pub fn open(path: &Path, options: RocksOptions) -> Result<Self, MetaError> {
-        Self::open_with(path, options, |database_options| database_options)
+        Self::open_with(path, options, Access::Full, |database_options| database_options)
     }
 
-    fn open_with(path: &Path, options: RocksOptions, change: impl Fn(Options) -> Options) -> Result<Self, MetaError> {
+    /// Opens the store in the directory `path` without a change of its files: what the log holds is in memory only.
+    /// Every commit fails.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if there is none.
+    pub fn open_read_only(path: &Path, options: RocksOptions) -> Result<Self, MetaError> {
+        Self::open_with(path, options, Access::Read, |database_options| database_options)
+    }
+
+    fn open_with(
+        path: &Path,
+        options: RocksOptions,
+        access: Access,
+        change: impl Fn(Options) -> Options,
+    ) -> Result<Self, MetaError> {
         let direct = |mut database_options: Options| {
             // Else the page cache would hold a second copy of everything, without a bound.
             database_options.set_use_direct_reads(true);
             database_options.set_use_direct_io_for_flush_and_compaction(true);
             change(database_options)
         };
-        let database = match open_database(path, options, &direct) {
+        let database = match open_database(path, options, access, &direct) {
             Err(error) if error.kind() == ErrorKind::NotSupported => {
                 tracing::info!(path = %path.display(), "the file system has no direct I/O: its cache is used");
-                open_database(path, options, &change)
+                open_database(path, options, access, &change)
             }
             opened => opened,
         };
@@ -172,62 +186,92 @@ impl RocksStore {
         let is_out_of_space = self.background_errors()? > 0;
         Err(MetaError { is_out_of_space, is_damaged: false, message: "commits are held back for too long".into() })
     }
-
-    /// At most `limit` entries from `from` on, as far as `options` allow.
-    fn iterate(
-        &self,
-        table: Table,
-        from: &[u8],
-        options: ReadOptions,
-        limit: usize,
-    ) -> Result<Vec<KeyValue>, MetaError> {
-        let mut found = Vec::new();
-        let mut iterator = self.database.raw_iterator_cf_opt(self.family(table), options);
-        iterator.seek(from);
-        while found.len() < limit {
-            let Some((key, value)) = iterator.item() else { break };
-            found.push((key.to_vec(), value.to_vec()));
-            if found.len() < limit {
-                iterator.next();
-            }
-        }
-        // The end of the entries and an error look alike until the status is read.
-        iterator.status().map_err(|error| failure(&error))?;
-        Ok(found)
-    }
 }
 
-impl MetaStore for RocksStore {
+impl MetaRead for RocksStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         self.database.get_cf(self.family(table), key).map_err(|error| failure(&error))
     }
 
     fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
-        debug_assert!(from.starts_with(prefix));
-        let mut options = ReadOptions::default();
-        // The filter knows whole prefixes only.
-        let is_filtered = table == Table::Leaves && prefix.len() >= LEAF_PREFIX_BYTES;
-        options.set_total_order_seek(!is_filtered);
-        options.set_prefix_same_as_start(is_filtered);
-        if let Some(end) = prefix_end(prefix) {
-            options.set_iterate_upper_bound(end);
-        }
-        let found = self.iterate(table, from, options, 1)?;
-        Ok(found.into_iter().next().filter(|(key, _)| key.starts_with(prefix)))
+        let iterator = self.database.raw_iterator_cf_opt(self.family(table), seek_options(table, prefix));
+        found_by_seek(collect(iterator, from, 1), prefix)
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
-        if !end.is_empty() && from >= end {
-            return Ok(Vec::new());
-        }
-        let mut options = ReadOptions::default();
-        options.set_total_order_seek(true);
-        if !end.is_empty() {
-            options.set_iterate_upper_bound(end);
-        }
-        self.iterate(table, from, options, limit)
+        let Some(options) = scan_options(from, end) else { return Ok(Vec::new()) };
+        collect(self.database.raw_iterator_cf_opt(self.family(table), options), from, limit)
+    }
+}
+
+/// The store at one moment.
+struct RocksView<'a> {
+    store: &'a RocksStore,
+    snapshot: Snapshot<'a>,
+}
+
+impl MetaRead for RocksView<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+        self.snapshot.get_cf(self.store.family(table), key).map_err(|error| failure(&error))
     }
 
+    fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+        let iterator = self.snapshot.raw_iterator_cf_opt(self.store.family(table), seek_options(table, prefix));
+        found_by_seek(collect(iterator, from, 1), prefix)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
+        let Some(options) = scan_options(from, end) else { return Ok(Vec::new()) };
+        collect(self.snapshot.raw_iterator_cf_opt(self.store.family(table), options), from, limit)
+    }
+}
+
+fn seek_options(table: Table, prefix: &[u8]) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    // The filter knows whole prefixes only.
+    let is_filtered = table == Table::Leaves && prefix.len() >= LEAF_PREFIX_BYTES;
+    options.set_total_order_seek(!is_filtered);
+    options.set_prefix_same_as_start(is_filtered);
+    if let Some(end) = prefix_end(prefix) {
+        options.set_iterate_upper_bound(end);
+    }
+    options
+}
+
+fn found_by_seek(found: Result<Vec<KeyValue>, MetaError>, prefix: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+    Ok(found?.into_iter().next().filter(|(key, _)| key.starts_with(prefix)))
+}
+
+/// `None` if nothing is between the two.
+fn scan_options(from: &[u8], end: &[u8]) -> Option<ReadOptions> {
+    if !end.is_empty() && from >= end {
+        return None;
+    }
+    let mut options = ReadOptions::default();
+    options.set_total_order_seek(true);
+    if !end.is_empty() {
+        options.set_iterate_upper_bound(end);
+    }
+    Some(options)
+}
+
+/// At most `limit` entries from `from` on, as far as the iterator goes.
+fn collect(mut iterator: DBRawIterator<'_>, from: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
+    let mut found = Vec::new();
+    iterator.seek(from);
+    while found.len() < limit {
+        let Some((key, value)) = iterator.item() else { break };
+        found.push((key.to_vec(), value.to_vec()));
+        if found.len() < limit {
+            iterator.next();
+        }
+    }
+    // The end of the entries and an error look alike until the status is read.
+    iterator.status().map_err(|error| failure(&error))?;
+    Ok(found)
+}
+
+impl MetaStore for RocksStore {
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
         if batch.iter().all(is_nothing) && durability == Durability::Synced {
             return self.database.flush_wal(true).map_err(|error| failure(&error));
@@ -238,6 +282,10 @@ impl MetaStore for RocksStore {
         self.write(batch, &options)
     }
 
+    fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
+        look(&RocksView { store: self, snapshot: self.database.snapshot() });
+    }
+
     /// The sum of the directory's files; one that vanishes meanwhile counts as nothing.
     fn size_bytes(&self) -> u64 {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return 0 };
@@ -245,9 +293,17 @@ impl MetaStore for RocksStore {
     }
 }
 
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Full,
+    Read,
+}
+
 fn open_database(
     path: &Path,
     options: RocksOptions,
+    access: Access,
     change: &impl Fn(Options) -> Options,
 ) -> Result<DB, rocksdb::Error> {
     let cache = Cache::new_lru_cache(options.cache_size_bytes);
@@ -256,7 +312,11 @@ fn open_database(
     // RocksDB insists on this table. Nothing is in it, but its buffer counts as space that must be free.
     let unused = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, common_family_options(options));
     let families = families.into_iter().chain([unused]);
-    DB::open_cf_descriptors(&change(database_options(options, &cache)), path, families)
+    let options = change(database_options(options, &cache));
+    match access {
+        Access::Full => DB::open_cf_descriptors(&options, path, families),
+        Access::Read => DB::open_cf_descriptors_read_only(&options, path, families, false),
+    }
 }
 
 /// RocksDB leaves open what a range does that ends before it starts: it is not given to it.

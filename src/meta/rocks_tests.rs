@@ -55,6 +55,29 @@ fn rocks_store_behaves_as_every_store() {
 }
 
 #[test]
+fn store_opened_for_reading_shows_its_log_and_changes_no_file() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path());
+    let put = MetaOp::Put(Table::Used, b"key".to_vec(), b"in the log".to_vec());
+    store.commit(&[put], Durability::Synced).expect("nothing is in the way");
+    let left = copy(directory.path());
+    let contents = || {
+        let files = fs::read_dir(left.path()).expect("it is there").flatten().map(|entry| entry.path());
+        files.map(|path| (fs::read(&path).expect("a file"), path)).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = contents();
+
+    let reading = RocksStore::open_read_only(left.path(), OPTIONS).expect("it is whole");
+    assert_eq!(reading.get(Table::Used, b"key").expect("it reads"), Some(b"in the log".to_vec()));
+    reading.commit(&[MetaOp::Delete(Table::Used, b"key".to_vec())], Durability::Synced).expect_err("only for reading");
+    drop(reading);
+
+    let after = contents();
+    let changed: Vec<&PathBuf> = after.symmetric_difference(&before).map(|(_, path)| path).collect();
+    assert!(changed.is_empty(), "{changed:?}");
+}
+
+#[test]
 fn random_batches_give_what_the_store_in_memory_gives() {
     let directory = TempDir::new().expect("a temporary directory");
     let (mut store, model) = (open(directory.path()), MemoryStore::new());
@@ -152,7 +175,7 @@ fn two_logs() -> (TempDir, Vec<Vec<(Table, KeyValue)>>, usize) {
         options.get_options_from_string("avoid_flush_during_recovery=true").expect("a known option")
     };
     let directory = copy(directory.path());
-    let store = RocksStore::open_with(directory.path(), OPTIONS, keep_logs).expect("the log is whole");
+    let store = RocksStore::open_with(directory.path(), OPTIONS, Access::Full, keep_logs).expect("the log is whole");
     commit_batches(&store, &model, 40, &mut prefixes);
     let left = copy(directory.path());
     assert_eq!(logs(left.path()).len(), 2);

@@ -7,13 +7,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord};
 use crate::format::key;
 use crate::map::Lineage;
-use crate::meta::{Durability, MetaOp, MetaStore, Table};
+use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, Table};
 use crate::units::{DomainId, Epoch, LeafIndex, TreeId};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Volumes and trees of an open pool.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Catalog {
     volumes: BTreeMap<Uuid, VolumeRecord>,
     trees: BTreeMap<TreeId, TreeRecord>,
@@ -34,16 +34,16 @@ impl Catalog {
     ///
     /// # Errors
     /// The store's failure, or [`ErrorKind::Integrity`] naming the record that is damaged.
-    pub fn load(at: CatalogStore<'_>, next_tree: TreeId) -> Result<Self> {
+    pub fn load(store: &dyn MetaRead, keys: &KeyRing, next_tree: TreeId) -> Result<Self> {
         let mut catalog = Self { next_tree: next_tree.get().max(1), ..Self::default() };
-        for (record_key, value) in scan(at, key::TREE_PREFIX)? {
-            let record = TreeRecord::decode(&at.open(SealKind::Tree, &record_key, &value)?);
+        for (record_key, value) in scan(store, key::TREE_PREFIX)? {
+            let record = TreeRecord::decode(&open(keys, SealKind::Tree, &record_key, &value)?);
             let record = record.map_err(|error| damaged("tree", &error.to_string()))?;
             catalog.next_tree = catalog.next_tree.max(record.id.get() + 1);
             catalog.trees.insert(record.id, record);
         }
-        for (record_key, value) in scan(at, key::VOLUME_PREFIX)? {
-            let record = VolumeRecord::decode(&at.open(SealKind::Volume, &record_key, &value)?);
+        for (record_key, value) in scan(store, key::VOLUME_PREFIX)? {
+            let record = VolumeRecord::decode(&open(keys, SealKind::Volume, &record_key, &value)?);
             let record = record.map_err(|error| damaged("volume", &error.to_string()))?;
             if !catalog.trees.contains_key(&record.tree) {
                 return Err(damaged("volume", &format!("tree {} of \"{}\" is missing", record.tree, record.name)));
@@ -57,6 +57,17 @@ impl Catalog {
     #[must_use]
     pub const fn next_tree(&self) -> TreeId {
         TreeId::new(self.next_tree)
+    }
+
+    /// Whether it has the same volumes and trees as the other.
+    #[must_use]
+    pub(super) fn has_same_records(&self, other: &Self) -> bool {
+        self.volumes == other.volumes && self.trees == other.trees
+    }
+
+    /// All trees.
+    pub(super) fn trees(&self) -> impl Iterator<Item = &TreeRecord> {
+        self.trees.values()
     }
 
     /// All volumes, by id.
@@ -222,10 +233,6 @@ impl CatalogStore<'_> {
         MetaOp::Put(Table::Catalog, record_key, value)
     }
 
-    fn open(&self, kind: SealKind, record_key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
-        self.keys.open(kind, record_key, value).map_err(|error| damaged("catalog", &error.to_string()))
-    }
-
     fn commit(&self, batch: &[MetaOp]) -> Result<()> {
         self.store.commit(batch, Durability::Synced).map_err(|error| meta_error("Writing the catalog", error))
     }
@@ -246,9 +253,13 @@ pub(crate) fn meta_error(action: &str, error: crate::meta::MetaError) -> Error {
     Error::new(ErrorKind::Other, format!("{action} failed: {}", error.message)).with_source(error)
 }
 
-fn scan(at: CatalogStore<'_>, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn open(keys: &KeyRing, kind: SealKind, record_key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+    keys.open(kind, record_key, value).map_err(|error| damaged("catalog", &error.to_string()))
+}
+
+fn scan(store: &dyn MetaRead, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let end = [prefix[0] + 1];
-    let found = at.store.scan(Table::Catalog, prefix, &end, usize::MAX);
+    let found = store.scan(Table::Catalog, prefix, &end, usize::MAX);
     found.map_err(|error| meta_error("Reading the catalog", error))
 }
 

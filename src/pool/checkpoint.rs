@@ -11,7 +11,7 @@ use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
 use crate::format::{key, leaf};
 use crate::map::StoredLeaves;
-use crate::meta::{Durability, MetaOp, MetaStore, Table};
+use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
@@ -192,10 +192,13 @@ impl Checkpoint {
         let mut bits = BitChanges::default();
         let mut dead = Vec::new();
         for work in self.pending.iter().take(leaf_count) {
-            let Some((applied, skip)) = self.apply(work, &catalog, &mut batch)? else {
+            let Some((mut applied, skip)) = self.apply(work, &catalog, &mut batch)? else {
                 dead.extend(work.changes.iter().filter_map(|(_, change)| change.entry.map(Entry::address)));
                 continue;
             };
+            if is_planted(Bug::ReplacedStaysUsed) {
+                applied.unmapped.clear();
+            }
             if skip {
                 dead.extend(&applied.obsolete);
                 continue;

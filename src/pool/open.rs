@@ -13,8 +13,8 @@ use crate::format::key;
 use crate::format::session::Session;
 use crate::format::superblock::DEVICES_MAX;
 use crate::map::{Changes, LeafCache};
-use crate::meta::{Durability, MetaOp, MetaStore, ReservedStore, SpaceReserve, Table};
-use crate::pool::catalog::{Catalog, CatalogStore, meta_error};
+use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, ReservedStore, SpaceReserve, Table};
+use crate::pool::catalog::{Catalog, meta_error};
 use crate::pool::checkpoint::Checkpoint;
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
 use crate::pool::growth::{reserve_blocks, window_blocks};
@@ -132,8 +132,7 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     load_domains(&parts, &keys)?;
     let checkpoint = load_checkpoint(&*parts.store, &keys)?;
     check_age(&parts, &headers, &checkpoint, last_session)?;
-    let at = CatalogStore { store: &*parts.store, keys: &keys };
-    let catalog = Catalog::load(at, checkpoint.next_tree)?;
+    let catalog = Catalog::load(&*parts.store, &keys, checkpoint.next_tree)?;
     let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let mut space = Space::new(&block_counts);
     let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
@@ -251,7 +250,7 @@ fn expected_devices(parts: &Parts) -> Vec<ExpectedDevice> {
         .collect()
 }
 
-fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader>)> {
+pub(super) fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader>)> {
     let mac = header_mac(&parts.master);
     let expected = expected_devices(parts);
     let opened = parts.devices.iter().zip(&expected).map(|((device, _), expected)| {
@@ -269,7 +268,7 @@ fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader
 }
 
 /// The last session, and the first sequence that none of them owns for sure.
-fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId, Sequence)> {
+pub(super) fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId, Sequence)> {
     let mac = parts.master.static_mac(Purpose::Session);
     let found = parts.store.scan(Table::Sessions, &[], &[], usize::MAX);
     let mut last = None;
@@ -293,7 +292,7 @@ fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId, Sequence)>
     Ok((last, first_sequence))
 }
 
-fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
+pub(super) fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
     let damaged =
         |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
     let found = parts.store.scan(Table::Catalog, key::DOMAIN_PREFIX, b"E", usize::MAX);
@@ -311,7 +310,7 @@ fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
 }
 
 /// The last checkpoint; number 0 if there was none.
-pub(super) fn load_checkpoint(store: &dyn MetaStore, keys: &KeyRing) -> Result<CheckpointRecord> {
+pub(super) fn load_checkpoint(store: &dyn MetaRead, keys: &KeyRing) -> Result<CheckpointRecord> {
     let value = store.get(Table::Catalog, key::CHECKPOINT);
     let value = value.map_err(|error| meta_error("Reading the checkpoint", error))?;
     let Some(value) = value else {
@@ -327,7 +326,7 @@ pub(super) fn load_checkpoint(store: &dyn MetaStore, keys: &KeyRing) -> Result<C
 }
 
 /// Refuses a device or a `meta/` that is older than the other: one of them was restored alone.
-fn check_age(
+pub(super) fn check_age(
     parts: &Parts,
     headers: &[DeviceHeader],
     checkpoint: &CheckpointRecord,

@@ -3,7 +3,7 @@
 use crate::crypto::SealKind;
 use crate::error::Result;
 use crate::format::owner::{self, OwnerRun};
-use crate::meta::{Durability, MetaOp, MetaStore, Table};
+use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, Table};
 use crate::pool::Pool;
 use crate::pool::catalog::meta_error;
 use crate::units::{Address, BlockIndex, Epoch, TreeId};

@@ -8,7 +8,7 @@ use crate::format::catalog::VolumeRecord;
 use crate::format::entry::Entry;
 use crate::format::key;
 use crate::map::{Change, ChangeKey};
-use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
+use crate::meta::{Durability, MemoryStore, MetaOp, MetaRead as _, MetaStore, Table};
 use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, TreeId};
 use std::sync::Arc;
 use uuid::Uuid;

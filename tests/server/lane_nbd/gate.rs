@@ -1,7 +1,7 @@
 //! A metadata store whose commits wait while a gate is closed: RocksDB holds them back for minutes at times.
 
 use super::PATIENCE;
-use rok_blk::meta::{Durability, KeyValue, MemoryStore, MetaError, MetaOp, MetaStore, Table};
+use rok_blk::meta::{Durability, KeyValue, MemoryStore, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ impl GatedStore {
     }
 }
 
-impl MetaStore for GatedStore {
+impl MetaRead for GatedStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
         self.inner.get(table, key)
     }
@@ -44,7 +44,9 @@ impl MetaStore for GatedStore {
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         self.inner.scan(table, from, end, limit)
     }
+}
 
+impl MetaStore for GatedStore {
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.waiting_count += 1;
@@ -52,6 +54,10 @@ impl MetaStore for GatedStore {
         let waited = self.changed.wait_while(gate, |gate| gate.is_closed);
         waited.unwrap_or_else(PoisonError::into_inner).waiting_count -= 1;
         self.inner.commit(batch, durability)
+    }
+
+    fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
+        self.inner.view(look);
     }
 
     fn size_bytes(&self) -> u64 {
