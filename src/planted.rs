@@ -33,11 +33,13 @@ pub enum Bug {
     FlushOneDevice,
     /// New blocks are used before the superblock lists them.
     UseBeforeListed,
+    /// A block that a checkpoint replaces stays marked as used.
+    ReplacedStaysUsed,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -52,6 +54,7 @@ impl Bug {
         Self::OvertakenLoadCached,
         Self::FlushOneDevice,
         Self::UseBeforeListed,
+        Self::ReplacedStaysUsed,
     ];
 }
 

@@ -171,6 +171,18 @@ impl Changes {
         dropped
     }
 
+    /// Blocks that the active set maps or has replaced. Not to be called while a checkpoint runs.
+    #[must_use]
+    pub fn held_blocks(&self) -> Vec<Address> {
+        let mut blocks = Vec::new();
+        for stripe in &self.stripes {
+            let stripe = stripe.lock();
+            blocks.extend(stripe.active.changes.values().filter_map(|change| change.entry.map(Entry::address)));
+            blocks.extend(&stripe.active.replaced);
+        }
+        blocks
+    }
+
     /// Changes in the active set.
     #[must_use]
     pub fn active_count(&self) -> u64 {

@@ -38,7 +38,7 @@ use crate::format::catalog::LANES_MAX;
 use crate::format::superblock::{DeviceRecord, Superblock};
 use crate::meta::{RocksOptions, RocksStore, SpaceReserve};
 use crate::pool::devices::{ExpectedDevice, header_mac, identify};
-use crate::pool::{Limits, Parts, Pool};
+use crate::pool::{CheckReport, Limits, Parts, Pool};
 use crate::units::{BLOCK_SIZE_U64, DeviceIndex};
 use listed_device::ListedDevice;
 use meta_reserve::MetaReserve;
@@ -176,14 +176,7 @@ fn open_locked(
     (superblock, listed, master): (&Superblock, &[Arc<ListedDevice>], &Arc<MasterKey>),
     reserve: &Arc<MetaReserve>,
 ) -> Result<Arc<Pool>> {
-    let meta = directory.join(META_NAME);
-    // Opening would make an empty one where it is missing.
-    if !meta.join(META_MARK_NAME).exists() {
-        let message = format!("{} is missing or empty", meta.display());
-        return Err(
-            Error::new(ErrorKind::Integrity, message).with_hint("Restore meta/ and the devices from the same backup")
-        );
-    }
+    let meta = meta_of(directory)?;
     let store = open_store(&meta, options.meta_cache_bytes)?;
     let parts_of = |(device, record): (&Arc<ListedDevice>, &DeviceRecord)| (Arc::clone(device) as _, record.id);
     let parts = Parts {
@@ -197,6 +190,33 @@ fn open_locked(
         limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
     super::open(parts, &mut system_random)
+}
+
+/// Checks the pool in `directory`, which nobody has open, and changes nothing.
+///
+/// # Errors
+/// As [`open`].
+pub fn check(directory: &Path, credential: Option<&Credential>) -> Result<CheckReport> {
+    let (file, devices) = lock(directory)?;
+    let master = Arc::new(credential::unlock(directory, &file, credential)?);
+    check_devices(&devices, &file.superblock, &master)?;
+    let meta = meta_of(directory)?;
+    let store = RocksStore::open_read_only(&meta, RocksOptions::default());
+    let store = store.map_err(|error| store_error("Opening", &meta, error))?;
+    let listed = devices.into_iter().zip(&file.superblock.devices).map(|(device, record)| {
+        let listed = ListedDevice::new(device, record.block_count * BLOCK_SIZE_U64);
+        (Arc::new(listed) as Arc<dyn Device>, record.id)
+    });
+    super::check(&Parts {
+        id: file.superblock.pool,
+        suite: file.superblock.suite,
+        master,
+        devices: listed.collect(),
+        store: Arc::new(store),
+        reserve: None,
+        lane_count: 1,
+        limits: Limits::default(),
+    })
 }
 
 /// Says what the pool in `directory` is. Needs no key, takes no lock, changes nothing.
@@ -213,6 +233,16 @@ pub fn describe(directory: &Path) -> Result<PoolDescription> {
         devices: devices.collect(),
         key_slots: superblock.slots.iter().map(key_slots::describe).collect(),
     })
+}
+
+/// Where the metadata store is. Opening would make an empty one where it is missing.
+fn meta_of(directory: &Path) -> Result<PathBuf> {
+    let meta = directory.join(META_NAME);
+    if meta.join(META_MARK_NAME).exists() {
+        return Ok(meta);
+    }
+    let message = format!("{} is missing or empty", meta.display());
+    Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore meta/ and the devices from the same backup"))
 }
 
 fn open_store(path: &Path, cache_bytes: u64) -> Result<RocksStore> {

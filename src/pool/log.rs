@@ -223,6 +223,12 @@ impl Log {
         self.open.is_none() && self.flying.is_empty()
     }
 
+    /// What is reserved for the next records and data.
+    #[must_use]
+    pub fn reserved_runs(&self) -> Vec<AddressRun> {
+        [self.home].into_iter().chain(self.window.iter().copied()).collect()
+    }
+
     /// Closes the open batch; returns its number and the device writes that it takes.
     ///
     /// # Panics

@@ -4,6 +4,7 @@
 //! in a [`Checkpoint`]; a failed device write or flush stops the pool ([`Pool::fail`]).
 
 mod catalog;
+mod check;
 mod checkpoint;
 mod devices;
 #[cfg(feature = "rocksdb")]
@@ -22,6 +23,7 @@ mod tests;
 mod used;
 
 pub use catalog::{Catalog, CatalogStore};
+pub use check::{CheckReport, Difference, DifferenceKind, Place, check};
 pub use checkpoint::{Checkpoint, Progress};
 pub use devices::PoolDevice;
 pub use growth::NewBlocks;

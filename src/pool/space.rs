@@ -71,6 +71,21 @@ impl Space {
         bits[to_usize(block >> 6)] >> (block & 63) & 1 == 1
     }
 
+    /// The allocated blocks of a stretch; of one that is not there, all. Neither the front of a device nor what is behind
+    /// its end counts.
+    #[must_use]
+    pub(super) fn allocated_in(&self, device: DeviceIndex, stretch: u64) -> StretchBits {
+        let Some(device) = self.devices.get(device.as_usize()) else { return [u64::MAX; STRETCH_WORDS] };
+        let Some(bits) = device.allocated.get(to_usize(stretch)) else { return [u64::MAX; STRETCH_WORDS] };
+        let mut bits = *bits;
+        let first = stretch * STRETCH_BLOCKS;
+        let is_outside = |block: &u64| *block < FRONT_BLOCKS || *block >= device.block_count;
+        for block in (first..first + STRETCH_BLOCKS).filter(is_outside) {
+            replace(&mut bits, block - first, false);
+        }
+        bits
+    }
+
     /// Allocates one block by address; `false` if it was allocated before.
     ///
     /// # Panics

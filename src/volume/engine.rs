@@ -136,6 +136,12 @@ impl<D: Disk + 'static> Engine<D> {
         change(&mut self.state.borrow_mut().disk)
     }
 
+    /// What the lane's log has reserved. For an idle lane that is all it holds of the free space.
+    #[must_use]
+    pub fn reserved_runs(&self) -> Vec<AddressRun> {
+        self.state.borrow().log.reserved_runs()
+    }
+
     /// One turn of the lane's loop: takes device completions and grants, runs tasks, and closes the open batch if
     /// fewer than two are in flight. Call it after the requests of the turn were handed in.
     ///

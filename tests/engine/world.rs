@@ -333,6 +333,16 @@ impl World {
         drop(life);
     }
 
+    /// Checks the pool as it would be found by who opens it now.
+    ///
+    /// # Panics
+    /// At a difference.
+    pub fn check_closed(&self) {
+        let report = rok_blk::pool::check(&self.parts(1, &self.listed_devices(&self.devices)));
+        let report = report.expect("nothing is in the way of reading");
+        assert!(report.is_clean(), "the check of the closed pool: {report:#?}");
+    }
+
     /// Opens the pool; now and then something fails or the machine crashes on the way, and it is tried again.
     ///
     /// Bad blocks are readable behind an attempt: a lane's first record may go there, and where such a place cannot be
@@ -341,6 +351,9 @@ impl World {
     /// # Panics
     /// If the pool refuses to open although nothing was injected.
     pub fn reopen(&mut self) -> (Life, bool) {
+        if self.counts.bad_blocks == 0 {
+            self.check_closed();
+        }
         let mut has_lost_power = false;
         while self.random.random_bool(0.3) {
             let nth = self.random.random_range(1..30);
@@ -386,6 +399,18 @@ impl World {
 }
 
 impl Life {
+    /// Checks the pool where nothing is under way.
+    ///
+    /// # Panics
+    /// At a difference.
+    pub fn check(&self) {
+        let report = self.pool.check().expect("the store can be read");
+        assert!(report.is_clean(), "the check of the open pool: {report:#?}");
+        let reserved: Vec<_> = self.lanes.iter().flat_map(|lane| lane.reserved_runs()).collect();
+        let report = self.pool.check_space(&reserved);
+        assert!(report.is_clean(), "the check of the free space: {report:#?}");
+    }
+
     fn run_job(&self) {
         let job = self.blocking.jobs.borrow_mut().pop_front();
         if let Some(job) = job {

@@ -1,0 +1,154 @@
+//! The check: what the stored leaves map, found anew from all of them, against everything that was counted on the way.
+//!
+//! It reads one view of the metadata store, so that an open pool goes on meanwhile, and changes nothing. It takes the
+//! memory of one bitmap of the devices (two for an open pool), whatever the pool holds. What it does not read is data: that
+//! blocks hold what they should is verified by each read of them.
+
+mod report;
+mod walk;
+
+pub use report::{CheckReport, Difference, DifferenceKind, Place};
+
+use crate::crypto::KeyRing;
+use crate::error::Result;
+use crate::format::bitmap::StretchBits;
+use crate::meta::MetaRead;
+use crate::pool::open::{check_age, load_checkpoint, load_domains, load_sessions, open_devices};
+use crate::pool::recovery::{Source, replay};
+use crate::pool::{Catalog, Parts, Pool, Space};
+use crate::units::AddressRun;
+use std::sync::Arc;
+use walk::{BlockMap, Walk, for_each_run};
+
+/// Checks a pool that nobody has open. The log is followed as recovery would, and changes nothing either.
+///
+/// # Errors
+/// What keeps the pool from being opened, and a failure of a device or of `meta/`.
+pub fn check(parts: &Parts) -> Result<CheckReport> {
+    let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
+    let (devices, headers) = open_devices(parts)?;
+    let (last_session, sessions_sequence) = load_sessions(parts, &keys)?;
+    load_domains(parts, &keys)?;
+    let checkpoint = load_checkpoint(&*parts.store, &keys)?;
+    check_age(parts, &headers, &checkpoint, last_session)?;
+    let catalog = Catalog::load(&*parts.store, &keys, checkpoint.next_tree)?;
+    let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
+    let space = Space::new(&block_counts);
+    let raw_devices: Vec<_> = parts.devices.iter().map(|(device, _)| Arc::clone(device)).collect();
+    let source = Source { pool: parts.id, devices: &raw_devices, keys: &keys, catalog: &catalog, space: &space };
+    let recovered = replay(&source, &checkpoint.chains, checkpoint.next_sequence.max(sessions_sequence))?;
+    let mut walk = Walk::new(&*parts.store, &keys, &catalog, &block_counts);
+    walk.leaves()?;
+    walk.index()?;
+    walk.log(&recovered)?;
+    walk.bitmap(None)?;
+    walk.finish()
+}
+
+/// What an open pool has in memory at the moment of the view.
+struct InMemory {
+    used: Vec<Vec<StretchBits>>,
+    used_count: u64,
+}
+
+impl Pool {
+    /// Checks the pool while it is used. Never on a lane.
+    ///
+    /// # Errors
+    /// The failure of the metadata store.
+    pub fn check(&self) -> Result<CheckReport> {
+        // In the order in which checkpoints take them. Nothing is stored until both are given back.
+        let catalog = self.catalog.lock();
+        let stored = self.stored.lock();
+        let mut guards = Some((catalog, stored));
+        let mut result = None;
+        self.store().view(&mut |view| {
+            let Some((catalog, stored)) = guards.take() else { return };
+            let memory = InMemory { used: stored.used.clone(), used_count: stored.used_count };
+            let trees = catalog.clone();
+            let free = self.used_but_free(&memory);
+            drop((catalog, stored));
+            result = Some(self.check_view(view, &trees, &memory, &free));
+        });
+        result.expect("a store gives its view to who asks for it")
+    }
+
+    fn check_view(
+        &self,
+        view: &dyn MetaRead,
+        trees: &Catalog,
+        memory: &InMemory,
+        free: &BlockMap,
+    ) -> Result<CheckReport> {
+        let checkpoint = load_checkpoint(view, &self.keys)?;
+        let catalog = Catalog::load(view, &self.keys, checkpoint.next_tree)?;
+        let block_counts: Vec<u64> = self.devices.read().iter().map(|device| device.block_count()).collect();
+        let mut walk = Walk::new(view, &self.keys, &catalog, &block_counts);
+        if !catalog.has_same_records(trees) {
+            walk.report.add(Difference::new(DifferenceKind::Memory, "the catalog in memory is not the one in meta/"));
+        }
+        for_each_run(free, |run| {
+            let message = "used blocks are free in memory: they may be given to other writes";
+            walk.report.add(Difference::new(DifferenceKind::Memory, message).at(run));
+        });
+        walk.leaves()?;
+        walk.index()?;
+        walk.bitmap(Some(&memory.used))?;
+        walk.count("blocks used, as counted in memory", memory.used_count, walk.used_count);
+        walk.finish()
+    }
+
+    /// Blocks that are free in memory although stored leaves map them.
+    fn used_but_free(&self, memory: &InMemory) -> BlockMap {
+        let space = self.space.lock();
+        let mut free = BlockMap::of(&memory.used);
+        free.change_stretches(|device, stretch, used| {
+            for (word, allocated) in used.iter_mut().zip(space.allocated_in(device, stretch)) {
+                *word &= !allocated;
+            }
+        });
+        free
+    }
+
+    /// Compares the free space with what holds blocks, at a quiet point: no checkpoint runs, no request is under way, and
+    /// `reserved` is what the lanes' logs have for their next records and data. Each block that is not free must have one
+    /// holder.
+    #[must_use]
+    pub fn check_space(&self, reserved: &[AddressRun]) -> CheckReport {
+        let mut report = CheckReport::default();
+        let mut held = BlockMap::of(&self.stored.lock().used);
+        let mut holders = reserved.to_vec();
+        for lane in &self.lanes {
+            holders.extend(lane.spent.lock().iter().map(|(_, run)| *run));
+        }
+        holders.extend(self.changes.held_blocks().into_iter().map(|start| AddressRun { start, count: 1 }));
+        for address in holders.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step))) {
+            if !held.mark(address) {
+                report.add(Difference::new(DifferenceKind::Memory, format!("{address} has two holders")));
+            }
+        }
+        let space = self.space.lock();
+        let mut lost = held.clone();
+        lost.change_stretches(|device, stretch, bits| {
+            for (word, allocated) in bits.iter_mut().zip(space.allocated_in(device, stretch)) {
+                *word = allocated & !*word;
+            }
+        });
+        held.change_stretches(|device, stretch, bits| {
+            for (word, allocated) in bits.iter_mut().zip(space.allocated_in(device, stretch)) {
+                *word &= !allocated;
+            }
+        });
+        drop(space);
+        for (map, what) in [(lost, "not free, and nothing holds them"), (held, "free, and something holds them")] {
+            for_each_run(&map, |run| {
+                let message = format!("{} blocks from {} on are {what}", run.count, run.start);
+                report.add(Difference::new(DifferenceKind::Memory, message).at(run));
+            });
+        }
+        report
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+//! The check against pools in which one thing was made wrong.
+
+use super::*;
+use crate::crypto::{MasterKey, SealKind, Suite};
+use crate::disk::SimDevice;
+use crate::format::bitmap;
+use crate::format::catalog::VolumeRecord;
+use crate::format::entry::Entry;
+use crate::format::key;
+use crate::format::leaf::{Leaf, LeafChange};
+use crate::map::{Change, ChangeKey, StoredLeaves};
+use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
+use crate::pool::{Checkpoint, Limits};
+use crate::units::{Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LeafIndex, TreeId, to_u64};
+use uuid::Uuid;
+
+/// An open pool whose volume "vol1" has its blocks 0 to 9 stored.
+struct Scene {
+    device: SimDevice,
+    store: Arc<MemoryStore>,
+    pool: Arc<Pool>,
+    tree: TreeId,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let (device, store) = (SimDevice::new("sim", 16 << 20), Arc::new(MemoryStore::new()));
+        crate::pool::create(&parts(&device, &store), &mut |bytes| bytes.fill(5)).expect("a new pool");
+        let pool = crate::pool::open(parts(&device, &store), &mut |bytes| bytes.fill(6)).expect("a new pool opens");
+        let record = VolumeRecord {
+            id: Uuid::from_u128(3),
+            name: "vol1".to_owned(),
+            size_bytes: 64 << 20,
+            sector_size: 4096,
+            tree: TreeId::new(0),
+            created_at: 0,
+        };
+        let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+        let scene = Self { device, store, pool, tree };
+        (0..10).for_each(|block| scene.lay(block));
+        Checkpoint::begin(Arc::clone(&scene.pool)).run().expect("nothing is in the way");
+        scene
+    }
+
+    fn lay(&self, block: u64) {
+        let address = self.pool.space.lock().reserve(1, 0)[0].start;
+        let sequence = self.pool.take_sequences(1);
+        let key = ChangeKey { tree: self.tree, block: BlockIndex::new(block), epoch: Epoch::new(1) };
+        let entry = Entry::new(address, KeyGeneration::new(0), sequence, 1);
+        self.pool.changes().lay().lay(key, Change { sequence, entry: Some(entry) });
+    }
+
+    fn commit(&self, batch: &[MetaOp]) {
+        self.store.commit(batch, Durability::Synced).expect("memory");
+    }
+
+    fn leaf(&self) -> Leaf {
+        let stored = StoredLeaves { store: &*self.store, keys: &self.pool.keys };
+        let newest = stored.newest(self.tree, Epoch::new(1), LeafIndex::new(0)).expect("it can be read");
+        newest.expect("it is stored").leaf
+    }
+
+    fn address(&self, slot: u8) -> Address {
+        self.leaf().get(slot).expect("it is mapped").address()
+    }
+
+    /// What puts a whole leaf.
+    fn put_leaf(&self, epoch: u64, index: u64, leaf: &Leaf) -> Vec<MetaOp> {
+        let stored = StoredLeaves { store: &*self.store, keys: &self.pool.keys };
+        let mut batch = Vec::new();
+        let place = (self.tree, Epoch::new(epoch), LeafIndex::new(index));
+        stored.store(place, None, leaf, &LeafChange::default(), &mut batch);
+        batch
+    }
+
+    /// Sets the bits of blocks in the stored bitmap and in memory.
+    fn mark(&self, address: Address, is_used: bool) {
+        let mut stored = self.pool.stored.lock();
+        bitmap::replace(&mut stored.used[0][0], address.block(), is_used);
+        let stretch_key = key::stretch(DeviceIndex::new(0), 0);
+        let value = self.pool.keys.seal(SealKind::Bitmap, &stretch_key, &bitmap::encode(&stored.used[0][0]));
+        drop(stored);
+        self.commit(&[MetaOp::Put(Table::Used, stretch_key, value)]);
+    }
+
+    /// Kinds of the differences in the open pool and, closed, offline.
+    fn kinds(&self) -> (Vec<DifferenceKind>, Vec<DifferenceKind>) {
+        let kinds = |report: CheckReport| {
+            assert_eq!(report.difference_count, to_u64(report.differences.len()), "{report:#?}");
+            report.differences.into_iter().map(|difference| difference.kind).collect()
+        };
+        let offline = check(&parts(&self.device, &self.store)).expect("it can be read");
+        (kinds(self.pool.check().expect("it can be read")), kinds(offline))
+    }
+}
+
+fn parts(device: &SimDevice, store: &Arc<MemoryStore>) -> Parts {
+    Parts {
+        id: Uuid::from_u128(1),
+        suite: Suite::XtsGmac,
+        master: Arc::new(MasterKey::from_bytes([7; 32])),
+        devices: vec![(Arc::new(device.clone()), Uuid::from_u128(2))],
+        store: Arc::clone(store) as Arc<dyn MetaStore>,
+        reserve: None,
+        lane_count: 1,
+        limits: Limits::default(),
+    }
+}
+
+#[test]
+fn pool_as_it_should_be_has_no_difference() {
+    let scene = Scene::new();
+    scene.lay(3);
+    scene.lay(300);
+
+    let report = scene.pool.check().expect("it can be read");
+
+    assert!(report.is_clean(), "{report:#?}");
+    assert_eq!((report.tree_count, report.leaf_count, report.mapped_block_count), (1, 1, 10));
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+}
+
+#[test]
+fn blocks_that_nothing_maps_are_leaked_and_told_as_runs() {
+    let scene = Scene::new();
+    let first = Address::new(DeviceIndex::new(0), 3000);
+    (0..70).for_each(|step| scene.mark(first.plus(step), true));
+
+    let report = check(&parts(&scene.device, &scene.store)).expect("it can be read");
+
+    assert_eq!(report.difference_count, 1, "{report:#?}");
+    let found = &report.differences[0];
+    assert_eq!((found.kind, found.blocks), (DifferenceKind::Leaked, Some(AddressRun { start: first, count: 70 })));
+    // In memory they are free too.
+    assert!(scene.kinds().0.contains(&DifferenceKind::Leaked));
+    assert!(scene.kinds().0.contains(&DifferenceKind::Memory));
+}
+
+#[test]
+fn mapped_block_that_is_not_marked_is_named_with_who_maps_it() {
+    let scene = Scene::new();
+    let address = scene.address(4);
+    scene.mark(address, false);
+
+    let report = check(&parts(&scene.device, &scene.store)).expect("it can be read");
+
+    assert_eq!(report.difference_count, 1, "{report:#?}");
+    let found = &report.differences[0];
+    assert_eq!((found.kind, found.blocks.map(|run| run.start)), (DifferenceKind::NotMarked, Some(address)));
+    let place =
+        Place { tree: scene.tree, volume: Some("vol1".to_owned()), epoch: Epoch::new(1), block: BlockIndex::new(4) };
+    assert_eq!(found.places, [place]);
+}
+
+#[test]
+fn block_that_two_places_map_is_named_with_both() {
+    let scene = Scene::new();
+    let mut leaf = scene.leaf();
+    leaf.set(200, leaf.get(7));
+    scene.commit(&scene.put_leaf(1, 0, &leaf));
+
+    let report = scene.pool.check().expect("it can be read");
+
+    let twice = report.differences.iter().find(|found| found.kind == DifferenceKind::MappedTwice);
+    let places: Vec<u64> = twice.expect("it is found").places.iter().map(|place| place.block.get()).collect();
+    assert_eq!(places, [7, 200]);
+    // The tree maps one block more than was counted.
+    assert_eq!(scene.kinds().1, [DifferenceKind::Count, DifferenceKind::MappedTwice]);
+}
+
+#[test]
+fn copy_of_a_leaf_in_a_newer_epoch_is_the_same_mapping() {
+    let scene = Scene::new();
+    scene.commit(&scene.put_leaf(2, 0, &scene.leaf()));
+
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+}
+
+#[test]
+fn address_that_no_device_has_is_out_of_range() {
+    let scene = Scene::new();
+    let mut leaf = scene.leaf();
+    let outside = Address::new(DeviceIndex::new(0), (16 << 20) / 4096);
+    let old = leaf.get(0).expect("it is mapped");
+    leaf.set(0, Some(Entry::new(outside, KeyGeneration::new(0), old.sequence(), 1)));
+    scene.commit(&scene.put_leaf(1, 0, &leaf));
+
+    assert_eq!(scene.kinds().1, [DifferenceKind::OutOfRange, DifferenceKind::Leaked]);
+}
+
+#[test]
+fn leaves_that_cannot_be_or_cannot_be_read_are_named() {
+    let scene = Scene::new();
+    let mut batch = scene.put_leaf(1, 9, &Leaf::default());
+    batch.truncate(1);
+    scene.commit(&batch);
+    assert_eq!(scene.kinds().1, [DifferenceKind::Index, DifferenceKind::Count], "it is not in the index");
+
+    let damaged = key::leaf(scene.tree, LeafIndex::new(0), Epoch::new(1));
+    assert!(scene.store.flip_bit(Table::Leaves, &damaged, 400));
+    let kinds = scene.kinds().1;
+    assert!(kinds.contains(&DifferenceKind::DamagedLeaf) && kinds.contains(&DifferenceKind::Leaked), "{kinds:?}");
+}
+
+#[test]
+fn leaf_and_index_of_a_tree_that_is_not_there_are_strays() {
+    let scene = Scene::new();
+    let elsewhere = TreeId::new(77);
+    let stored = StoredLeaves { store: &*scene.store, keys: &scene.pool.keys };
+    let mut batch = Vec::new();
+    let place = (elsewhere, Epoch::new(1), LeafIndex::new(0));
+    stored.store(place, None, &scene.leaf(), &LeafChange::default(), &mut batch);
+    scene.commit(&batch);
+
+    assert_eq!(scene.kinds().1, [DifferenceKind::StrayLeaf, DifferenceKind::Index]);
+}
+
+#[test]
+fn catalog_that_was_changed_behind_the_back_of_an_open_pool_is_told() {
+    let scene = Scene::new();
+    scene.commit(&[MetaOp::Delete(Table::Catalog, key::volume(Uuid::from_u128(3)))]);
+
+    assert_eq!(
+        scene.kinds(),
+        (vec![DifferenceKind::Memory, DifferenceKind::StrayTree], vec![DifferenceKind::StrayTree])
+    );
+}
+
+#[test]
+fn more_differences_than_are_listed_are_counted() {
+    let scene = Scene::new();
+    // Every second block, so that none joins another.
+    let blocks: Vec<u64> = (300..4000).step_by(2).filter(|block| !is_used(&scene, *block)).collect();
+    for block in &blocks {
+        bitmap::replace(&mut scene.pool.stored.lock().used[0][0], *block, true);
+    }
+    scene.mark(Address::new(DeviceIndex::new(0), blocks[0]), true);
+
+    let report = check(&parts(&scene.device, &scene.store)).expect("it can be read");
+
+    assert_eq!((report.difference_count, report.differences.len()), (to_u64(blocks.len()), 1000));
+}
+
+fn is_used(scene: &Scene, block: u64) -> bool {
+    (block.saturating_sub(1)..=block + 1).any(|block| {
+        scene.pool.stored.lock().used[0][0][usize::try_from(block / 64).expect("small")] >> (block % 64) & 1 == 1
+    })
+}
+
+#[test]
+fn space_is_compared_with_what_holds_it() {
+    let scene = Scene::new();
+    let home = scene.pool.take_log(crate::units::LaneIndex::new(0)).reserved_runs();
+    assert!(scene.pool.check_space(&home).is_clean(), "{:#?}", scene.pool.check_space(&home));
+
+    assert!(!scene.pool.check_space(&[]).is_clean(), "nobody holds the lane's first record");
+    let twice = [home.clone(), home.clone()].concat();
+    assert!(!scene.pool.check_space(&twice).is_clean(), "two hold it");
+    let lost = scene.pool.space.lock().reserve(1, 0);
+    let report = scene.pool.check_space(&home);
+    assert_eq!(report.differences.first().and_then(|found| found.blocks), Some(lost[0]));
+}
