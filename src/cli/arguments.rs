@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::check_command::Check;
 use super::credential::CredentialArguments;
 use super::key_command::KeyCommand;
 use super::size::parse_size;
@@ -114,6 +115,14 @@ pub(super) enum Command {
     /// Show where the pool's space is
     #[command(name = "df")]
     Space,
+    /// Compare what is counted as used with what the map uses; changes nothing
+    #[command(
+        after_help = "Every leaf of the map and every part of the bitmap is read and verified. Exit code 9 says \
+        that there are differences; they are listed on stdout. A leaked block costs space. A block that is not marked or \
+        is mapped twice may cost data: stop writing, and restore meta/ and the devices from the same backup. Data is not \
+        read; each read of a block verifies it."
+    )]
+    Check(Check),
     /// Measure the engine beside a raw io_uring loop; takes minutes and no daemon
     Bench(Bench),
     /// Print the completion script of a shell

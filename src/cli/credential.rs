@@ -42,6 +42,11 @@ impl CredentialArguments {
         self.get(|| ask("Passphrase: "))
     }
 
+    /// Whether one is named.
+    pub(super) const fn is_given(&self) -> bool {
+        self.key_file.is_some() || self.passphrase || self.passphrase_file.is_some()
+    }
+
     /// The credential for something new: asks twice, since a slip would lock its user out.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! The command line: arguments in, requests to the daemon's API, tables or JSON out.
 //!
 //! stdout is data, stderr is everything else. It holds no logic that the API lacks, except for what needs no daemon:
-//! creating a pool, changing the keys of one that nobody serves, and starting the daemon itself.
+//! creating a pool, changing the keys of one that nobody serves, checking one, and starting the daemon itself.
 
 mod arguments;
 mod bench;
+mod check_command;
 mod client;
 mod credential;
 mod export_command;
@@ -51,6 +52,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Serve(arguments) => return serve_command::run(&arguments, &global, output),
         Command::Quickstart(arguments) => return quickstart_command::run(&arguments, &global, output),
         Command::Bench(arguments) => return bench::run(&arguments, &global, output),
+        Command::Check(arguments) => return check_command::run(&arguments, &global, output),
         Command::Remove(arguments) => return volume_command::remove(&arguments, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {

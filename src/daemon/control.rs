@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
+use super::check_resource::CheckAnswer;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
 use super::key_resource::{KeyChangeAnswer, KeyList};
 use super::request::{CreateVolume, KeyCredential, ResizeVolume};
@@ -34,6 +35,7 @@ pub struct Control {
     listeners: Vec<ListenAddress>,
     started_at: u64,
     changes: Mutex<()>,
+    checks: Mutex<()>,
     /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
     key_slots: Mutex<KeySlots>,
     /// One change of devices at a time.
@@ -58,7 +60,8 @@ impl Control {
         listeners: Vec<ListenAddress>,
     ) -> Self {
         let (changes, key_slots, device_list) = (Mutex::new(()), Mutex::new(key_slots), Mutex::new(device_list));
-        Self { server, place, listeners, started_at: seconds_since_1970(), changes, key_slots, device_list }
+        let checks = Mutex::new(());
+        Self { server, place, listeners, started_at: seconds_since_1970(), changes, checks, key_slots, device_list }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -311,6 +314,16 @@ impl Control {
             allocated_bytes,
             overcommit: ratio(nominal_bytes, pool.capacity_bytes),
         }
+    }
+
+    /// Checks the pool while it is used; one check at a time.
+    ///
+    /// # Errors
+    /// What reading the metadata reports.
+    pub fn check(&self) -> Result<CheckAnswer> {
+        let _one_at_a_time = self.checks.lock();
+        let pool = self.server.pool();
+        Ok(CheckAnswer::new(pool.id(), pool.check()?))
     }
 
     /// How daemon and pool do.

@@ -4,6 +4,7 @@
 //! and answers the API until a signal. [`Control`] is what the API can do, without HTTP. It runs on tokio, never
 //! touches a pool device and is never awaited by a lane; every call into the engine goes to tokio's blocking threads.
 
+pub mod check_resource;
 pub mod control;
 pub mod control_socket;
 pub mod device_resource;

@@ -1,4 +1,4 @@
-//! The routes of the pool: `/v1/pool` and what changes its devices, `/v1/space` and `/v1/status`.
+//! The routes of the pool: `/v1/pool` and what changes its devices, `/v1/space`, `/v1/status` and `/v1/check`.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Options, run};
+use super::check_resource::CheckAnswer;
 use super::control::Control;
 use super::device_resource::{AddDevice, DeviceChange, GrowDevice};
 use super::request::ChangeOptions;
@@ -19,6 +20,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(add_device))
         .routes(routes!(space))
         .routes(routes!(status))
+        .routes(routes!(check))
 }
 
 /// Says what the pool is made of.
@@ -56,6 +58,13 @@ async fn add_device(
     (status = 200, body = Space), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn space(State(control): State<Arc<Control>>) -> Answer<Space> {
     run(control, None, |control| Ok(control.space())).await
+}
+
+/// Compares what is counted as used with what the map uses, while the pool is used. Takes some ten seconds for each TiB.
+#[utoipa::path(get, path = "/v1/check", responses(
+    (status = 200, body = CheckAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn check(State(control): State<Arc<Control>>) -> Answer<CheckAnswer> {
+    run(control, None, Control::check).await
 }
 
 /// Says how daemon and pool do.

@@ -39,6 +39,7 @@ pub enum Kind {
     Pool,
     Space,
     Status,
+    CheckReport,
 }
 
 /// A writable virtual disk.

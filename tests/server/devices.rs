@@ -113,7 +113,9 @@ fn a_full_pool_grows_and_its_clients_write_on() {
     serving.stop();
     let serving = home.serve(&[]);
     compare(&home, filling.chunk_count);
+    home.run(["check"]).success();
     serving.stop();
+    home.check();
 }
 
 #[test]
@@ -186,7 +188,9 @@ fn a_daemon_that_is_killed_while_the_pool_grows_leaves_a_pool_that_opens() {
     serving.stop();
     let serving = home.serve(&[]);
     compare(&home, filling.chunk_count);
+    home.run(["check"]).success();
     serving.stop();
+    home.check();
 }
 
 /// A disk whose blocks are in a file. Dropped, it is taken away.
@@ -266,5 +270,7 @@ fn disks_that_became_larger_are_taken_in_and_further_ones_added() {
     let serving = home.serve(&[]);
     assert_eq!(devices(&home), [("data-0".to_owned(), 80 * MIB), ("data-1".to_owned(), 40 * MIB)]);
     compare(&home, filling.chunk_count);
+    home.run(["check"]).success();
     serving.stop();
+    home.check();
 }

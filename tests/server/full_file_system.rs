@@ -101,8 +101,10 @@ fn pool_opens_reads_frees_and_overwrites_on_a_full_file_system_and_recovers_with
     }
     client.disconnect();
     serving.stop();
+    home.check();
 
     small.fill();
+    home.check();
     let serving = home.serve(&[]);
     let state = home.run(["status", "--json"]).json()["pool"].clone();
     assert_eq!(state["is_meta_reserve_gone"], true, "{state}");
@@ -117,6 +119,7 @@ fn pool_opens_reads_frees_and_overwrites_on_a_full_file_system_and_recovers_with
     home.run(["rm", "vol2", "--now"]).success();
     client.disconnect();
     serving.stop();
+    home.check();
 
     small.empty();
     let serving = home.serve(&[]);
@@ -130,4 +133,5 @@ fn pool_opens_reads_frees_and_overwrites_on_a_full_file_system_and_recovers_with
     assert_eq!(write(&mut client, BLOCK_COUNT, 3), Ok(Vec::new()));
     client.disconnect();
     serving.stop();
+    home.check();
 }

@@ -90,6 +90,7 @@ fn no_acknowledged_write_is_lost_by_kills() {
         if let Err(failure) = run.cycle(cycle) {
             panic!("cycle {cycle}: {failure}\n{:?}\n{replay}", run.counts);
         }
+        run.home.check();
     }
     let last = run.open(cycles).unwrap_or_else(|failure| panic!("the last opening: {failure}\n{replay}"));
     run.compare(Scope::All).unwrap_or_else(|failure| panic!("at last: {failure}\n{replay}"));

@@ -4,6 +4,7 @@ mod api;
 mod bench;
 mod boot;
 mod canary;
+mod check;
 mod cli;
 mod clients;
 mod damage;

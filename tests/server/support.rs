@@ -118,6 +118,12 @@ impl Home {
         Serving::start(self.command(arguments.iter().chain(further)))
     }
 
+    /// Checks the pool `pool`, which nobody serves; there must be no difference.
+    #[track_caller]
+    pub fn check(&self) {
+        self.run(["check", "--pool", &self.text("pool"), "--key-file", &self.text("pool.key")]).success();
+    }
+
     /// Writes a passphrase to a file that only its owner can read; the file's path.
     pub fn passphrase_file(&self, name: &str, passphrase: &str) -> String {
         let mut options = File::options();
