@@ -35,11 +35,17 @@ pub enum Bug {
     UseBeforeListed,
     /// A block that a checkpoint replaces stays marked as used.
     ReplacedStaysUsed,
+    /// A volume with a key of its own is written with the pool's key behind a recovery.
+    OwnKeyLostInRecovery,
+    /// A shredding does not flush what overwrites the old shred key.
+    ShredNotFlushed,
+    /// A shredding does not wait until the removal of the volume's key is durable.
+    ShredNotSynced,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -55,6 +61,9 @@ impl Bug {
         Self::FlushOneDevice,
         Self::UseBeforeListed,
         Self::ReplacedStaysUsed,
+        Self::OwnKeyLostInRecovery,
+        Self::ShredNotFlushed,
+        Self::ShredNotSynced,
     ];
 }
 

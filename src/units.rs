@@ -77,6 +77,18 @@ integer_newtype!(
     /// An encryption domain: the pool's own is 0.
     DomainId(u64)
 );
+
+impl DomainId {
+    /// The pool's own domain.
+    pub const POOL: Self = Self(0);
+
+    /// Whether it is the pool's own, not that of a volume.
+    #[must_use]
+    pub const fn is_pool(self) -> bool {
+        self.0 == 0
+    }
+}
+
 integer_newtype!(
     /// Generation of a domain's key, 0 to 255.
     KeyGeneration(u8)

@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 pub use super::derive::WRAPPED_KEY_BYTES;
 use super::derive::{KEY_BYTES, derive, random_key, unwrap, wrap};
-use super::{BlockKey, MasterKey, Random, Suite};
+use super::{BlockKey, MasterKey, Random, ShredKey, Suite};
 use crate::units::{KeyGeneration, SessionId};
 
 /// The random key of one generation of a domain.
@@ -20,16 +20,16 @@ impl DomainKey {
         Self(random_key(random))
     }
 
-    /// The key under the master key; it unwraps only with the same `associated` (the domain, its generation).
+    /// The key under `wrapping`; it unwraps only with the same `associated` (the domain, its generation).
     #[must_use]
-    pub fn wrap(&self, master: &MasterKey, associated: &[u8], random: Random<'_>) -> [u8; WRAPPED_KEY_BYTES] {
-        wrap(&wrapping_key(master), associated, &self.0, random)
+    pub fn wrap(&self, wrapping: &DomainWrapping, associated: &[u8], random: Random<'_>) -> [u8; WRAPPED_KEY_BYTES] {
+        wrap(&wrapping.0, associated, &self.0, random)
     }
 
-    /// Undoes [`Self::wrap`]. `None` if the master key or `associated` differ or a bit is wrong.
+    /// Undoes [`Self::wrap`]. `None` if `wrapping` or `associated` differ or a bit is wrong.
     #[must_use]
-    pub fn unwrap(master: &MasterKey, associated: &[u8], wrapped: &[u8; WRAPPED_KEY_BYTES]) -> Option<Self> {
-        unwrap(&wrapping_key(master), associated, wrapped).map(Self)
+    pub fn unwrap(wrapping: &DomainWrapping, associated: &[u8], wrapped: &[u8; WRAPPED_KEY_BYTES]) -> Option<Self> {
+        unwrap(&wrapping.0, associated, wrapped).map(Self)
     }
 
     /// What encrypts the blocks that are written in `session`. Each (suite, generation, session, salt) has its own.
@@ -43,8 +43,23 @@ impl DomainKey {
     }
 }
 
-fn wrapping_key(master: &MasterKey) -> Zeroizing<[u8; KEY_BYTES]> {
-    derive(master.expose(), &[], "rok-blk domain wrap", &[])
+/// What wraps domain keys.
+pub struct DomainWrapping(Zeroizing<[u8; KEY_BYTES]>);
+
+impl_opaque_debug!(DomainWrapping);
+
+impl DomainWrapping {
+    /// For the pool's own domain: follows from the master key alone.
+    #[must_use]
+    pub fn of_pool(master: &MasterKey) -> Self {
+        Self(derive(master.expose(), &[], "rok-blk domain wrap", &[]))
+    }
+
+    /// For the domains of volumes: without the shred key nobody gets it, whoever has the master key.
+    #[must_use]
+    pub fn of_volumes(master: &MasterKey, shred_key: &ShredKey) -> Self {
+        Self(derive(master.expose(), shred_key.expose(), "rok-blk own domain wrap", &[]))
+    }
 }
 
 /// The associated data that [`DomainKey::wrap`] is meant to get: the pool, the domain and the key's generation.
@@ -64,14 +79,18 @@ mod tests {
     use super::*;
     use crate::units::DomainId;
 
+    fn of_pool(master: u8) -> DomainWrapping {
+        DomainWrapping::of_pool(&MasterKey::from_bytes([master; 32]))
+    }
+
     #[test]
     fn wrapped_domain_key_gives_the_same_block_keys() {
-        let master = MasterKey::from_bytes([1; 32]);
+        let wrapping = of_pool(1);
         let key = DomainKey::generate(&mut |bytes| bytes.fill(2));
         let place = domain_place(&Uuid::from_u128(3), DomainId::new(4), KeyGeneration::new(5));
 
-        let wrapped = key.wrap(&master, &place, &mut |bytes| bytes.fill(6));
-        let unwrapped = DomainKey::unwrap(&master, &place, &wrapped).expect("nothing changed");
+        let wrapped = key.wrap(&wrapping, &place, &mut |bytes| bytes.fill(6));
+        let unwrapped = DomainKey::unwrap(&wrapping, &place, &wrapped).expect("nothing changed");
 
         let derived = |key: &DomainKey| {
             *key.block_key(Suite::XtsGmac, KeyGeneration::new(5), SessionId::new(1), &[0; 32]).expose()
@@ -81,16 +100,33 @@ mod tests {
 
     #[test]
     fn other_master_key_place_or_bits_do_not_unwrap() {
-        let master = MasterKey::from_bytes([1; 32]);
+        let wrapping = of_pool(1);
         let place = domain_place(&Uuid::from_u128(3), DomainId::new(4), KeyGeneration::new(5));
         let other = domain_place(&Uuid::from_u128(3), DomainId::new(4), KeyGeneration::new(6));
-        let wrapped = DomainKey::generate(&mut |bytes| bytes.fill(2)).wrap(&master, &place, &mut |bytes| bytes.fill(6));
+        let wrapped =
+            DomainKey::generate(&mut |bytes| bytes.fill(2)).wrap(&wrapping, &place, &mut |bytes| bytes.fill(6));
         let mut flipped = wrapped;
         flipped[20] ^= 1;
 
-        assert!(DomainKey::unwrap(&MasterKey::from_bytes([2; 32]), &place, &wrapped).is_none());
-        assert!(DomainKey::unwrap(&master, &other, &wrapped).is_none());
-        assert!(DomainKey::unwrap(&master, &place, &flipped).is_none());
+        assert!(DomainKey::unwrap(&of_pool(2), &place, &wrapped).is_none());
+        assert!(DomainKey::unwrap(&wrapping, &other, &wrapped).is_none());
+        assert!(DomainKey::unwrap(&wrapping, &place, &flipped).is_none());
+    }
+
+    #[test]
+    fn key_of_a_volume_unwraps_with_master_key_and_shred_key_only() {
+        let place = domain_place(&Uuid::from_u128(3), DomainId::new(4), KeyGeneration::new(0));
+        let shred_key = |fill| ShredKey::generate(&mut |bytes: &mut [u8]| bytes.fill(fill));
+        let of_volumes =
+            |master, fill| DomainWrapping::of_volumes(&MasterKey::from_bytes([master; 32]), &shred_key(fill));
+        let key = DomainKey::generate(&mut |bytes| bytes.fill(2));
+
+        let wrapped = key.wrap(&of_volumes(1, 5), &place, &mut |bytes| bytes.fill(6));
+
+        assert!(DomainKey::unwrap(&of_volumes(1, 5), &place, &wrapped).is_some());
+        for other in [of_volumes(1, 7), of_volumes(2, 5), of_pool(1)] {
+            assert!(DomainKey::unwrap(&other, &place, &wrapped).is_none());
+        }
     }
 
     #[test]

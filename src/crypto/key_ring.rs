@@ -3,11 +3,16 @@
 //! A block's key follows from its domain (the tree's), the generation (in the entry) and the session, which
 //! follows from the sequence: each session owns the sequences from its first one up to the next session's.
 
-use crate::crypto::{BlockCipher, BlockKey, DomainKey, MasterKey, SealError, SealKind, SessionKeys, Suite};
+use crate::crypto::{
+    BlockCipher, BlockKey, DomainKey, DomainWrapping, MasterKey, Random, SealError, SealKind, SessionKeys, Suite,
+    WRAPPED_KEY_BYTES, domain_place,
+};
 use crate::units::{DomainId, KeyGeneration, Sequence, SessionId};
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use uuid::Uuid;
 
 struct SessionEntry {
     first_sequence: Sequence,
@@ -21,13 +26,21 @@ pub struct KeyRing {
     master: Arc<MasterKey>,
     sessions: RwLock<BTreeMap<SessionId, SessionEntry>>,
     domains: RwLock<BTreeMap<(DomainId, KeyGeneration), DomainKey>>,
+    /// Domains that were forgotten: ciphers made before may be of one of them.
+    forgotten_count: AtomicU64,
 }
 
 impl KeyRing {
     /// A ring without sessions and domains.
     #[must_use]
     pub const fn new(suite: Suite, master: Arc<MasterKey>) -> Self {
-        Self { suite, master, sessions: RwLock::new(BTreeMap::new()), domains: RwLock::new(BTreeMap::new()) }
+        Self {
+            suite,
+            master,
+            sessions: RwLock::new(BTreeMap::new()),
+            domains: RwLock::new(BTreeMap::new()),
+            forgotten_count: AtomicU64::new(0),
+        }
     }
 
     /// How blocks are encrypted and verified.
@@ -63,6 +76,37 @@ impl KeyRing {
     /// Adds a generation of a domain's key.
     pub fn add_domain_key(&self, domain: DomainId, generation: KeyGeneration, key: DomainKey) {
         self.domains.write().insert((domain, generation), key);
+    }
+
+    /// Forgets a domain's keys, which are wiped; ciphers made of them go when their thread asks for a cipher next.
+    pub fn forget_domain(&self, domain: DomainId) {
+        self.domains.write().retain(|(of, _), _| *of != domain);
+        self.forgotten_count.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The domains of volumes.
+    #[must_use]
+    pub fn volume_domains(&self) -> Vec<DomainId> {
+        let mut domains: Vec<DomainId> = self.domains.read().keys().map(|(domain, _)| *domain).collect();
+        domains.dedup();
+        domains.retain(|domain| !domain.is_pool());
+        domains
+    }
+
+    /// All generations of a domain's key, wrapped.
+    #[must_use]
+    pub fn wrap_domain(
+        &self,
+        (pool, domain): (&Uuid, DomainId),
+        wrapping: &DomainWrapping,
+        random: Random<'_>,
+    ) -> Vec<(KeyGeneration, [u8; WRAPPED_KEY_BYTES])> {
+        let domains = self.domains.read();
+        let of_domain = domains.iter().filter(|((of, _), _)| *of == domain);
+        let wrapped = of_domain.map(|((_, generation), key)| {
+            (*generation, key.wrap(wrapping, &domain_place(pool, domain, *generation), random))
+        });
+        wrapped.collect()
     }
 
     /// The newest generation of a domain's key.
@@ -129,6 +173,8 @@ pub struct CipherCache {
     indexes: HashMap<CipherPlace, usize>,
     /// Index of the cipher last asked for: nearly always the one that is asked for next.
     last: usize,
+    /// What the ring had forgotten when the ciphers were made.
+    forgotten_count: u64,
     session: Option<(Sequence, Sequence, SessionId)>,
 }
 
@@ -146,6 +192,11 @@ impl CipherCache {
         generation: KeyGeneration,
         sequence: Sequence,
     ) -> Option<&mut BlockCipher> {
+        let forgotten_count = ring.forgotten_count.load(Ordering::Acquire);
+        if self.forgotten_count != forgotten_count {
+            self.forgotten_count = forgotten_count;
+            self.clear();
+        }
         let session = self.session_of(ring, sequence)?;
         let place = (domain, generation, session);
         if self.ciphers.get(self.last).is_none_or(|(last, _)| *last != place) {
@@ -161,13 +212,17 @@ impl CipherCache {
         let (domain, generation, session) = place;
         let block_key = ring.block_key(domain, generation, session)?;
         if self.ciphers.len() >= CIPHERS_MAX {
-            self.ciphers.clear();
-            self.indexes.clear();
+            self.clear();
         }
         let index = self.ciphers.len();
         self.ciphers.push((place, BlockCipher::new(ring.suite(), &block_key)));
         self.indexes.insert(place, index);
         Some(index)
+    }
+
+    fn clear(&mut self) {
+        self.ciphers.clear();
+        self.indexes.clear();
     }
 
     /// Remembers the range of the session last asked for.
@@ -203,6 +258,24 @@ mod tests {
         ring.begin_session(SessionId::new(3), Sequence::new(100), [3; 32]);
         let owner = |sequence| ring.session_of(Sequence::new(sequence)).map(SessionId::get);
         assert_eq!([owner(1), owner(99), owner(100), owner(101)], [Some(1), Some(1), Some(3), Some(3)]);
+    }
+
+    #[test]
+    fn cipher_of_a_domain_that_was_forgotten_is_gone_and_others_are_not() {
+        let ring = ring();
+        ring.begin_session(SessionId::new(1), Sequence::new(1), [1; 32]);
+        let (generation, sequence) = (KeyGeneration::new(0), Sequence::new(7));
+        for domain in [0, 4] {
+            ring.add_domain_key(DomainId::new(domain), generation, DomainKey::generate(&mut |bytes| bytes.fill(9)));
+        }
+        let mut ciphers = CipherCache::default();
+        let mut has = |domain| ciphers.get(&ring, DomainId::new(domain), generation, sequence).is_some();
+        assert_eq!([has(0), has(4)], [true; 2]);
+
+        ring.forget_domain(DomainId::new(4));
+
+        assert_eq!([has(4), has(0)], [false, true]);
+        assert_eq!(ring.newest_generation(DomainId::new(4)), None);
     }
 
     /// A crash inside recovery, then a recovery that finds less: the second session began below the first, and a

@@ -26,18 +26,20 @@ mod master;
 mod passphrase;
 mod random;
 mod seal;
+mod shred_key;
 pub mod slot;
 mod suite;
 mod xts;
 
 pub use block::{BlockCipher, BlockKey};
-pub use domain::{DomainKey, WRAPPED_KEY_BYTES, domain_place};
+pub use domain::{DomainKey, DomainWrapping, WRAPPED_KEY_BYTES, domain_place};
 pub use key_ring::{CipherCache, KeyRing};
 pub use mac::{Purpose, StaticMac};
 pub use master::MasterKey;
 pub use passphrase::{PASSPHRASE_BYTES, Passphrase, PassphraseCosts, PassphraseError};
 pub use random::system_random;
 pub use seal::{SEAL_OVERHEAD_BYTES, SealError, SealKind, SessionKeys, sealed_session};
+pub use shred_key::ShredKey;
 pub use suite::Suite;
 
 /// Fills the slice with random bytes that nobody can predict.

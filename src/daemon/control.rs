@@ -120,6 +120,7 @@ impl Control {
                 created_at,
                 allocated_bytes: 0,
                 connections: 0,
+                has_own_key: false,
             };
             Volume::new(planned, true)
         } else {

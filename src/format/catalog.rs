@@ -143,6 +143,8 @@ impl TreeRecord {
 pub struct DomainRecord {
     /// Its number; 0 is the pool's own.
     pub id: DomainId,
+    /// Number of the shred key under which its keys are wrapped too; 0 for the pool's own.
+    pub shred_key: u32,
     /// Generation and wrapped key.
     pub keys: Vec<(KeyGeneration, [u8; 60])>,
 }
@@ -154,7 +156,8 @@ impl DomainRecord {
         let mut writer = Writer::new();
         writer.u64(self.id.get());
         writer.u16(len_u16(self.keys.len()));
-        writer.zeros(6);
+        writer.zeros(2);
+        writer.u32(self.shred_key);
         for (generation, wrapped) in &self.keys {
             writer.u8(generation.get());
             writer.zeros(3);
@@ -171,9 +174,13 @@ impl DomainRecord {
         let mut reader = Reader::new(body);
         let id = DomainId::new(reader.u64()?);
         let count = reader.u16()?;
-        reader.reserved(6)?;
+        reader.reserved(2)?;
+        let shred_key = reader.u32()?;
         if count == 0 || count > 256 {
             return Err(FormatError::Field("domain key count"));
+        }
+        if id.is_pool() != (shred_key == 0) {
+            return Err(FormatError::Field("shred key of the domain"));
         }
         let mut keys = Vec::new();
         for _ in 0..count {
@@ -182,7 +189,7 @@ impl DomainRecord {
             keys.push((generation, reader.array()?));
         }
         reader.finish()?;
-        Ok(Self { id, keys })
+        Ok(Self { id, shred_key, keys })
     }
 }
 

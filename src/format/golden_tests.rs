@@ -8,7 +8,8 @@ use crate::crypto::slot::{
     KeySlot, SlotKind, unwrap_with_key_file, unwrap_with_passphrase, wrap_with_key_file, wrap_with_passphrase,
 };
 use crate::crypto::{
-    BlockCipher, DomainKey, MasterKey, Passphrase, PassphraseCosts, Purpose, SealKind, SessionKeys, Suite, domain_place,
+    BlockCipher, DomainKey, DomainWrapping, MasterKey, Passphrase, PassphraseCosts, Purpose, SealKind, SessionKeys,
+    ShredKey, Suite, domain_place,
 };
 use crate::format::bitmap::{self, STRETCH_WORDS};
 use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, TreeRecord, TreeState, VolumeRecord};
@@ -18,6 +19,7 @@ use crate::format::leaf::{Leaf, LeafChange, frames, push_frame};
 use crate::format::owner::{self, OwnerRun};
 use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
 use crate::format::session::Session;
+use crate::format::shred_key::ShredKeyCopy;
 use crate::format::superblock::{self, DeviceRecord, KeySlotRecord, Superblock};
 use crate::format::{FormatError, key};
 use crate::units::{
@@ -37,6 +39,7 @@ pub(crate) const SALT: [u8; 32] = [0x33; 32];
 /// What stands for randomness: each call fills with the next value.
 const FIRST_RANDOM: u8 = 0x40;
 pub(crate) const SESSION: SessionId = SessionId::new(5);
+const SHRED_KEY: u32 = 3;
 const LANE: LaneIndex = LaneIndex::new(1);
 const CHAIN: ChainSequence = ChainSequence::new(9);
 /// Whose the stored leaf is.
@@ -57,6 +60,8 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("volume", volume().encode()),
         ("tree", tree().encode()),
         ("domain", domain().encode()),
+        ("domain-of-volume", domain_of_volume().encode()),
+        ("shred-key", shred_key_copy().encode()),
         ("checkpoint", checkpoint().encode()),
         ("entry", entry_fields(entry(2000, 50))),
         ("leaf", leaf().encode()),
@@ -175,8 +180,23 @@ fn tree() -> TreeRecord {
 
 fn domain() -> DomainRecord {
     let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
-    let wrapped = DomainKey::generate(&mut counting()).wrap(&master(), &place, &mut counting());
-    DomainRecord { id: DomainId::new(0), keys: vec![(KeyGeneration::new(1), wrapped)] }
+    let wrapping = DomainWrapping::of_pool(&master());
+    let wrapped = DomainKey::generate(&mut counting()).wrap(&wrapping, &place, &mut counting());
+    DomainRecord { id: DomainId::new(0), shred_key: 0, keys: vec![(KeyGeneration::new(1), wrapped)] }
+}
+
+fn shred_key_copy() -> ShredKeyCopy {
+    let mut random = counting();
+    let wrapped = ShredKey::generate(&mut random).wrap(&master(), (&POOL, SHRED_KEY), &mut random);
+    ShredKeyCopy { pool: POOL, number: SHRED_KEY, wrapped }
+}
+
+fn domain_of_volume() -> DomainRecord {
+    let (id, generation) = (DomainId::new(7), KeyGeneration::new(0));
+    let wrapping = DomainWrapping::of_volumes(&master(), &ShredKey::generate(&mut counting()));
+    let mut random = counting();
+    let wrapped = DomainKey::generate(&mut random).wrap(&wrapping, &domain_place(&POOL, id, generation), &mut random);
+    DomainRecord { id, shred_key: SHRED_KEY, keys: vec![(generation, wrapped)] }
 }
 
 fn checkpoint() -> CheckpointRecord {
@@ -392,7 +412,21 @@ fn golden_catalog_decodes() {
     assert_eq!(CheckpointRecord::decode(&golden("checkpoint")), Ok(checkpoint()));
     let domain = DomainRecord::decode(&golden("domain")).expect("our own");
     let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
-    assert!(DomainKey::unwrap(&master(), &place, &domain.keys[0].1).is_some());
+    assert!(DomainKey::unwrap(&DomainWrapping::of_pool(&master()), &place, &domain.keys[0].1).is_some());
+}
+
+#[test]
+fn golden_shred_key_opens_the_golden_domain_of_a_volume() {
+    let copy = ShredKeyCopy::decode(&golden("shred-key")).expect("our own");
+    let shred_key = ShredKey::unwrap(&master(), (&copy.pool, copy.number), &copy.wrapped).expect("our own");
+    let domain = DomainRecord::decode(&golden("domain-of-volume")).expect("our own");
+
+    let wrapping = DomainWrapping::of_volumes(&master(), &shred_key);
+    let place = domain_place(&POOL, domain.id, domain.keys[0].0);
+
+    assert_eq!(domain.shred_key, copy.number);
+    assert!(DomainKey::unwrap(&wrapping, &place, &domain.keys[0].1).is_some());
+    assert!(DomainKey::unwrap(&DomainWrapping::of_pool(&master()), &place, &domain.keys[0].1).is_none());
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod leaf;
 pub mod owner;
 pub mod record;
 pub mod session;
+pub mod shred_key;
 pub mod superblock;
 
 pub use codec::FormatError;

@@ -134,6 +134,7 @@ mod tests {
             devices: vec![(Arc::new(SimDevice::new("sim", 16 << 20)), Uuid::from_u128(2))],
             store: Arc::clone(store) as Arc<dyn crate::meta::MetaStore>,
             reserve: None,
+            shred_key: None,
             lane_count: 1,
             limits: Limits::default(),
         };

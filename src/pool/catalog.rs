@@ -4,10 +4,11 @@
 
 use crate::crypto::{KeyRing, SealKind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalog::{NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord};
+use crate::format::catalog::{DomainRecord, NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord};
 use crate::format::key;
 use crate::map::Lineage;
 use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, Table};
+use crate::planted::{Bug, is_planted};
 use crate::units::{DomainId, Epoch, LeafIndex, TreeId};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -51,6 +52,17 @@ impl Catalog {
             catalog.volumes.insert(record.id, record);
         }
         Ok(catalog)
+    }
+
+    /// Refuses living trees that nothing could be read from, or written to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Integrity`] naming a tree whose domain has no key.
+    pub(super) fn check_domains(&self, keys: &KeyRing) -> Result<()> {
+        let mut living = self.trees.values().filter(|tree| tree.state == TreeState::Living);
+        living.find(|tree| keys.newest_generation(tree.domain).is_none()).map_or(Ok(()), |tree| {
+            Err(damaged("tree", &format!("tree {} is of domain {}, whose key is missing", tree.id, tree.domain)))
+        })
     }
 
     /// Above every tree that was ever made.
@@ -120,18 +132,44 @@ impl Catalog {
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] for a name that is taken, [`ErrorKind::Usage`] for one that cannot be.
-    pub fn create(&mut self, at: CatalogStore<'_>, mut volume: VolumeRecord) -> Result<VolumeRecord> {
+    pub fn create(&mut self, at: CatalogStore<'_>, volume: VolumeRecord) -> Result<VolumeRecord> {
+        self.create_with(at, volume, DomainId::POOL, None)
+    }
+
+    /// Makes a volume with a tree and a domain of its own; the domain has the number of [`Self::next_tree`].
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_in_domain(
+        &mut self,
+        at: CatalogStore<'_>,
+        volume: VolumeRecord,
+        domain: &DomainRecord,
+    ) -> Result<VolumeRecord> {
+        assert!(domain.id.get() == self.next_tree, "trees, and thus domains, never come back");
+        self.create_with(at, volume, domain.id, Some(at.put_domain(domain)))
+    }
+
+    fn create_with(
+        &mut self,
+        at: CatalogStore<'_>,
+        mut volume: VolumeRecord,
+        domain: DomainId,
+        put_domain: Option<MetaOp>,
+    ) -> Result<VolumeRecord> {
         self.check_name(&volume.name)?;
         let tree = TreeRecord {
             id: TreeId::new(self.next_tree),
             epoch: Epoch::new(1),
             parent: None,
-            domain: DomainId::new(0),
+            domain,
             state: TreeState::Living,
             mapped_block_count: 0,
         };
         volume.tree = tree.id;
-        at.commit(&[at.put_tree(&tree), at.put_volume(&volume)])?;
+        let mut batch = vec![at.put_tree(&tree), at.put_volume(&volume)];
+        batch.extend(put_domain);
+        at.commit(&batch)?;
         self.next_tree += 1;
         self.trees.insert(tree.id, tree);
         self.volumes.insert(volume.id, volume.clone());
@@ -159,18 +197,53 @@ impl Catalog {
         self.update(at, volume)
     }
 
-    /// Forgets a volume; its tree is deleted by the next checkpoints.
+    /// Forgets a volume, and its key if that is its own; its tree is deleted by the next checkpoints.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], or the store's failure.
     pub fn remove(&mut self, at: CatalogStore<'_>, name: &str) -> Result<VolumeRecord> {
+        self.remove_with(at, name, Vec::new(), Durability::Synced)
+    }
+
+    /// Forgets a volume as [`Self::remove`] does, and stores `wrapped`, the other domains under another shred key, with it.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub(super) fn shred(&mut self, at: CatalogStore<'_>, name: &str, wrapped: Vec<MetaOp>) -> Result<VolumeRecord> {
+        let is_lazy = is_planted(Bug::ShredNotSynced);
+        let durability = if is_lazy { Durability::Buffered } else { Durability::Synced };
+        self.remove_with(at, name, wrapped, durability)
+    }
+
+    fn remove_with(
+        &mut self,
+        at: CatalogStore<'_>,
+        name: &str,
+        mut batch: Vec<MetaOp>,
+        durability: Durability,
+    ) -> Result<VolumeRecord> {
         let volume = self.find(name)?.clone();
         let mut tree = *self.trees.get(&volume.tree).expect("each volume has a tree");
+        let domain = self.domain_of_only(tree.id);
         tree.state = TreeState::Deleting(LeafIndex::new(0));
-        at.commit(&[at.put_tree(&tree), MetaOp::Delete(Table::Catalog, key::volume(volume.id))])?;
+        batch.push(at.put_tree(&tree));
+        batch.push(MetaOp::Delete(Table::Catalog, key::volume(volume.id)));
+        batch.extend(domain.map(|domain| MetaOp::Delete(Table::Catalog, key::domain(domain))));
+        at.commit_as(&batch, durability)?;
+        if let Some(domain) = domain {
+            at.keys.forget_domain(domain);
+        }
         self.trees.insert(tree.id, tree);
         self.volumes.remove(&volume.id);
         Ok(volume)
+    }
+
+    /// The domain of a tree, if it is a volume's and no other living tree is encrypted in it.
+    pub(super) fn domain_of_only(&self, id: TreeId) -> Option<DomainId> {
+        let domain = self.trees.get(&id)?.domain;
+        let mut others = self.trees.values().filter(|tree| tree.id != id && tree.state == TreeState::Living);
+        let is_shared = domain.is_pool() || others.any(|tree| tree.domain == domain);
+        (!is_shared).then_some(domain)
     }
 
     /// A tree's record with another count of mapped blocks; [`Self::count_mapped`] takes it once it is committed.
@@ -234,7 +307,11 @@ impl CatalogStore<'_> {
     }
 
     fn commit(&self, batch: &[MetaOp]) -> Result<()> {
-        self.store.commit(batch, Durability::Synced).map_err(|error| meta_error("Writing the catalog", error))
+        self.commit_as(batch, Durability::Synced)
+    }
+
+    fn commit_as(&self, batch: &[MetaOp], durability: Durability) -> Result<()> {
+        self.store.commit(batch, durability).map_err(|error| meta_error("Writing the catalog", error))
     }
 }
 

@@ -5,6 +5,7 @@
 //!   superblock     two copies; written last, so that a directory without it is no pool
 //!   meta/          the metadata store
 //!   meta-reserve   zeros; room to give to meta/ when the file system is full
+//!   shred-key      what is overwritten to destroy the key of a volume; only where the suite encrypts
 //!   data-0 …       files written once with zeros, or symbolic links to block devices
 //! ```
 //! `meta-reserve` has 64 MiB, or a sixteenth of a pool below 1 GiB. When `meta/` finds no space it is deleted, so that
@@ -20,6 +21,7 @@ mod key_slots;
 mod listed_device;
 mod meta_reserve;
 mod passphrase_file;
+mod shred_key_file;
 mod superblock_file;
 #[cfg(test)]
 mod tests;
@@ -178,6 +180,10 @@ fn open_locked(
 ) -> Result<Arc<Pool>> {
     let meta = meta_of(directory)?;
     let store = open_store(&meta, options.meta_cache_bytes)?;
+    let shred_key = match superblock.suite {
+        Suite::Plain => None,
+        Suite::XtsGmac => shred_key_file::open_or_create(directory)?,
+    };
     let parts_of = |(device, record): (&Arc<ListedDevice>, &DeviceRecord)| (Arc::clone(device) as _, record.id);
     let parts = Parts {
         id: superblock.pool,
@@ -186,6 +192,7 @@ fn open_locked(
         devices: listed.iter().zip(&superblock.devices).map(parts_of).collect(),
         store: Arc::new(store),
         reserve: Some(Arc::clone(reserve) as Arc<dyn SpaceReserve>),
+        shred_key,
         lane_count: options.lane_count,
         limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
@@ -203,6 +210,10 @@ pub fn check(directory: &Path, credential: Option<&Credential>) -> Result<CheckR
     let meta = meta_of(directory)?;
     let store = RocksStore::open_read_only(&meta, RocksOptions::default());
     let store = store.map_err(|error| store_error("Opening", &meta, error))?;
+    let shred_key = match file.superblock.suite {
+        Suite::Plain => None,
+        Suite::XtsGmac => shred_key_file::open(directory)?,
+    };
     let listed = devices.into_iter().zip(&file.superblock.devices).map(|(device, record)| {
         let listed = ListedDevice::new(device, record.block_count * BLOCK_SIZE_U64);
         (Arc::new(listed) as Arc<dyn Device>, record.id)
@@ -214,6 +225,7 @@ pub fn check(directory: &Path, credential: Option<&Credential>) -> Result<CheckR
         devices: listed.collect(),
         store: Arc::new(store),
         reserve: None,
+        shred_key,
         lane_count: 1,
         limits: Limits::default(),
     })

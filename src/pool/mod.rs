@@ -13,9 +13,11 @@ mod growth;
 mod leaf_work;
 mod log;
 mod open;
+mod own_key;
 mod owners;
 mod recovery;
 mod shared;
+mod shred_key;
 mod space;
 mod status;
 #[cfg(test)]

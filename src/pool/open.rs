@@ -3,7 +3,7 @@
 //! Opening ends with a checkpoint that stores what recovery found and starts the new session's chains;
 //! before it is done nothing else is written.
 
-use crate::crypto::{DomainKey, KeyRing, MasterKey, Purpose, Random, SealKind, Suite, domain_place};
+use crate::crypto::{DomainKey, DomainWrapping, KeyRing, MasterKey, Purpose, Random, SealKind, Suite, domain_place};
 use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, STRETCH_WORDS};
@@ -19,6 +19,7 @@ use crate::pool::checkpoint::Checkpoint;
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
 use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
+use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
@@ -74,6 +75,8 @@ pub struct Parts {
     pub store: Arc<dyn MetaStore>,
     /// Space that is kept back for the store.
     pub reserve: Option<Arc<dyn SpaceReserve>>,
+    /// What holds the shred key, 128 KiB; without it no volume can have a key of its own.
+    pub shred_key: Option<Arc<dyn Device>>,
     /// Lanes that will run.
     pub lane_count: u16,
     /// Bounds.
@@ -95,8 +98,9 @@ pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
     keys.begin_session(session.id, session.first_sequence, salt);
     let domain_key = DomainKey::generate(random);
     let generation = KeyGeneration::new(0);
-    let wrapped = domain_key.wrap(&parts.master, &domain_place(&parts.id, DomainId::new(0), generation), random);
-    let domain = DomainRecord { id: DomainId::new(0), keys: vec![(generation, wrapped)] };
+    let wrapping = DomainWrapping::of_pool(&parts.master);
+    let wrapped = domain_key.wrap(&wrapping, &domain_place(&parts.id, DomainId::POOL, generation), random);
+    let domain = DomainRecord { id: DomainId::POOL, shred_key: 0, keys: vec![(generation, wrapped)] };
     let record_key = key::domain(domain.id);
     let sealed = keys.seal(SealKind::Domain, &record_key, &domain.encode());
     let session_mac = parts.master.static_mac(Purpose::Session);
@@ -129,10 +133,13 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
     let (devices, headers) = open_devices(&parts)?;
     let (last_session, sessions_sequence) = load_sessions(&parts, &keys)?;
-    load_domains(&parts, &keys)?;
+    let mut shred_keys = ShredKeys::read(parts.shred_key.take(), parts.id, Arc::clone(&parts.master))?;
+    let shred_key = load_domains(&parts, &keys, &shred_keys)?;
+    shred_keys.choose(shred_key);
     let checkpoint = load_checkpoint(&*parts.store, &keys)?;
     check_age(&parts, &headers, &checkpoint, last_session)?;
     let catalog = Catalog::load(&*parts.store, &keys, checkpoint.next_tree)?;
+    catalog.check_domains(&keys)?;
     let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let mut space = Space::new(&block_counts);
     let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
@@ -145,8 +152,13 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
     claim(&mut space, &recovered)?;
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
+    // Ends or takes back a shredding that was cut off.
+    if let Err(error) = shred_keys.settle() {
+        tracing::error!(%error, "the shred key cannot be written: a shredded volume's key may still be there");
+    }
     let session = begin_session(&parts, &keys, last_session, recovered.next_sequence, random)?;
-    let pool = assemble(parts, keys, devices, Loaded { store, catalog, space, stored }, &recovered, session)?;
+    let pool =
+        assemble(parts, keys, devices, Loaded { store, catalog, space, stored, shred_keys }, &recovered, session)?;
     {
         let lay = pool.changes.lay();
         for (key, change) in &recovered.changes {
@@ -163,6 +175,7 @@ struct Loaded {
     catalog: Catalog,
     space: Space,
     stored: StoredState,
+    shred_keys: ShredKeys,
 }
 
 fn assemble(
@@ -173,7 +186,7 @@ fn assemble(
     recovered: &Recovered,
     session: SessionId,
 ) -> Result<Arc<Pool>> {
-    let Loaded { store, catalog, mut space, stored } = loaded;
+    let Loaded { store, catalog, mut space, stored, shred_keys } = loaded;
     let lane_count = usize::from(parts.lane_count);
     assert!((1..=LANES_MAX).contains(&lane_count), "the caller bounds the number of lanes");
     let block_count = space.block_count();
@@ -206,6 +219,7 @@ fn assemble(
         is_written: (0..DEVICES_MAX).map(|_| AtomicBool::new(true)).collect(),
         store,
         keys: Arc::new(keys),
+        shred_keys: Mutex::new(shred_keys),
         limits: parts.limits,
         changes: Changes::default(),
         leaves: LeafCache::new(parts.limits.map_cache_bytes),
@@ -292,21 +306,30 @@ pub(super) fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId,
     Ok((last, first_sequence))
 }
 
-pub(super) fn load_domains(parts: &Parts, keys: &KeyRing) -> Result<()> {
+/// Unwraps the keys of all domains; returns the number of the shred key that those of volumes name.
+pub(super) fn load_domains(parts: &Parts, keys: &KeyRing, shred_keys: &ShredKeys) -> Result<Option<u32>> {
+    let mut shred_key = None;
     let damaged =
         |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
     let found = parts.store.scan(Table::Catalog, key::DOMAIN_PREFIX, b"E", usize::MAX);
     for (record_key, value) in found.map_err(|error| meta_error("Reading domains", error))? {
         let body = keys.open(SealKind::Domain, &record_key, &value).map_err(|error| damaged(&error.to_string()))?;
         let record = DomainRecord::decode(&body).map_err(|error| damaged(&error.to_string()))?;
+        let wrapping = if record.id.is_pool() {
+            DomainWrapping::of_pool(&parts.master)
+        } else if shred_key.replace(record.shred_key).is_some_and(|other| other != record.shred_key) {
+            return Err(damaged("domains name different shred keys"));
+        } else {
+            shred_keys.wrapping_of(record.shred_key)?
+        };
         for (generation, wrapped) in record.keys {
             let place = domain_place(&parts.id, record.id, generation);
-            let unwrapped = DomainKey::unwrap(&parts.master, &place, &wrapped);
+            let unwrapped = DomainKey::unwrap(&wrapping, &place, &wrapped);
             let domain_key = unwrapped.ok_or_else(|| damaged("its key does not unwrap"))?;
             keys.add_domain_key(record.id, generation, domain_key);
         }
     }
-    Ok(())
+    Ok(shred_key)
 }
 
 /// The last checkpoint; number 0 if there was none.

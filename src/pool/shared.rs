@@ -7,6 +7,7 @@ use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
+use crate::pool::shred_key::ShredKeys;
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, PoolDevice, RecoveryReport, Space};
 use crate::units::{
     Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
@@ -62,6 +63,8 @@ pub struct Pool {
     pub(super) is_written: Box<[AtomicBool]>,
     pub(super) store: Arc<ReservedStore>,
     pub(super) keys: Arc<KeyRing>,
+    /// Held while the key of a volume is made or destroyed. Taken before the catalog.
+    pub(super) shred_keys: Mutex<ShredKeys>,
     pub(super) limits: Limits,
     pub(super) changes: Changes,
     pub(super) leaves: LeafCache,

@@ -34,6 +34,7 @@ impl Place {
             devices: vec![(Arc::new(self.device.clone()), Uuid::from_u128(2))],
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
             reserve: None,
+            shred_key: None,
             lane_count: 1,
             limits: Limits::default(),
         }

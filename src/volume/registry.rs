@@ -1,8 +1,10 @@
 //! Volumes of an open pool, by name, and who has them open.
 
+use crate::crypto::Random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::VolumeRecord;
 use crate::map::Lineage;
+use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX};
 use parking_lot::Mutex;
@@ -101,6 +103,8 @@ pub struct VolumeInfo {
     pub allocated_bytes: u64,
     /// Connections and devices that have it open.
     pub connections: u32,
+    /// Whether it is encrypted with a key of its own, which can be shredded.
+    pub has_own_key: bool,
 }
 
 /// The volumes of a pool.
@@ -127,13 +131,15 @@ impl Volumes {
             let tree = *catalog.tree(record.tree).expect("each volume has a tree");
             Ok((record, tree, catalog.lineage((tree.id, tree.epoch))))
         })?;
+        let is_pool_key_used = is_planted(Bug::OwnKeyLostInRecovery) && self.pool.recovery().record_count > 0;
+        let domain = if is_pool_key_used { DomainId::POOL } else { tree.domain };
         let volume = open.entry(record.id).or_insert_with(|| {
             Arc::new(Volume {
                 tree: tree.id,
                 epoch: tree.epoch,
                 lineage,
-                domain: tree.domain,
-                generation: self.pool.keys().newest_generation(tree.domain).expect("each domain has a key"),
+                domain,
+                generation: self.pool.keys().newest_generation(domain).expect("each domain has a key"),
                 id: record.id,
                 sector_size: record.sector_size,
                 size_bytes: AtomicU64::new(record.size_bytes),
@@ -149,15 +155,17 @@ impl Volumes {
     /// # Errors
     /// [`ErrorKind::Exists`], or [`ErrorKind::Usage`] for a name, size or sector size that cannot be.
     pub fn create(&self, new: &NewVolume<'_>) -> Result<VolumeInfo> {
-        let NewVolume { id, name, size_bytes, sector_size, created_at } = *new;
-        check_size(size_bytes)?;
-        if !matches!(sector_size, 512 | 4096) {
-            return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
-                .with_hint("Use 512 or 4096"));
-        }
-        let (name, tree) = (name.to_owned(), TreeId::new(0));
-        let record = VolumeRecord { id, name, size_bytes, sector_size, tree, created_at };
+        let record = new_record(new)?;
         let record = self.pool.change_catalog(|catalog, at| catalog.create(at, record))?;
+        Ok(self.info(&record))
+    }
+
+    /// Makes a volume with a key of its own.
+    ///
+    /// # Errors
+    /// As [`Self::create`], and those of [`Pool::create_with_own_key`].
+    pub fn create_with_own_key(&self, new: &NewVolume<'_>, random: Random<'_>) -> Result<VolumeInfo> {
+        let record = self.pool.create_with_own_key(new_record(new)?, random)?;
         Ok(self.info(&record))
     }
 
@@ -206,17 +214,33 @@ impl Volumes {
     /// # Errors
     /// [`ErrorKind::NotFound`], or [`ErrorKind::Busy`] while it is open.
     pub fn remove(&self, name: &str) -> Result<()> {
+        self.remove_unused(name, || self.pool.change_catalog(|catalog, at| catalog.remove(at, name)).map(|_| ()))?;
+        self.pool.want_checkpoint();
+        Ok(())
+    }
+
+    /// Removes a volume and destroys its key.
+    ///
+    /// # Errors
+    /// As [`Self::remove`], and those of [`Pool::shred`].
+    pub fn shred(&self, name: &str, random: Random<'_>) -> Result<()> {
+        self.remove_unused(name, || self.pool.shred(name, random))
+    }
+
+    /// Nobody can open the volume while `remove` runs.
+    fn remove_unused(&self, name: &str, remove: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut open = self.open.lock();
         let id = self.find_id(name)?;
         let users = open.get(&id).map_or(0, |volume| volume.users.load(Ordering::Acquire));
         if users > 0 {
             return Err(busy(name, users));
         }
-        self.pool.change_catalog(|catalog, at| catalog.remove(at, name))?;
-        open.remove(&id);
-        drop(open);
-        self.pool.want_checkpoint();
-        Ok(())
+        let result = remove();
+        // Also behind an error the volume may be gone.
+        if self.find_id(name).is_err() {
+            open.remove(&id);
+        }
+        result
     }
 
     /// Refuses if somebody has the volume open, but for `allowed` users.
@@ -233,8 +257,7 @@ impl Volumes {
     }
 
     fn info(&self, record: &VolumeRecord) -> VolumeInfo {
-        let mapped =
-            self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).map_or(0, |tree| tree.mapped_block_count));
+        let tree = self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).copied());
         let connections = self.open_users(record.id);
         VolumeInfo {
             id: record.id,
@@ -242,14 +265,26 @@ impl Volumes {
             size_bytes: record.size_bytes,
             sector_size: record.sector_size,
             created_at: record.created_at,
-            allocated_bytes: mapped * BLOCK_SIZE_U64,
+            allocated_bytes: tree.map_or(0, |tree| tree.mapped_block_count) * BLOCK_SIZE_U64,
             connections,
+            has_own_key: tree.is_some_and(|tree| !tree.domain.is_pool()),
         }
     }
 
     fn open_users(&self, id: Uuid) -> u32 {
         self.open.lock().get(&id).map_or(0, |volume| volume.users.load(Ordering::Acquire))
     }
+}
+
+fn new_record(new: &NewVolume<'_>) -> Result<VolumeRecord> {
+    let NewVolume { id, name, size_bytes, sector_size, created_at } = *new;
+    check_size(size_bytes)?;
+    if !matches!(sector_size, 512 | 4096) {
+        return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
+            .with_hint("Use 512 or 4096"));
+    }
+    let (name, tree) = (name.to_owned(), TreeId::new(0));
+    Ok(VolumeRecord { id, name, size_bytes, sector_size, tree, created_at })
 }
 
 fn busy(name: &str, users: u32) -> Error {

@@ -24,6 +24,9 @@ pub struct Counts {
     pub bad_block_reads: u64,
     pub reserves_used: u64,
     pub growths: u64,
+    pub own_keys: u64,
+    pub own_key_blocks: u64,
+    pub shredded: u64,
 }
 
 impl Counts {
@@ -50,6 +53,9 @@ impl Counts {
             bad_block_reads,
             reserves_used,
             growths,
+            own_keys,
+            own_key_blocks,
+            shredded,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -72,5 +78,8 @@ impl Counts {
         self.bad_block_reads += bad_block_reads;
         self.reserves_used += reserves_used;
         self.growths += growths;
+        self.own_keys += own_keys;
+        self.own_key_blocks += own_key_blocks;
+        self.shredded += shredded;
     }
 }

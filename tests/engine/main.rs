@@ -12,6 +12,7 @@ mod reserve;
 mod scenarios;
 mod sector;
 mod several_devices;
+mod shredding;
 mod workload;
 mod world;
 
@@ -88,7 +89,8 @@ fn no_seed_finds_a_difference_from_the_model() {
     if count >= SEEDS {
         let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
         let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
-        let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, .. } = counts;
+        let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
+        let Counts { own_key_blocks, shredded, .. } = counts;
         let happened = [
             kills,
             power_losses,
@@ -104,6 +106,9 @@ fn no_seed_finds_a_difference_from_the_model() {
             bad_block_reads,
             reserves_used,
             growths,
+            own_keys,
+            own_key_blocks,
+            shredded,
         ];
         assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
     }

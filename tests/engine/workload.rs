@@ -2,12 +2,14 @@
 
 mod ending;
 mod faults;
+mod own_keys;
 mod volumes;
 
 use crate::counts::Counts;
 use crate::model::{Model, Value, ZEROS};
 use crate::sector::{fill, parse};
 use crate::world::{End, Life, World};
+use own_keys::OldKeys;
 use rand::Rng;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
@@ -42,6 +44,7 @@ pub struct Workload {
     /// Volumes whose removal or creation failed: a crash may find them or not.
     doubtful: BTreeSet<usize>,
     now: u64,
+    old_keys: OldKeys,
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
     has_failed: bool,
     is_short_of_space: bool,
@@ -71,6 +74,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         next_write: 1,
         next_volume_id: 1,
         doubtful: BTreeSet::new(),
+        old_keys: OldKeys::default(),
         now: 1,
         has_failed: false,
         is_short_of_space,
@@ -102,12 +106,6 @@ impl Workload {
         self.sizes = vec![0; VOLUME_COUNT];
         self.doubtful.extend(0..VOLUME_COUNT);
         self.begin_life(life);
-    }
-
-    fn begin_life(&mut self, life: Life) {
-        self.has_failed = false;
-        self.life = Some(life);
-        self.open_volumes();
     }
 
     fn life(&mut self) -> &mut Life {
@@ -425,6 +423,7 @@ impl Workload {
         self.exclusive.clear();
         self.world.clear_faults();
         self.world.crash(life, end);
+        self.check_shredded();
         self.settle_after_open(end == End::Kill);
     }
 

@@ -12,6 +12,7 @@ use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
 use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::format::record::RecordHead;
+use rok_blk::format::shred_key;
 use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
@@ -87,9 +88,11 @@ pub struct World {
     pub trace: blake3::Hasher,
     pub limits: Limits,
     pub reserve: Option<Arc<SimReserve>>,
-    pool_id: Uuid,
-    master: Arc<MasterKey>,
-    suite: Suite,
+    /// The file of the shred key.
+    pub shred_key: SimDevice,
+    pub pool_id: Uuid,
+    pub master: Arc<MasterKey>,
+    pub suite: Suite,
 }
 
 /// How a life ends.
@@ -124,6 +127,7 @@ impl World {
             counts: Counts::default(),
             trace: blake3::Hasher::new(),
             limits,
+            shred_key: SimDevice::new("shred-key", shred_key::FILE_BYTES),
             pool_id: Uuid::from_u64_pair(seed, 1),
             master: Arc::new(MasterKey::from_bytes([7; 32])),
             suite,
@@ -132,7 +136,8 @@ impl World {
         for (index, device) in (0..).zip(&world.devices) {
             device.reseed(seed.wrapping_add(index << 32));
         }
-        let parts = world.parts(1, &world.listed_devices(&world.devices));
+        world.shred_key.reseed(seed ^ 0x5a17);
+        let parts = world.parts(1, &world.listed_devices(&world.devices), &world.shred_key);
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world
     }
@@ -142,7 +147,7 @@ impl World {
         listed.map(|(bytes, device)| Arc::new(ListedDevice::new(device.clone(), *bytes))).collect()
     }
 
-    fn parts(&self, lane_count: u16, devices: &[Arc<ListedDevice>]) -> Parts {
+    fn parts(&self, lane_count: u16, devices: &[Arc<ListedDevice>], shred_key: &SimDevice) -> Parts {
         let devices = (0..)
             .zip(devices)
             .map(|(index, device)| (Arc::clone(device) as Arc<dyn Device>, device_id(self.pool_id, index)));
@@ -153,6 +158,7 @@ impl World {
             devices: devices.collect(),
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
             reserve: self.reserve.clone().map(|reserve| reserve as Arc<dyn SpaceReserve>),
+            shred_key: (self.suite != Suite::Plain).then(|| Arc::new(shred_key.clone()) as Arc<dyn Device>),
             lane_count,
             limits: self.limits,
         }
@@ -169,7 +175,7 @@ impl World {
         let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
         let listed = self.listed_devices(&process);
-        let pool = rok_blk::pool::open(self.parts(lane_count, &listed), &mut fill)?;
+        let pool = rok_blk::pool::open(self.parts(lane_count, &listed, &self.shred_key.process_handle()), &mut fill)?;
         self.counts.recovered_records += pool.recovery().record_count;
         self.counts.lost_blocks += pool.recovery().lost_block_count;
         let signals = Arc::new(SimSignals::default());
@@ -295,6 +301,12 @@ impl World {
         true
     }
 
+    /// Stores everything, and goes on.
+    pub fn close_and_keep(&mut self, life: &mut Life) -> bool {
+        self.drain(life, &mut Vec::new());
+        life.checkpoint.is_none() && Checkpoint::begin(Arc::clone(&life.pool)).run().is_ok()
+    }
+
     /// Ends a life in the middle of whatever it does.
     pub fn crash(&mut self, life: Option<Life>, end: End) {
         if life.as_ref().is_some_and(|life| life.checkpoint.is_some()) {
@@ -307,7 +319,7 @@ impl World {
             End::PowerLoss => CrashMode::PowerLoss,
         };
         let spoils = end == End::PowerLoss && random.random_bool(0.2);
-        for device in &self.devices {
+        for device in self.devices.iter().chain([&self.shred_key]) {
             let unflushed = device.unflushed();
             device.crash(mode, &mut |below| random.random_range(0..below));
             if spoils {
@@ -338,7 +350,7 @@ impl World {
     /// # Panics
     /// At a difference.
     pub fn check_closed(&self) {
-        let report = rok_blk::pool::check(&self.parts(1, &self.listed_devices(&self.devices)));
+        let report = rok_blk::pool::check(&self.parts(1, &self.listed_devices(&self.devices), &self.shred_key));
         let report = report.expect("nothing is in the way of reading");
         assert!(report.is_clean(), "the check of the closed pool: {report:#?}");
     }
@@ -358,14 +370,14 @@ impl World {
         while self.random.random_bool(0.3) {
             let nth = self.random.random_range(1..30);
             match self.random.random_range(0..4) {
-                0 => self.any_device().fail_nth(OpKind::Read, nth.min(4)),
-                1 => self.any_device().fail_nth(OpKind::Write, nth.min(3)),
-                2 => self.any_device().fail_nth(OpKind::Flush, nth.min(3)),
+                0 => self.any_file().fail_nth(OpKind::Read, nth.min(4)),
+                1 => self.any_file().fail_nth(OpKind::Write, nth.min(3)),
+                2 => self.any_file().fail_nth(OpKind::Flush, nth.min(3)),
                 _ => self.store.fail_commit_after(Some(nth.min(12))),
             }
             let life = self.open().ok();
             self.clear_faults();
-            self.devices.iter().for_each(SimDevice::heal);
+            self.files().for_each(SimDevice::heal);
             self.counts.crashes_in_recovery += u64::from(life.is_none());
             // A failed flush may have dropped what was only in the cache.
             has_lost_power = true;
@@ -373,7 +385,7 @@ impl World {
         }
         match self.open() {
             Ok(life) => {
-                self.devices.iter().for_each(SimDevice::heal);
+                self.files().for_each(SimDevice::heal);
                 (life, has_lost_power)
             }
             Err(error) => panic!("the pool does not open after a crash: {error}"),
@@ -386,15 +398,25 @@ impl World {
         &self.devices[index]
     }
 
+    /// One of the devices or the file of the shred key, at random.
+    pub fn any_file(&mut self) -> &SimDevice {
+        let index = self.random.random_range(0..=self.devices.len());
+        self.devices.get(index).unwrap_or(&self.shred_key)
+    }
+
+    fn files(&self) -> impl Iterator<Item = &SimDevice> {
+        self.devices.iter().chain([&self.shred_key])
+    }
+
     /// Takes back every fault not met yet.
     pub fn clear_faults(&self) {
-        self.devices.iter().for_each(SimDevice::clear_faults);
+        self.files().for_each(SimDevice::clear_faults);
         self.store.fail_commit_after(None);
     }
 
     /// What happened to all devices together.
     pub fn device_counters(&self) -> SimCounters {
-        self.devices.iter().map(SimDevice::counters).fold(SimCounters::default(), SimCounters::plus)
+        self.files().map(SimDevice::counters).fold(SimCounters::default(), SimCounters::plus)
     }
 }
 

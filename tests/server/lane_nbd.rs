@@ -83,6 +83,7 @@ impl World {
             devices: vec![(device, self.id)],
             store: Arc::clone(&self.store) as Arc<dyn rok_blk::meta::MetaStore>,
             reserve: None,
+            shred_key: None,
             lane_count: 2,
             limits: Limits::default(),
         }

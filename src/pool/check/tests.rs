@@ -102,6 +102,7 @@ fn parts(device: &SimDevice, store: &Arc<MemoryStore>) -> Parts {
         devices: vec![(Arc::new(device.clone()), Uuid::from_u128(2))],
         store: Arc::clone(store) as Arc<dyn MetaStore>,
         reserve: None,
+        shred_key: None,
         lane_count: 1,
         limits: Limits::default(),
     }

@@ -7,7 +7,7 @@ use super::meta_reserve::MetaReserve;
 use super::superblock_file;
 use super::{
     CreateOptions, DeviceSource, META_CACHE_BYTES_MIN, META_NAME, PoolDescription, credential, describe, open_store,
-    store_error, sync_directory_of,
+    shred_key_file, store_error, sync_directory_of,
 };
 use crate::crypto::slot;
 use crate::crypto::{MasterKey, Purpose, Suite, system_random};
@@ -231,6 +231,9 @@ fn fill(
     let reserve = MetaReserve::of_pool(directory, device.size_bytes());
     reserve.create()?;
     made.paths.push(reserve.path().to_path_buf());
+    if superblock.suite == Suite::XtsGmac {
+        made.paths.push(shred_key_file::create(directory)?);
+    }
     let meta = directory.join(META_NAME);
     DirBuilder::new().mode(0o700).create(&meta).map_err(|source| Error::from_io("Creating", &meta, source))?;
     made.paths.push(meta.clone());
@@ -243,6 +246,7 @@ fn fill(
         devices: vec![(Arc::clone(device) as Arc<dyn Device>, superblock.devices[0].id)],
         store: Arc::clone(&store) as _,
         reserve: None,
+        shred_key: None,
         lane_count: 1,
         limits: Limits::default(),
     };

@@ -17,6 +17,7 @@ impl Workload {
             self.world.trace.update(&device.digest());
         }
         self.world.trace.update(&self.world.store.digest());
+        self.world.trace.update(&self.world.shred_key.digest());
         let counters = self.world.device_counters();
         self.world.counts.injected_errors = counters.injected_errors;
         self.world.counts.torn_writes = counters.torn_writes;

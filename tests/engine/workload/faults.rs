@@ -12,13 +12,13 @@ impl Workload {
     pub(super) fn inject(&mut self) {
         let nth = self.world.random.random_range(1..10);
         match self.world.random.random_range(0..5) {
-            0 => self.world.any_device().fail_nth(OpKind::Write, nth),
-            1 => self.world.any_device().fail_nth(OpKind::Flush, nth),
+            0 => self.world.any_file().fail_nth(OpKind::Write, nth),
+            1 => self.world.any_file().fail_nth(OpKind::Flush, nth),
             2 => {
                 self.world.counts.meta_failures += 1;
                 self.world.store.fail_commit_after(Some(nth));
             }
-            _ => self.world.any_device().fail_nth(OpKind::Read, nth),
+            _ => self.world.any_file().fail_nth(OpKind::Read, nth),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Pending, VOLUME_COUNT, Workload};
 use crate::model::Model;
-use crate::world::End;
+use crate::world::{End, Life};
 use rand::Rng;
 use rok_blk::error::{ErrorKind, Result};
 use rok_blk::units::BLOCK_SIZE_U64;
@@ -10,6 +10,12 @@ use rok_blk::volume::{NewVolume, VolumeInfo};
 use uuid::Uuid;
 
 impl Workload {
+    pub(super) fn begin_life(&mut self, life: Life) {
+        self.has_failed = false;
+        self.life = Some(life);
+        self.open_volumes();
+    }
+
     /// Opens every volume of a new life; makes those that a crash may have taken.
     pub(super) fn open_volumes(&mut self) {
         for volume in 0..VOLUME_COUNT {
@@ -30,12 +36,20 @@ impl Workload {
         self.note(|| format!("volume {volume} is replaced"));
         let life = self.life();
         drop(life.handles.remove(volume));
-        if let Err(error) = life.volumes.remove(&name(volume)) {
+        let is_shredded = self.world.random.random_bool(0.7);
+        let removed = if is_shredded { self.shred(volume) } else { self.life().volumes.remove(&name(volume)) };
+        if self.life().volumes.find(&name(volume)).is_ok() {
             self.open_volume(volume);
-            return self.not_changed(volume, error.kind());
+            let kind = removed.expect_err("it is still there").kind();
+            return self.not_changed(volume, kind);
         }
         self.world.counts.volumes_removed += 1;
         self.renew(volume);
+        if self.world.random.random_bool(0.2) {
+            // What was acknowledged as removed does not come back.
+            self.doubtful.insert(volume);
+            return self.crash(End::PowerLoss);
+        }
         let mut created = self.create(volume);
         if created.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
             self.world.store.fill_after(None);
@@ -45,6 +59,7 @@ impl Workload {
             Ok(_) => self.open_volume(volume),
             Err(error) => {
                 self.not_changed(volume, error.kind());
+                self.doubtful.insert(volume);
                 self.crash(End::PowerLoss);
             }
         }
@@ -66,10 +81,14 @@ impl Workload {
 
     /// A change of the catalog failed. Without space nothing happened; after another error a crash decides.
     fn not_changed(&mut self, volume: usize, kind: ErrorKind) {
-        if kind != ErrorKind::NoSpace {
-            self.doubtful.insert(volume);
-            self.failed();
+        if matches!(kind, ErrorKind::NoSpace | ErrorKind::Usage) {
+            return;
         }
+        // If the pool goes on, only a file failed that is written before anything is changed.
+        if self.life().pool.check_writable().is_err() {
+            self.doubtful.insert(volume);
+        }
+        self.failed();
     }
 
     /// The next volume of this name is empty and has a size of its own.
@@ -81,7 +100,13 @@ impl Workload {
     fn create(&mut self, volume: usize) -> Result<VolumeInfo> {
         let (id, size_bytes) = (Uuid::from_u128(self.next_volume_id), self.sizes[volume]);
         self.next_volume_id += 1;
-        self.life().volumes.create(&NewVolume::new(id, &name(volume), size_bytes))
+        let (name, has_own_key) = (name(volume), self.world.random.random_bool(0.6));
+        let new = NewVolume::new(id, &name, size_bytes);
+        if has_own_key && self.is_encrypted() {
+            self.create_with_own_key(&new)
+        } else {
+            self.life().volumes.create(&new)
+        }
     }
 
     fn open_volume(&mut self, volume: usize) {
@@ -90,6 +115,6 @@ impl Workload {
     }
 }
 
-fn name(volume: usize) -> String {
+pub(super) fn name(volume: usize) -> String {
     format!("vol{volume}")
 }

@@ -1,0 +1,63 @@
+//! The file `shred-key`: what the pool overwrites to destroy the key of a volume.
+
+use super::sync_directory_of;
+use crate::disk::{Device, FileDevice};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::shred_key::FILE_BYTES;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const NAME: &str = "shred-key";
+/// Its name while it is made.
+const NEW_NAME: &str = "shred-key.new";
+
+/// Makes the file in `directory`, full of zeros; its path.
+///
+/// # Errors
+/// `NoSpace`, else the system's.
+pub(super) fn create(directory: &Path) -> Result<PathBuf> {
+    let (new, path) = (directory.join(NEW_NAME), directory.join(NAME));
+    match fs::remove_file(&new) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::from_io("Removing", &new, source));
+        }
+        _ => {}
+    }
+    drop(FileDevice::create(&new, FILE_BYTES)?);
+    let named = fs::rename(&new, &path).and_then(|()| sync_directory_of(&path));
+    named.map_err(|source| Error::from_io("Naming", &path, source))?;
+    Ok(path)
+}
+
+/// Opens the file, and makes it first where it is missing: a pool of before has none. Without space for that the pool can
+/// be used but for volumes with a key of their own.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn open_or_create(directory: &Path) -> Result<Option<Arc<dyn Device>>> {
+    if !directory.join(NAME).exists()
+        && let Err(error) = create(directory)
+    {
+        tracing::warn!(%error, "no volume can have a key of its own: the file shred-key cannot be made");
+    }
+    open(directory)
+}
+
+/// Opens the file, if it is there.
+///
+/// # Errors
+/// Those of opening it; `Integrity` if it is too short.
+pub(super) fn open(directory: &Path) -> Result<Option<Arc<dyn Device>>> {
+    let path = directory.join(NAME);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let device = FileDevice::open(&path)?;
+    if device.size_bytes() < FILE_BYTES {
+        let message = format!("{} has {} bytes instead of {FILE_BYTES}", path.display(), device.size_bytes());
+        return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it from a backup"));
+    }
+    Ok(Some(Arc::new(device)))
+}

@@ -1,0 +1,203 @@
+//! The shred key of an open pool and its two copies, which are overwritten in place.
+//!
+//! All domains of volumes are wrapped under the key that counts, the *current* one. Invariant: a copy that holds it is
+//! overwritten only while the other one holds it too, or after `meta/` has stopped naming it.
+
+use crate::crypto::{DomainWrapping, MasterKey, Random, ShredKey};
+use crate::disk::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::FormatError;
+use crate::format::shred_key::{COPY_OFFSETS, ShredKeyCopy};
+use crate::planted::{Bug, is_planted};
+use crate::units::BLOCK_SIZE;
+use std::io;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// The two copies, and what they should be.
+pub(super) struct ShredKeys {
+    device: Option<Arc<dyn Device>>,
+    pool: Uuid,
+    master: Arc<MasterKey>,
+    copies: [Copy; 2],
+    /// The key that counts; none as long as no volume has a key of its own.
+    current: Option<NumberedKey>,
+}
+
+/// What a copy holds.
+enum Copy {
+    Zeros,
+    Key(NumberedKey),
+    /// Damage, the rest of a write that was cut off, or nobody knows.
+    Other,
+}
+
+#[derive(Clone)]
+pub(super) struct NumberedKey {
+    pub(super) number: u32,
+    key: Arc<ShredKey>,
+    /// A copy that holds it.
+    block: Arc<[u8]>,
+}
+
+impl ShredKeys {
+    /// Reads both copies. Which of them counts is for [`Self::choose`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a newer format.
+    pub(super) fn read(device: Option<Arc<dyn Device>>, pool: Uuid, master: Arc<MasterKey>) -> Result<Self> {
+        let mut keys = Self { device, pool, master, copies: [Copy::Zeros, Copy::Zeros], current: None };
+        let [first, second] = COPY_OFFSETS;
+        keys.copies = [keys.read_copy(first)?, keys.read_copy(second)?];
+        Ok(keys)
+    }
+
+    fn read_copy(&self, offset_bytes: u64) -> Result<Copy> {
+        let Some(device) = &self.device else { return Ok(Copy::Zeros) };
+        let mut block = vec![0; BLOCK_SIZE];
+        if let Err(error) = device.read_at(offset_bytes, &mut block) {
+            tracing::warn!(file = device.name(), %error, "a copy of the shred key cannot be read");
+            return Ok(Copy::Other);
+        }
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(Copy::Zeros);
+        }
+        match ShredKeyCopy::decode(&block) {
+            Ok(copy) if copy.pool == self.pool => {
+                let key = ShredKey::unwrap(&self.master, (&self.pool, copy.number), &copy.wrapped);
+                let numbered = |key| NumberedKey { number: copy.number, key: Arc::new(key), block: block.into() };
+                Ok(key.map_or(Copy::Other, |key| Copy::Key(numbered(key))))
+            }
+            Err(FormatError::NewerVersion(version)) => {
+                let message =
+                    format!("{} has format version {version}, which is newer than this program", device.name());
+                Err(Error::new(ErrorKind::Unsupported, message)
+                    .with_hint("Open the pool with the newer rok-blk; nothing was changed"))
+            }
+            Ok(_) | Err(_) => Ok(Copy::Other),
+        }
+    }
+
+    /// What wraps the keys of volumes that name this shred key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Integrity`] if no copy holds it.
+    pub(super) fn wrapping_of(&self, number: u32) -> Result<DomainWrapping> {
+        let found = self.find(number).ok_or_else(|| {
+            let name = self.device.as_ref().map_or("shred-key", |device| device.name());
+            let message =
+                format!("{name} does not hold shred key {number}, and volumes with a key of their own need it");
+            Error::new(ErrorKind::Integrity, message)
+                .with_hint("Put the file back from a backup taken after the last rm --shred; nothing was changed")
+        })?;
+        Ok(self.wrapping(found))
+    }
+
+    fn find(&self, number: u32) -> Option<&NumberedKey> {
+        self.copies.iter().find_map(|copy| match copy {
+            Copy::Key(key) if key.number == number => Some(key),
+            _ => None,
+        })
+    }
+
+    fn wrapping(&self, key: &NumberedKey) -> DomainWrapping {
+        DomainWrapping::of_volumes(&self.master, &key.key)
+    }
+
+    /// Takes the key that the domains of volumes name as the one that counts; it was found before.
+    pub(super) fn choose(&mut self, number: Option<u32>) {
+        self.current = number.and_then(|number| self.find(number)).cloned();
+    }
+
+    /// Makes both copies hold the current key, or zeros if there is none: then nothing that was wrapped under an older
+    /// one can be unwrapped any more.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        for index in 0..self.copies.len() {
+            let is_settled = match (&self.copies[index], &self.current) {
+                (Copy::Zeros, None) => true,
+                (Copy::Key(key), Some(current)) => key.number == current.number,
+                _ => false,
+            };
+            if !is_settled {
+                self.write(index, self.current.clone(), is_planted(Bug::ShredNotFlushed))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The current key, made if there is none: what wraps the key of a new volume.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub(super) fn ensure(&mut self, random: Random<'_>) -> Result<(u32, DomainWrapping)> {
+        self.settle()?;
+        if self.current.is_none() {
+            let first = self.generate(1, random);
+            for index in 0..self.copies.len() {
+                self.write(index, Some(first.clone()), false)?;
+            }
+            self.current = Some(first);
+        }
+        let current = self.current.as_ref().expect("made just now");
+        Ok((current.number, self.wrapping(current)))
+    }
+
+    /// A new key, which is in the first copy; the current one stays in the second. `meta/` is to name it next, and then
+    /// [`Self::replace`] is to be called; if `meta/` does not, [`Self::settle`].
+    ///
+    /// # Errors
+    /// The device's failure. The current key still counts.
+    ///
+    /// # Panics
+    /// If there is no current key: a volume is shredded only if it has a key.
+    pub(super) fn begin_next(&mut self, random: Random<'_>) -> Result<(NumberedKey, DomainWrapping)> {
+        self.settle()?;
+        let current = self.current.as_ref().expect("a volume has a key of its own").number;
+        let next = self.generate(current + 1, random);
+        self.write(0, Some(next.clone()), false)?;
+        let wrapping = self.wrapping(&next);
+        Ok((next, wrapping))
+    }
+
+    /// `meta/` names `next` only: destroys the key before it.
+    ///
+    /// # Errors
+    /// The device's failure; then [`Self::settle`] is to be tried again.
+    pub(super) fn replace(&mut self, next: NumberedKey) -> Result<()> {
+        self.current = Some(next);
+        self.settle()
+    }
+
+    fn generate(&self, number: u32, random: Random<'_>) -> NumberedKey {
+        let key = ShredKey::generate(random);
+        let wrapped = key.wrap(&self.master, (&self.pool, number), random);
+        let block = ShredKeyCopy { pool: self.pool, number, wrapped }.encode();
+        NumberedKey { number, key: Arc::new(key), block: block.into() }
+    }
+
+    /// Writes a copy, durably but for the planted bug.
+    fn write(&mut self, index: usize, key: Option<NumberedKey>, is_flush_left_out: bool) -> Result<()> {
+        let Some(device) = &self.device else {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                "The pool has no file shred-key: there was no space to make it",
+            )
+            .with_hint("Free some where the pool is, and start the daemon again"));
+        };
+        let zeros = vec![0; BLOCK_SIZE];
+        let block = key.as_ref().map_or(zeros.as_slice(), |key| &key.block);
+        self.copies[index] = Copy::Other;
+        let write = || -> io::Result<()> {
+            device.write_at(COPY_OFFSETS[index], block)?;
+            if is_flush_left_out { Ok(()) } else { device.flush() }
+        };
+        write().map_err(|error| {
+            Error::new(ErrorKind::Other, format!("Writing {} failed: {error}", device.name())).with_source(error)
+        })?;
+        self.copies[index] = key.map_or(Copy::Zeros, Copy::Key);
+        Ok(())
+    }
+}
