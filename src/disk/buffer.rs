@@ -216,7 +216,15 @@ impl LentForDevice {
     /// A copy of the bytes, for disks that are not the kernel.
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {
-        self.buffer.with_bytes(<[u8]>::to_vec)
+        self.with_bytes(<[u8]>::to_vec)
+    }
+
+    /// Runs `look` on the bytes, for disks that are not the kernel.
+    ///
+    /// # Panics
+    /// As [`IoBuffer::with_bytes`].
+    pub fn with_bytes<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
+        self.buffer.with_bytes(look)
     }
 }
 
@@ -257,10 +265,14 @@ impl LentToDevice {
     /// # Panics
     /// If the lengths differ.
     pub fn fill(self, bytes: &[u8]) {
-        assert_eq!(bytes.len(), self.buffer.len);
+        self.fill_with(|target| target.copy_from_slice(bytes));
+    }
+
+    /// Runs `fill` on the range and ends the loan, for disks that are not the kernel.
+    pub fn fill_with<R>(self, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         // SAFETY: the range lies in the allocation; the loan forbids every other access to the range (the accessors
-        // and other loans assert it), and `bytes` cannot overlap it since nothing can borrow the range during a loan.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.buffer.as_ptr(), bytes.len()) }
+        // and other loans assert it), and it lives until `fill` has returned, since this owns it.
+        fill(unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr(), self.buffer.len) })
     }
 }
 

@@ -6,12 +6,14 @@
 
 mod buffer;
 mod file;
+mod memory;
 mod sim;
 mod transfers;
 mod uring;
 
 pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
 pub use file::{FileDevice, free_space_bytes};
+pub use memory::{MemoryDevice, MemoryDisk};
 pub use sim::{CrashMode, OpKind, SimCounters, SimDevice, SimDisk, WrittenRange};
 pub use uring::UringDisk;
 
