@@ -10,6 +10,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Size of the pool that the first `make run` creates; empty: the program decides.
 POOL_SIZE ?=
 
+# Options of the command `bench`; see `rok-blk bench --help`.
+BENCH ?=
+
 .PHONY: help run test bench compare kernel uninstall-data
 
 help: ## Print this list
@@ -24,10 +27,10 @@ test: ## Install what is missing, build, and run every test that needs no kernel
 	@deploy/install-deps.sh build test
 	@.ci/count-tests tests/run.sh
 
-bench: ## Measure the engine beside a raw io_uring loop on the same file system (takes minutes, and 8 GiB while it runs)
+bench: ## Measure the engine beside a raw io_uring loop (twelve minutes and 12 GiB; BENCH='--group targets' takes four)
 	@deploy/install-deps.sh build
 	@cargo build --bin rok-blk
-	@exec cargo run --quiet --bin rok-blk -- bench
+	@exec cargo run --quiet --bin rok-blk -- bench --plot target/bench.svg $(BENCH)
 
 compare: ## Run the fio profiles against ours and qemu-nbd, side by side (ROUNDS=3 RUNTIME=3 VOLUME_MIB=512)
 	@deploy/install-deps.sh build test

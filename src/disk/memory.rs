@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Bytes behind one lock.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Memory that acts as a device. The system gives it page by page, when it is first written.
+/// Memory that acts as a device.
 #[derive(Debug)]
 pub struct MemoryDevice {
     name: String,
@@ -22,7 +22,7 @@ pub struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// A device full of zeros.
+    /// A device full of zeros. All of its memory is taken at once, so that no later write pays for a page.
     ///
     /// # Panics
     /// If the size is not a multiple of the block size.
@@ -30,7 +30,13 @@ impl MemoryDevice {
     pub fn new(name: &str, size_bytes: u64) -> Self {
         assert!(size_bytes.is_multiple_of(BLOCK_SIZE_U64), "a device has whole blocks");
         let chunk_count = to_usize(size_bytes).div_ceil(CHUNK_BYTES);
-        let chunks = (0..chunk_count).map(|_| RwLock::new(vec![0; CHUNK_BYTES])).collect();
+        let chunk = || {
+            // Zeros that were never written have no page yet.
+            let mut bytes = vec![u8::MAX; CHUNK_BYTES];
+            bytes.fill(0);
+            RwLock::new(bytes)
+        };
+        let chunks = (0..chunk_count).map(|_| chunk()).collect();
         Self { name: name.to_owned(), size_bytes, chunks }
     }
 }

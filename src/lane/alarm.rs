@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An alarm of one lane. Raising it twice before the lane woke costs one system call.
 #[derive(Debug)]
-pub(super) struct Alarm {
+pub(crate) struct Alarm {
     event: File,
     is_raised: AtomicBool,
 }
 
 impl Alarm {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: the call takes numbers only.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
         if fd < 0 {
@@ -27,7 +27,7 @@ impl Alarm {
     }
 
     /// Wakes the lane. What it is to see must be published before.
-    pub(super) fn raise(&self) {
+    pub(crate) fn raise(&self) {
         if self.is_raised.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -38,12 +38,12 @@ impl Alarm {
     }
 
     /// To be called by the lane when its read of the eventfd is done, before it looks at what it was woken for.
-    pub(super) fn lower(&self) {
+    pub(crate) fn lower(&self) {
         // A swap, not a store: it synchronizes with a raise that found the alarm raised and did nothing.
         self.is_raised.swap(false, Ordering::AcqRel);
     }
 
-    pub(super) fn raw_fd(&self) -> RawFd {
+    pub(crate) fn raw_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 }

@@ -21,7 +21,7 @@ struct Queue {
 
 /// The queue of jobs.
 #[derive(Default)]
-pub(super) struct Jobs {
+pub(crate) struct Jobs {
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -31,7 +31,7 @@ impl Jobs {
     ///
     /// # Panics
     /// If more jobs wait than requests can be under way.
-    pub(super) fn push(&self, job: Job) {
+    pub(crate) fn push(&self, job: Job) {
         let mut queue = self.queue.lock();
         assert!(queue.jobs.len() < JOBS_MAX, "each request and each connection has at most one job");
         queue.jobs.push_back(job);
@@ -40,13 +40,13 @@ impl Jobs {
     }
 
     /// Lets the threads end once the queue is empty.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.queue.lock().is_closing = true;
         self.changed.notify_all();
     }
 
     /// What each of the threads does.
-    pub(super) fn work(&self) {
+    pub(crate) fn work(&self) {
         while let Some(job) = self.next() {
             job();
         }

@@ -26,7 +26,7 @@ pub const CHECKPOINT_RETRY_PERIOD: Duration = Duration::from_secs(1);
 /// Messages that wait for a lane.
 pub(super) const MESSAGES_MAX: usize = 1024;
 /// Threads for what blocks.
-pub(super) const BLOCKING_THREADS: usize = 2;
+pub(crate) const BLOCKING_THREADS: usize = 2;
 /// Control requests under way on a lane (shrinking of volumes).
 pub(super) const CONTROLS_MAX: usize = 64;
 /// Tags of the devices' queues that a lane serves: requests that it can have under way for them.

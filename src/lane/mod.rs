@@ -25,5 +25,8 @@ mod tcp;
 mod thread;
 
 pub use address::ListenAddress;
+pub(crate) use alarm::Alarm;
+pub(crate) use blocking::Jobs;
 pub use device::DeviceTarget;
+pub(crate) use limits::BLOCKING_THREADS;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{Home, Serving};
 
 /// The least that it takes: what counts here is not how fast anything is.
-const LEAST: [&str; 6] = ["--pool-size", "1GiB", "--seconds", "0.01", "--rounds", "1"];
+const LEAST: [&str; 8] = ["--pool-size", "1GiB", "--mapped-size", "256MiB", "--seconds", "0.01", "--rounds", "1"];
 
 /// Where a bench writes. Beside the build, since it takes 2 GiB, which a file system in memory may not have.
 struct Place {
@@ -34,58 +35,118 @@ impl Place {
     }
 }
 
-fn case_names() -> BTreeSet<String> {
-    let accesses = ["random-read-4k", "random-write-4k", "sequential-read-1m", "sequential-write-1m"];
-    accesses.iter().flat_map(|access| [1, 32, 128].map(|depth| format!("{access}-qd{depth}"))).collect()
+/// The names of the cases of a group, from the report itself.
+fn case_names(report: &Value) -> BTreeSet<String> {
+    let items = report["items"].as_array().expect("items");
+    items.iter().map(|item| item["ref"].as_str().expect("a name").to_owned()).collect()
 }
 
 #[test]
 fn the_table_has_a_row_for_each_case_and_nothing_stays() {
     let place = Place::new();
 
-    let table = place.home.run(place.arguments(&LEAST)).success();
+    let table =
+        place.home.run(place.arguments(&[&LEAST[..], &["--group", "fresh", "--case", "4k"]].concat())).success();
 
     let (header, rows) = table.split_once('\n').expect("a header");
-    assert!(header.starts_with("CASE") && header.contains("RATIO"), "{table}");
+    assert!(header.starts_with("CASE") && header.contains("FIGURE"), "{table}");
     let rows: Vec<Vec<&str>> = rows.lines().map(|row| row.split_whitespace().collect()).collect();
-    assert_eq!(rows.len(), case_names().len(), "{table}");
-    assert_eq!(rows.iter().map(|row| row[0].to_owned()).collect::<BTreeSet<_>>(), case_names());
+    let names = ["random-read-4k", "random-write-4k"]
+        .iter()
+        .flat_map(|kind| [1, 8, 32, 128].map(|depth| format!("{kind}-qd{depth}")));
+    let expected: Vec<String> = names.chain(["random-write-4k-qd32-flush32".to_owned()]).collect();
+    assert_eq!(rows.iter().map(|row| row[0].to_owned()).collect::<Vec<_>>(), expected);
     for row in rows {
-        // The ratio of the only round is also the smallest and the largest.
-        assert_eq!(row[5], format!("({0}-{0})", row[4]), "{table}");
-        assert!(row[4].parse::<f64>().is_ok_and(f64::is_finite), "{table}");
+        // The figure of the only round is also the smallest and the largest.
+        assert_eq!(row[7], format!("({0}-{0})", row[6]), "{table}");
+        assert!(row[6].parse::<f64>().is_ok_and(f64::is_finite), "{table}");
+    }
+    place.assert_is_empty();
+}
+
+/// All groups but the one that takes fifty thousand samples, each with its first case of reads and of writes.
+#[test]
+fn every_group_measures_and_every_rate_is_positive() {
+    let place = Place::new();
+    let plot = place.home.path("bench.svg");
+    let groups = ["fresh", "aged", "all-lanes", "encryption", "cold-leaves", "memory", "memory-lanes"];
+    let groups: Vec<&str> = groups.iter().flat_map(|group| ["--group", group]).collect();
+    let further = ["--case", "4k-qd32", "--json", "--plot", plot.to_str().expect("UTF-8")];
+
+    let report = place.home.run(place.arguments(&[&LEAST[..], &groups, &further].concat())).json();
+
+    assert_eq!(report["kind"], "BenchReport");
+    assert_eq!(report["is_encrypted"], true);
+    assert_eq!(report["volume_size"], 256 << 20);
+    let expected = [
+        "random-read-4k-qd32",
+        "random-write-4k-qd32",
+        "random-write-4k-qd32-flush32",
+        "aged-random-read-4k-qd32",
+        "aged-random-write-4k-qd32",
+        "all-lanes-random-read-4k-qd32",
+        "all-lanes-random-write-4k-qd32",
+        "encryption-random-read-4k-qd32",
+        "encryption-random-write-4k-qd32",
+        "cold-leaves-random-read-4k-qd32",
+        "memory-random-read-4k-qd32",
+        "memory-random-write-4k-qd32",
+        "memory-lanes-random-read-4k-qd32",
+        "memory-lanes-random-write-4k-qd32",
+    ];
+    assert_eq!(case_names(&report), expected.map(str::to_owned).into());
+    let drawn = fs::read_to_string(plot).expect("a picture");
+    for item in report["items"].as_array().expect("items") {
+        for side in ["first", "second"] {
+            for value in ["min", "median", "max"] {
+                // What is not finite is null in JSON.
+                let rate = item[side]["requests_per_second"][value].as_f64();
+                assert!(rate.is_some_and(|rate| rate > 0.0), "{side} {value}: {item:#}");
+            }
+        }
+        assert!(item["figure"]["median"].is_f64(), "{item:#}");
+        let name = item["ref"].as_str().expect("a name");
+        assert_eq!(drawn.contains(&format!(">{name}<")), item["group"] != "memory", "{name}");
     }
     place.assert_is_empty();
 }
 
 #[test]
-fn every_figure_of_the_report_is_positive_without_encryption_too() {
+fn targets_are_for_encrypted_pools() {
+    let place = Place::new();
+    let of = |further: &[&str]| {
+        let arguments = [&LEAST[..], &["--group", "targets", "--case", "1m", "--json"], further].concat();
+        place.home.run(place.arguments(&arguments)).json()
+    };
+
+    let encrypted = of(&[]);
+    let plain = of(&["--no-encryption"]);
+
+    let items = encrypted["items"].as_array().expect("items");
+    assert!(items.iter().all(|item| item["target"].is_f64() && item["is_target_met"].is_boolean()), "{encrypted:#}");
+    assert_eq!(plain["is_encrypted"], false);
+    let items = plain["items"].as_array().expect("items");
+    assert_eq!(case_names(&plain), ["sequential-read-1m-qd8", "sequential-write-1m-qd8"].map(str::to_owned).into());
+    assert!(items.iter().all(|item| item["target"].is_null()), "{plain:#}");
+    place.assert_is_empty();
+}
+
+#[test]
+fn the_tail_is_that_of_fifty_thousand_writes() {
     let place = Place::new();
 
-    let report = place.home.run(place.arguments(&[&LEAST[..], &["--no-encryption", "--json"]].concat())).json();
+    let report = place.home.run(place.arguments(&[&LEAST[..], &["--group", "tail", "--json"]].concat())).json();
 
-    assert_eq!(report["kind"], "BenchReport");
-    assert_eq!(report["is_encrypted"], false);
-    assert_eq!(report["volume_size"], 256 << 20);
-    let items = report["items"].as_array().expect("items");
-    assert_eq!(items.len(), case_names().len(), "{report:#}");
-    for item in items {
-        assert!(case_names().contains(item["ref"].as_str().expect("a name")), "{item:#}");
-        for figure in ["raw", "engine", "ratio", "control", "raw_cpu_us", "engine_cpu_us"] {
-            for value in ["min", "median", "max"] {
-                // What is not finite is null in JSON.
-                assert!(item[figure][value].as_f64().is_some_and(|value| value > 0.0), "{figure} {value}: {item:#}");
-            }
-        }
-        assert!(item["target"].is_null(), "targets are for encrypted pools: {item:#}");
-    }
+    let item = &report["items"][0];
+    assert_eq!(item["metric"], "tail_latency_ratio");
+    assert!(item["second"]["tail_us"]["median"].as_f64().is_some_and(|tail| tail > 0.0), "{item:#}");
     place.assert_is_empty();
 }
 
 #[test]
 fn interrupted_while_it_writes_its_files_it_removes_them() {
     let place = Place::new();
-    let bench = Serving::start_until(place.home.command(place.arguments(&LEAST)), "Writing a pool");
+    let bench = Serving::start_until(place.home.command(place.arguments(&LEAST)), "Writing pools");
 
     bench.signal(libc::SIGINT);
 
@@ -100,7 +161,8 @@ fn interrupted_while_it_writes_its_files_it_removes_them() {
 fn interrupted_in_the_last_case_it_reports_nothing_and_removes_its_files() {
     let place = Place::new();
     // Long enough for the signal to come while the second case is measured.
-    let cases = ["--case", "random-read-4k-qd1", "--case", "random-read-4k-qd32", "--seconds", "2"];
+    let group = ["--group", "fresh", "--seconds", "2"];
+    let cases = [&group[..], &["--case", "random-read-4k-qd1", "--case", "random-read-4k-qd32"]].concat();
     let command =
         place.home.command(place.arguments(&[&cases[..], &["--pool-size", "1GiB", "--rounds", "1"]].concat()));
     let bench = Serving::start_until(command, "random-read-4k-qd1: ");

@@ -1,32 +1,51 @@
-//! The threads beside the lane: one runs checkpoints when the pool wants them, one does what the lane must not wait for.
-//!
-//! The lane sleeps in its ring while device I/O is under way, and here while it only waits for these threads.
+//! The threads beside the lanes: one runs checkpoints when the pool wants them, or one after the other without a pause;
+//! others do what a lane must not wait for.
 
-use std::rc::Rc;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::thread::{JoinHandle, Thread};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::lane::{Alarm, BLOCKING_THREADS, Jobs};
 use crate::pool::{Checkpoint, Pool, Signals};
 use crate::units::LaneIndex;
 use crate::volume::Blocking;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// How a lane is woken.
+#[derive(Debug)]
+pub(super) enum Waker {
+    /// It sleeps in its ring.
+    Ring(Arc<Alarm>),
+    /// It parks its thread, which it names when it begins.
+    Parked(Mutex<Option<Thread>>),
+}
+
+impl Waker {
+    pub(super) fn wake(&self) {
+        match self {
+            Self::Ring(alarm) => alarm.raise(),
+            Self::Parked(thread) => {
+                if let Some(thread) = &*thread.lock() {
+                    thread.unpark();
+                }
+            }
+        }
+    }
+}
 
 #[derive(Default)]
 struct Wishes {
     is_checkpoint_wanted: bool,
-    is_lane_woken: bool,
+    is_always_wanted: bool,
     is_closing: bool,
 }
 
 /// Who wants what of whom.
-#[derive(Default)]
 struct Bell {
     wishes: Mutex<Wishes>,
     changed: Condvar,
+    wakers: Vec<Arc<Waker>>,
     /// Held while a checkpoint runs: one at a time.
     checkpoint: Mutex<()>,
 }
@@ -46,7 +65,7 @@ impl Bell {
     fn work(&self, pool: &Arc<Pool>) {
         loop {
             let mut wishes = self.wishes.lock();
-            while !wishes.is_checkpoint_wanted && !wishes.is_closing {
+            while !wishes.is_checkpoint_wanted && !wishes.is_always_wanted && !wishes.is_closing {
                 self.changed.wait(&mut wishes);
             }
             if wishes.is_closing {
@@ -67,62 +86,62 @@ impl Signals for Bell {
     }
 
     fn wake_lanes(&self) {
-        self.change(|wishes| wishes.is_lane_woken = true);
+        self.wakers.iter().for_each(|waker| waker.wake());
     }
 
-    fn wake_lane(&self, _lane: LaneIndex) {
-        self.wake_lanes();
+    fn wake_lane(&self, lane: LaneIndex) {
+        self.wakers[lane.as_usize()].wake();
     }
 }
 
-/// Jobs of the lane, done one after the other.
-struct Jobs {
-    sender: mpsc::Sender<Job>,
-    bell: Arc<Bell>,
+/// Jobs of one lane, which wake it when they are done.
+pub(super) struct LaneJobs {
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) waker: Arc<Waker>,
 }
 
-impl Blocking for Jobs {
-    fn run(&self, job: Job) {
-        let bell = Arc::clone(&self.bell);
-        let job_and_bell = Box::new(move || {
+impl Blocking for LaneJobs {
+    fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        let waker = Arc::clone(&self.waker);
+        self.jobs.push(Box::new(move || {
             job();
-            bell.wake_lanes();
-        });
-        self.sender.send(job_and_bell).expect("the thread takes jobs until the lane is gone");
+            waker.wake();
+        }));
     }
 }
 
-/// The threads. They end when this is dropped, after the lane.
+/// The threads. They end when this is dropped, which must be after the lanes have ended.
 pub(super) struct Background {
     bell: Arc<Bell>,
     pool: Arc<Pool>,
-    /// Taken when the threads are to end; the other handles are gone with the lane by then.
-    jobs: Option<Rc<Jobs>>,
+    jobs: Arc<Jobs>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Background {
-    /// Starts the threads, and tells the pool of them.
+    /// Starts the threads, and tells the pool of them and of its lanes.
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub(super) fn start(pool: &Arc<Pool>) -> Result<Self> {
-        let bell = Arc::new(Bell::default());
-        let signals: Arc<dyn Signals> = Arc::clone(&bell) as Arc<dyn Signals>;
-        pool.set_signals(signals);
-        let (sender, receiver) = mpsc::channel::<Job>();
-        let jobs = Some(Rc::new(Jobs { sender, bell: Arc::clone(&bell) }));
-        let mut background = Self { bell: Arc::clone(&bell), pool: Arc::clone(pool), jobs, threads: Vec::new() };
+    pub(super) fn start(pool: &Arc<Pool>, wakers: Vec<Arc<Waker>>) -> Result<Self> {
+        let bell =
+            Arc::new(Bell { wishes: Mutex::default(), changed: Condvar::new(), wakers, checkpoint: Mutex::default() });
+        pool.set_signals(Arc::clone(&bell) as Arc<dyn Signals>);
+        let jobs = Arc::<Jobs>::default();
+        let mut background =
+            Self { bell: Arc::clone(&bell), pool: Arc::clone(pool), jobs: Arc::clone(&jobs), threads: Vec::new() };
         let checkpointed = Arc::clone(pool);
         background.spawn("checkpoint", move || bell.work(&checkpointed))?;
-        background.spawn("blocking", move || receiver.into_iter().for_each(|job| job()))?;
+        for _ in 0..BLOCKING_THREADS {
+            let jobs = Arc::clone(&jobs);
+            background.spawn("blocking", move || jobs.work())?;
+        }
         Ok(background)
     }
 
-    /// Where the lane has blocking work done.
-    pub(super) fn blocking(&self) -> Rc<dyn Blocking> {
-        let jobs = self.jobs.as_ref().expect("taken only by drop");
-        Rc::clone(jobs) as Rc<dyn Blocking>
+    /// Where lanes have blocking work done.
+    pub(super) const fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     /// Runs a checkpoint to its end.
@@ -133,12 +152,9 @@ impl Background {
         self.bell.run_checkpoint(&self.pool)
     }
 
-    /// Sleeps until something was rung for the lane since the last call.
-    pub(super) fn wait(&self) {
-        let mut wishes = self.bell.wishes.lock();
-        while !std::mem::take(&mut wishes.is_lane_woken) {
-            self.bell.changed.wait(&mut wishes);
-        }
+    /// Whether checkpoints follow each other without a pause from now on.
+    pub(super) fn set_checkpoints_back_to_back(&self, is_on: bool) {
+        self.bell.change(|wishes| wishes.is_always_wanted = is_on);
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -153,7 +169,7 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         self.bell.change(|wishes| wishes.is_closing = true);
-        self.jobs = None;
+        self.jobs.close();
         for thread in self.threads.drain(..) {
             // A panic in a thread has ended the process already.
             drop(thread.join());

@@ -4,124 +4,71 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use async_executor::LocalExecutor;
-use io_uring::IoUring;
-use rok_ublk::ring;
-use uuid::Uuid;
 
-use super::background::Background;
-use super::load::Side;
-use super::place::Place;
-use super::raw_side::build_ring;
-use crate::disk::{Disk, IoBuffer, UringDisk};
+use super::background::{LaneJobs, Waker};
+use super::load::{Action, Side};
+use super::ring_turn::Turn;
+use crate::disk::IoBuffer;
 use crate::error::{Error, ErrorKind, IoError, Result};
-use crate::pool::directory::{OpenOptions, OpenPool, open};
+use crate::lane::Jobs;
+use crate::pool::Pool;
 use crate::units::{LaneIndex, to_u64, to_usize};
-use crate::volume::{Completion, Engine, EngineParts, NewVolume, OpenVolume, RangeLocks, RemoveMode, Volumes};
+use crate::volume::{Completion, Engine, EngineParts, OpenVolume, RangeLocks, RemoveMode, Volumes};
 
-/// The upper bits of the disk's user data; nobody else uses this ring.
-const DISK_PREFIX: u16 = 1;
-const VOLUME_NAME: &str = "bench";
-const SECTOR_SIZE: u32 = 4096;
-/// More leaves than the volumes of usual benches have: leaf misses are not what is measured.
-const MAP_CACHE_BYTES: u64 = 2 << 30;
-const META_CACHE_BYTES: u64 = 256 << 20;
+/// The volume that all lanes of a pool work on.
+pub(super) const VOLUME_NAME: &str = "bench";
+
+/// What a lane is made of, to be sent to its thread.
+#[derive(Clone)]
+pub(super) struct LaneParts {
+    pub(super) pool: Arc<Pool>,
+    pub(super) volumes: Arc<Volumes>,
+    pub(super) locks: Arc<RangeLocks>,
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) waker: Arc<Waker>,
+    pub(super) lane: LaneIndex,
+}
 
 /// A lane with one open volume.
-pub(super) struct EngineSide {
-    // In the order in which they may go: the lane, then the threads it gives work to.
-    engine: Rc<Engine<UringDisk>>,
+pub(super) struct EngineSide<T: Turn> {
+    engine: Rc<Engine<T::Queue>>,
     /// The engine's tasks are its, and end with it.
     _executor: Rc<LocalExecutor<'static>>,
-    ring: IoUring,
+    turn: T,
     volume: OpenVolume,
-    background: Background,
     done: Vec<(Completion, std::result::Result<(), IoError>)>,
     /// The engine has more to do, once the lane has submitted what there is.
     is_yielding: bool,
 }
 
-impl EngineSide {
-    /// Opens the pool and makes the volume.
+impl<T: Turn> EngineSide<T> {
+    /// Makes the lane on this thread.
     ///
     /// # Errors
-    /// What opening a pool can fail with; `Unsupported` if io_uring is refused.
-    pub(super) fn open(place: &Place) -> Result<Self> {
-        let ring = build_ring()?;
-        let options = OpenOptions {
-            credential: place.credential(),
-            lane_count: 1,
-            map_cache_bytes: MAP_CACHE_BYTES,
-            meta_cache_bytes: META_CACHE_BYTES,
-        };
-        let OpenPool { pool, devices, .. } = open(&place.pool(), &options)?;
-        let volumes = Volumes::new(Arc::clone(&pool));
-        let id = Uuid::new_v4();
-        volumes
-            .create(&NewVolume { sector_size: SECTOR_SIZE, ..NewVolume::new(id, VOLUME_NAME, place.span_bytes()) })?;
-        let volume = volumes.open(VOLUME_NAME)?;
-        let background = Background::start(&pool)?;
+    /// If the volume cannot be opened.
+    pub(super) fn open(parts: LaneParts, disk: T::Queue, turn: T) -> Result<Self> {
+        let volume = parts.volumes.open(VOLUME_NAME)?;
         let executor = Rc::new(LocalExecutor::new());
         let engine = Engine::new(EngineParts {
-            pool,
-            locks: Arc::new(RangeLocks::new(1)),
-            lane: LaneIndex::new(0),
-            disk: UringDisk::new(devices, DISK_PREFIX, None),
-            blocking: background.blocking(),
+            pool: parts.pool,
+            locks: parts.locks,
+            lane: parts.lane,
+            disk,
+            blocking: Rc::new(LaneJobs { jobs: parts.jobs, waker: parts.waker }),
             executor: Rc::clone(&executor),
         });
-        Ok(Self { engine, _executor: executor, ring, volume, background, done: Vec::new(), is_yielding: false })
-    }
-
-    /// Discards the volume and frees its blocks, so that the pool is as good as new.
-    ///
-    /// # Errors
-    /// If the discard or the checkpoint fails.
-    pub(super) fn empty(&mut self) -> Result<()> {
-        let volume = self.volume.volume();
-        let range = (0, volume.size_bytes());
-        self.engine.remove(volume, range, RemoveMode::Discard, false, Completion { owner: 0, cookie: 0 });
-        self.wait(&mut Vec::new())?;
-        self.store()
-    }
-
-    /// Stores the changes, so that what follows does not pay for them.
-    ///
-    /// # Errors
-    /// If the checkpoint fails.
-    pub(super) fn store(&self) -> Result<()> {
-        self.background.run_checkpoint()
-    }
-
-    /// Submits, then takes what has completed; sleeps if there is nothing to do before something completes.
-    fn enter(&mut self) -> Result<()> {
-        let (in_flight_count, has_unsubmitted) = self.engine.with_disk(|disk| {
-            disk.prepare(&mut self.ring.submission());
-            (disk.in_flight_count(), disk.has_unsubmitted())
-        });
-        if in_flight_count == 0 {
-            if !self.is_yielding {
-                self.background.wait();
-            }
-            return Ok(());
-        }
-        let is_idle = !has_unsubmitted && !self.is_yielding;
-        ring::enter(&mut self.ring, usize::from(is_idle), None)
-            .map_err(|error| Error::new(ErrorKind::Other, "The ring of the lane failed").with_source(error))?;
-        for completion in self.ring.completion() {
-            self.engine.with_disk(|disk| disk.complete(completion.user_data(), completion.result()));
-        }
-        Ok(())
+        Ok(Self { engine, _executor: executor, turn, volume, done: Vec::new(), is_yielding: false })
     }
 }
 
-impl Side for EngineSide {
-    fn request(&mut self, is_write: bool, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
+impl<T: Turn> Side for EngineSide<T> {
+    fn request(&mut self, action: Action, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
         let completion = Completion { owner: 0, cookie: to_u64(slot) };
         let volume = self.volume.volume();
-        if is_write {
-            self.engine.write(volume, offset_bytes, buffer.clone(), false, completion);
-        } else {
-            self.engine.read(volume, offset_bytes, buffer.clone(), completion);
+        match action {
+            Action::Read => self.engine.read(volume, offset_bytes, buffer.clone(), completion),
+            Action::Write => self.engine.write(volume, offset_bytes, buffer.clone(), false, completion),
+            Action::Flush => self.engine.flush(completion),
         }
     }
 
@@ -129,7 +76,7 @@ impl Side for EngineSide {
         loop {
             // As a lane: what was handed in goes to the device before the engine goes on.
             if self.is_yielding {
-                self.enter()?;
+                self.turn.end(&self.engine, false)?;
             }
             self.is_yielding = self.engine.turn();
             self.engine.drain_done(&mut self.done);
@@ -137,7 +84,7 @@ impl Side for EngineSide {
                 break;
             }
             if !self.is_yielding {
-                self.enter()?;
+                self.turn.end(&self.engine, true)?;
             }
         }
         for (completion, result) in self.done.drain(..) {
@@ -149,16 +96,23 @@ impl Side for EngineSide {
         }
         Ok(())
     }
+
+    fn discard(&mut self) -> Result<()> {
+        let volume = self.volume.volume();
+        let range = (0, volume.size_bytes());
+        self.engine.remove(volume, range, RemoveMode::Discard, false, Completion { owner: 0, cookie: 0 });
+        self.wait(&mut Vec::new())
+    }
 }
 
-impl Drop for EngineSide {
+impl<T: Turn> Drop for EngineSide<T> {
     fn drop(&mut self) {
         // What the kernel reads or writes must not be freed. After an error requests may be under way.
         while !self.engine.is_idle() {
-            self.engine.turn();
+            let is_yielding = self.engine.turn();
             self.engine.drain_done(&mut self.done);
             self.done.clear();
-            if !self.engine.is_idle() && self.enter().is_err() {
+            if !self.engine.is_idle() && self.turn.end(&self.engine, !is_yielding).is_err() {
                 return;
             }
         }

@@ -6,11 +6,13 @@
 #![expect(unsafe_code, reason = "gives entries that point to memory to the kernel")]
 
 use std::path::Path;
+use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
 use rok_ublk::ring;
 
-use super::load::Side;
+use super::case::{Access, Case};
+use super::load::{Action, Plan, Side};
 use crate::disk::{Device as _, FileDevice, IoBuffer, LentForDevice, LentToDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{to_u64, to_usize};
@@ -18,15 +20,17 @@ use crate::units::{to_u64, to_usize};
 /// Room for the deepest case.
 pub(super) const RING: ring::Setup = ring::Setup { submission_entries: 256, completion_entries: 1024 };
 
+/// What the kernel has until a completion.
 enum Loan {
     Read(LentToDevice),
     Write(LentForDevice),
+    Nothing,
 }
 
 /// A file and a ring.
 pub(super) struct RawSide {
     ring: IoUring,
-    file: FileDevice,
+    file: Arc<FileDevice>,
     /// Where offset 0 of the requests is.
     base_bytes: u64,
     /// By slot.
@@ -34,31 +38,26 @@ pub(super) struct RawSide {
 }
 
 impl RawSide {
-    /// On an existing file.
+    /// On a file that is shared with others, on this thread.
     ///
     /// # Errors
-    /// If the file cannot be opened or io_uring is refused.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = FileDevice::open(path)?;
-        if !file.is_direct() {
-            let message = format!("The file system of {} does not do direct I/O", path.display());
-            return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Name another one with --directory"));
-        }
+    /// If io_uring is refused.
+    pub(super) fn new(file: Arc<FileDevice>) -> Result<Self> {
         Ok(Self { ring: build_ring()?, file, base_bytes: 0, loans: Vec::new() })
     }
+}
 
-    /// Moves the next requests, which are in the first `span_bytes`, behind those before, or to the start of the file.
-    pub(super) fn move_on(&mut self, span_bytes: u64) {
-        self.base_bytes += span_bytes;
-        if self.base_bytes + span_bytes > self.file.size_bytes() {
-            self.base_bytes = 0;
-        }
+/// Opens the file of raw sides.
+///
+/// # Errors
+/// If it cannot be opened, or there is no direct I/O on it.
+pub(super) fn open_file(path: &Path) -> Result<Arc<FileDevice>> {
+    let file = FileDevice::open(path)?;
+    if !file.is_direct() {
+        let message = format!("The file system of {} does not do direct I/O", path.display());
+        return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Name another one with --directory"));
     }
-
-    /// Moves the next requests to the start of the file.
-    pub(super) const fn move_to_start(&mut self) {
-        self.base_bytes = 0;
-    }
+    Ok(Arc::new(file))
 }
 
 /// The ring of a side.
@@ -71,16 +70,30 @@ pub(super) fn build_ring() -> Result<IoUring> {
 }
 
 impl Side for RawSide {
-    fn request(&mut self, is_write: bool, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
+    /// Sequential writes go on behind the last ones, as the engine's do: a machine that keeps the file in memory below us
+    /// (virtual machines often do) takes what is there already several times as fast.
+    fn begin(&mut self, case: &Case, plan: &Plan) {
+        let is_moving = case.access == Access::SequentialWrite;
+        self.base_bytes = if is_moving { self.base_bytes + plan.span_bytes } else { 0 };
+        if self.base_bytes + plan.span_bytes > self.file.size_bytes() {
+            self.base_bytes = 0;
+        }
+    }
+
+    fn request(&mut self, action: Action, slot: usize, offset_bytes: u64, buffer: &IoBuffer) {
         let file = types::Fd(self.file.raw_fd());
         let offset_bytes = self.base_bytes + offset_bytes;
         let len = u32::try_from(buffer.len()).expect("requests have at most 1 MiB");
-        let (entry, loan) = if is_write {
-            let loan = buffer.lend_for_device();
-            (opcode::Write::new(file, loan.as_ptr(), len).offset(offset_bytes).build(), Loan::Write(loan))
-        } else {
-            let loan = buffer.lend_to_device();
-            (opcode::Read::new(file, loan.as_mut_ptr(), len).offset(offset_bytes).build(), Loan::Read(loan))
+        let (entry, loan) = match action {
+            Action::Write => {
+                let loan = buffer.lend_for_device();
+                (opcode::Write::new(file, loan.as_ptr(), len).offset(offset_bytes).build(), Loan::Write(loan))
+            }
+            Action::Read => {
+                let loan = buffer.lend_to_device();
+                (opcode::Read::new(file, loan.as_mut_ptr(), len).offset(offset_bytes).build(), Loan::Read(loan))
+            }
+            Action::Flush => (opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(), Loan::Nothing),
         };
         if self.loans.len() <= slot {
             self.loans.resize_with(slot + 1, || None);
@@ -100,6 +113,7 @@ impl Side for RawSide {
             let len = match self.loans[slot].take().expect("a completion has a request") {
                 Loan::Read(loan) => loan.len(),
                 Loan::Write(loan) => loan.len(),
+                Loan::Nothing => 0,
             };
             let result = completion.result();
             if usize::try_from(result) != Ok(len) {

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
-use super::case::Case;
-use super::round::Round;
-use crate::cli::arguments::Bench;
+use super::case::{Case, Metric, Target, all};
+use super::contest::Round;
+use super::load::Measured;
+use crate::cli::arguments::{Bench, BenchGroup};
 use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
 use crate::cli::table::Table;
@@ -20,6 +21,9 @@ pub(super) struct Report {
     pool_size_bytes: u64,
     #[serde(rename = "volume_size")]
     volume_size_bytes: u64,
+    /// Of the case with leaves that are not cached.
+    #[serde(rename = "mapped_size")]
+    mapped_size_bytes: u64,
     seconds: f64,
     rounds: u32,
     items: Vec<Line>,
@@ -27,33 +31,53 @@ pub(super) struct Report {
 
 /// A case.
 #[derive(Clone, Debug, Serialize)]
-struct Line {
+pub(super) struct Line {
     #[serde(rename = "ref")]
     reference: String,
+    group: BenchGroup,
     #[serde(rename = "request_size")]
     request_size_bytes: usize,
     depth: usize,
-    /// Requests a second.
-    raw: Spread,
-    engine: Spread,
-    /// Engine to the mean of the raw measurements around it.
-    ratio: Spread,
-    /// The second raw measurement to the first.
-    control: Spread,
-    raw_cpu_us: Spread,
-    engine_cpu_us: Spread,
-    target: Option<f64>,
-    is_target_met: Option<bool>,
+    flush_every: Option<u64>,
+    metric: MetricName,
+    /// What is measured first and again behind the second.
+    first: Side,
+    second: Side,
+    /// As the metric says, from each round.
+    pub(super) figure: Spread,
+    /// The same from the first contestant's two measurements, of which it would be 1 (a difference: 0) without noise.
+    pub(super) control: Spread,
+    pub(super) target: Option<f64>,
+    is_upper_bound: bool,
+    pub(super) is_target_met: Option<bool>,
     #[serde(skip)]
     found: Vec<Round>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum MetricName {
+    ThroughputRatio,
+    CpuMicrosecondsPerRequest,
+    TailLatencyRatio,
+}
+
+/// One of the two contestants.
+#[derive(Clone, Debug, Serialize)]
+struct Side {
+    name: &'static str,
+    requests_per_second: Spread,
+    cpu_us_per_request: Spread,
+    /// What all but one request in a thousand stay below.
+    tail_us: Option<Spread>,
+}
+
 /// Of the rounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub(super) struct Spread {
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
 }
 
 impl Spread {
@@ -66,7 +90,7 @@ impl Spread {
         Self { median: f64::midpoint(low, high), min: values[0], max: values[values.len() - 1] }
     }
 
-    fn ratio_text(&self) -> String {
+    fn text(&self) -> String {
         format!("{:.2} ({:.2}-{:.2})", self.median, self.min, self.max)
     }
 }
@@ -80,6 +104,7 @@ impl Report {
             is_encrypted: !arguments.no_encryption,
             pool_size_bytes: arguments.pool_size,
             volume_size_bytes: span_bytes,
+            mapped_size_bytes: arguments.mapped_size,
             seconds: arguments.seconds,
             rounds: arguments.rounds,
             items: Vec::new(),
@@ -100,64 +125,136 @@ impl Report {
 
     /// The case that was just measured, for people who wait.
     pub(super) fn sentence(&self, case: &Case) -> String {
-        let ratio = self.items.last().map(|line| line.ratio.ratio_text()).unwrap_or_default();
-        format!("{}: {ratio} times raw", case.name())
+        let Some(line) = self.items.last() else { return case.name() };
+        let (first, second) = case.contestants();
+        match case.metric() {
+            Metric::ProcessorTime => format!("{}: {} us of processor time", case.name(), line.figure.text()),
+            _ => format!("{}: {second} {} times {first}", case.name(), line.figure.text()),
+        }
+    }
+
+    /// The lines, in the order of the cases.
+    pub(super) fn lines(&self) -> Vec<&Line> {
+        let names: Vec<String> = all().iter().map(Case::name).collect();
+        let mut lines: Vec<&Line> = self.items.iter().collect();
+        lines.sort_by_key(|line| names.iter().position(|name| *name == line.reference));
+        lines
     }
 
     /// Prints it all.
     pub(super) fn print(&self, output: &Output) -> Outcome<()> {
-        let header = ["CASE", "RAW", "ENGINE", "", "RATIO", "CONTROL", "RAW CPU", "ENGINE CPU", "", "TARGET"];
-        let mut table = Table::new(&header, &[1, 2, 6, 7]);
-        for line in &self.items {
+        let header =
+            ["CASE", "FIRST", "", "SECOND", "", "UNIT", "FIGURE", "CONTROL", "FIRST CPU", "SECOND CPU", "TARGET"];
+        let mut table = Table::new(&header, &[2, 4, 8, 9]);
+        let ordered = Self { items: self.lines().into_iter().cloned().collect(), ..self.clone() };
+        for line in &ordered.items {
             table.row(&line.reference, line.cells());
         }
-        Ok(output.list(self, &self.items, &table)?)
+        Ok(output.list(&ordered, &ordered.items, &table)?)
     }
 }
 
 /// Requests from this size on are counted in MiB a second.
 const LARGE_BYTES: usize = 1 << 20;
 
+impl Side {
+    fn new(name: &'static str, found: &[Round], of_round: impl Fn(&Round) -> Vec<Measured>) -> Self {
+        let mean = |value: &dyn Fn(&Measured) -> f64| {
+            Spread::of(found.iter().map(|round| {
+                let (sum, count) =
+                    of_round(round).iter().fold((0.0, 0.0), |(sum, count), one| (sum + value(one), count + 1.0));
+                sum / count
+            }))
+        };
+        let has_tail = found.iter().all(|round| round.second.tail_us.is_some());
+        Self {
+            name,
+            requests_per_second: mean(&Measured::requests_per_second),
+            cpu_us_per_request: mean(&Measured::cpu_us_per_request),
+            tail_us: has_tail.then(|| mean(&|one| one.tail_us.unwrap_or(f64::NAN))),
+        }
+    }
+}
+
+/// The figure of two measurements, of which the first may have been made twice.
+fn figure_of(metric: Metric, firsts: &[Measured], second: &Measured) -> f64 {
+    let value = |measured: &Measured| match metric {
+        Metric::Throughput => measured.requests_per_second(),
+        Metric::ProcessorTime => measured.cpu_us_per_request(),
+        Metric::Tail => measured.tail_us.unwrap_or(f64::NAN),
+    };
+    let first = match firsts {
+        [one, again] => f64::midpoint(value(one), value(again)),
+        firsts => firsts.iter().map(value).sum(),
+    };
+    if metric == Metric::ProcessorTime { value(second) - first } else { value(second) / first }
+}
+
 impl Line {
-    fn new(case: &Case, target: Option<f64>, found: Vec<Round>) -> Self {
-        let of = |value: fn(&Round) -> f64| Spread::of(found.iter().map(value));
-        let ratio = of(|round| {
-            let raw = f64::midpoint(round.raw.requests_per_second(), round.raw_again.requests_per_second());
-            round.engine.requests_per_second() / raw
-        });
+    fn new(case: &Case, target: Option<Target>, found: Vec<Round>) -> Self {
+        let metric = case.metric();
+        let (first, second) = case.contestants();
+        let figure = |round: &Round| figure_of(metric, &[round.first, round.first_again], &round.second);
+        let figure = Spread::of(found.iter().map(figure));
         Self {
             reference: case.name(),
+            group: case.group,
             request_size_bytes: case.size_bytes,
             depth: case.depth,
-            raw: of(|round| f64::midpoint(round.raw.requests_per_second(), round.raw_again.requests_per_second())),
-            engine: of(|round| round.engine.requests_per_second()),
-            ratio,
-            control: of(|round| round.raw_again.requests_per_second() / round.raw.requests_per_second()),
-            raw_cpu_us: of(|round| f64::midpoint(round.raw.cpu_us_per_request(), round.raw_again.cpu_us_per_request())),
-            engine_cpu_us: of(|round| round.engine.cpu_us_per_request()),
-            target,
-            is_target_met: target.map(|target| ratio.median >= target),
+            flush_every: case.flush_every,
+            metric: match metric {
+                Metric::Throughput => MetricName::ThroughputRatio,
+                Metric::ProcessorTime => MetricName::CpuMicrosecondsPerRequest,
+                Metric::Tail => MetricName::TailLatencyRatio,
+            },
+            first: Side::new(first, &found, |round| vec![round.first, round.first_again]),
+            second: Side::new(second, &found, |round| vec![round.second]),
+            figure,
+            control: Spread::of(found.iter().map(|round| figure_of(metric, &[round.first], &round.first_again))),
+            target: target.map(Target::bound),
+            is_upper_bound: matches!(target, Some(Target::AtMost(_))),
+            is_target_met: target.map(|target| target.is_met(figure.median)),
             found,
         }
     }
 
+    /// What people and scripts call it.
+    pub(super) fn name(&self) -> &str {
+        &self.reference
+    }
+
+    /// Whether the figure is a ratio.
+    pub(super) fn is_ratio(&self) -> bool {
+        self.metric != MetricName::CpuMicrosecondsPerRequest
+    }
+
     fn cells(&self) -> Vec<String> {
-        let unit = if self.request_size_bytes < LARGE_BYTES { "requests/s" } else { "MiB/s" };
+        let unit = match (self.first.tail_us, self.request_size_bytes < LARGE_BYTES) {
+            (Some(_), _) => "us p99.9",
+            (None, true) => "requests/s",
+            (None, false) => "MiB/s",
+        };
+        let value = |side: &Side| format!("{:.0}", side.tail_us.unwrap_or(side.requests_per_second).median);
+        let processor = |side: &Side| format!("{:.2} us", side.cpu_us_per_request.median);
+        let figure = format!("{}{}", self.figure.text(), if self.is_ratio() { "" } else { " us" });
         let target = match (self.target, self.is_target_met) {
-            (Some(target), Some(true)) => format!("{target:.1} met"),
-            (Some(target), _) => format!("{target:.1} missed"),
-            (None, _) => String::new(),
+            (Some(target), Some(is_met)) => {
+                let sign = if self.is_upper_bound { "<=" } else { ">=" };
+                format!("{sign} {target:.2} {}", if is_met { "met" } else { "missed" })
+            }
+            _ => String::new(),
         };
         vec![
             self.reference.clone(),
-            format!("{:.0}", self.raw.median),
-            format!("{:.0}", self.engine.median),
+            self.first.name.to_owned(),
+            value(&self.first),
+            self.second.name.to_owned(),
+            value(&self.second),
             unit.to_owned(),
-            self.ratio.ratio_text(),
-            self.control.ratio_text(),
-            format!("{:.1}", self.raw_cpu_us.median),
-            format!("{:.1}", self.engine_cpu_us.median),
-            "us/request".to_owned(),
+            figure,
+            self.control.text(),
+            processor(&self.first),
+            processor(&self.second),
             target,
         ]
     }
@@ -166,16 +263,25 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::bench::case::CASES;
-    use crate::cli::bench::load::Measured;
     use std::time::Duration;
 
     fn measured(request_count: u64) -> Measured {
-        Measured { request_count, duration: Duration::from_secs(1), cpu: Duration::from_millis(1) }
+        let (duration, cpu) = (Duration::from_secs(1), Duration::from_millis(request_count));
+        Measured { request_count: 1000, duration, cpu, tail_us: Some(1.0) }.with_rate(request_count)
     }
 
-    fn round(raw: u64, engine: u64, raw_again: u64) -> Round {
-        Round { raw: measured(raw), engine: measured(engine), raw_again: measured(raw_again) }
+    impl Measured {
+        fn with_rate(self, request_count: u64) -> Self {
+            Self { request_count, ..self }
+        }
+    }
+
+    fn round(first: u64, second: u64, first_again: u64) -> Round {
+        Round { first: measured(first), second: measured(second), first_again: measured(first_again) }
+    }
+
+    fn named(name: &str) -> Case {
+        all().into_iter().find(|case| case.name() == name).expect("there is such a case")
     }
 
     #[test]
@@ -185,13 +291,30 @@ mod tests {
     }
 
     #[test]
-    fn ratios_are_taken_in_each_round_against_the_raw_around_it() {
+    fn ratios_are_taken_in_each_round_against_the_first_around_it() {
         let found = vec![round(100, 300, 200), round(100, 100, 100), round(10, 40, 30)];
 
-        let line = Line::new(&CASES[1], Some(1.5), found);
+        let line = Line::new(&named("random-read-4k-qd32"), Some(Target::AtLeast(1.5)), found);
 
-        assert_eq!(line.ratio, Spread { median: 2.0, min: 1.0, max: 2.0 });
+        assert_eq!(line.figure, Spread { median: 2.0, min: 1.0, max: 2.0 });
         assert_eq!(line.control, Spread { median: 2.0, min: 1.0, max: 3.0 });
         assert_eq!(line.is_target_met, Some(true));
+    }
+
+    #[test]
+    fn processor_time_is_what_the_engine_takes_beside_the_load() {
+        // Each request of the load alone takes 2 us, of the engine 5 us.
+        let side = |us: u64| Measured {
+            request_count: 1000,
+            duration: Duration::from_secs(1),
+            cpu: Duration::from_micros(us * 1000),
+            tail_us: None,
+        };
+        let found = vec![Round { first: side(2), second: side(5), first_again: side(2) }];
+
+        let line = Line::new(&named("memory-random-write-4k-qd32"), Some(Target::AtMost(2.0)), found);
+
+        assert_eq!((line.figure.median, line.control.median), (3.0, 0.0));
+        assert_eq!(line.is_target_met, Some(false));
     }
 }

@@ -1,0 +1,120 @@
+//! A case is a contest of two: they are measured by turns, the first one again behind the second.
+
+use std::time::Duration;
+
+use super::case::{Access, Case};
+use super::engine_team::EngineTeam;
+use super::load::{Limit, Measured, Plan, requests_of};
+use super::worker::Team;
+use crate::cli::arguments::BenchGroup;
+use crate::error::Result;
+
+/// Who is measured.
+#[derive(Clone, Copy)]
+pub(super) struct Contestant<'a> {
+    team: &'a Team,
+    worker_count: usize,
+    engine: Option<&'a EngineTeam>,
+    has_checkpoints: bool,
+}
+
+/// What a round found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Round {
+    pub(super) first: Measured,
+    pub(super) second: Measured,
+    pub(super) first_again: Measured,
+}
+
+impl<'a> Contestant<'a> {
+    /// The raw file, or nothing at all, with so many workers.
+    pub(super) const fn other(team: &'a Team, worker_count: usize) -> Self {
+        Self { team, worker_count, engine: None, has_checkpoints: false }
+    }
+
+    /// Some lanes of a pool.
+    pub(super) const fn engine(engine: &'a EngineTeam, worker_count: usize) -> Self {
+        Self { team: engine.team(), worker_count, engine: Some(engine), has_checkpoints: false }
+    }
+
+    /// The same while one checkpoint follows the other.
+    pub(super) const fn with_checkpoints(self) -> Self {
+        Self { has_checkpoints: true, ..self }
+    }
+
+    fn measure(&self, case: &Case, plan: &Plan, seed: u64) -> Result<Measured> {
+        let Some(engine) = self.engine else { return self.team.measure(case, plan, (seed, self.worker_count)) };
+        if case.access.is_write() && case.group != BenchGroup::Aged {
+            engine.empty()?;
+        } else if !case.access.is_read() || case.group == BenchGroup::Aged {
+            engine.store()?;
+        }
+        engine.set_checkpoints_back_to_back(self.has_checkpoints);
+        let measured = self.team.measure(case, plan, (seed, self.worker_count));
+        engine.set_checkpoints_back_to_back(false);
+        measured
+    }
+}
+
+/// Measures a round of a case. The same `seed` makes the same requests.
+///
+/// # Errors
+/// If a request fails.
+pub(super) fn measure_round(
+    contestants: (Contestant<'_>, Contestant<'_>),
+    case: &Case,
+    plan: &Plan,
+    seed: u64,
+) -> Result<Round> {
+    let (one, other) = contestants;
+    let first = one.measure(case, plan, seed)?;
+    let second = other.measure(case, plan, seed)?;
+    Ok(Round { first, second, first_again: one.measure(case, plan, seed)? })
+}
+
+/// Writes the span from its start to its end.
+const FILL: Case = Case::new(BenchGroup::Fresh, Access::SequentialWrite, 1 << 20, 8);
+/// Reads it, so that the leaves are cached.
+const WARM: Case = Case::new(BenchGroup::Fresh, Access::SequentialRead, 1 << 20, 8);
+/// Makes single holes in what was written in order.
+const AGE: Case = Case::new(BenchGroup::Aged, Access::RandomWrite, 4 << 10, 32);
+
+fn plan_of(case: &Case, span_bytes: u64, bytes: u64) -> Plan {
+    Plan { span_bytes, limit: Limit::Count(requests_of(bytes, case)), is_timed: false }
+}
+
+/// Fills a side with random bytes, in order.
+///
+/// # Errors
+/// If a request fails.
+pub(super) fn fill(team: &Team, span_bytes: u64) -> Result<()> {
+    team.measure(&FILL, &plan_of(&FILL, span_bytes, span_bytes), (0, 1)).map(|_| ())
+}
+
+/// Fills the volume of a pool, stores its map and has it cached as far as there is room.
+///
+/// # Errors
+/// If a request or the checkpoint fails.
+pub(super) fn fill_engine(engine: &EngineTeam, span_bytes: u64) -> Result<()> {
+    fill(engine.team(), span_bytes)?;
+    engine.store()?;
+    engine.team().measure(&WARM, &plan_of(&WARM, span_bytes, span_bytes), (0, 1)).map(|_| ())
+}
+
+/// Overwrites so many bytes of the volume, block by block, in random places.
+///
+/// # Errors
+/// If a request fails.
+pub(super) fn age(engine: &EngineTeam, span_bytes: u64, bytes: u64) -> Result<()> {
+    engine.team().measure(&AGE, &plan_of(&AGE, span_bytes, bytes), (u64::MAX >> 8, 1)).map(|_| ())
+}
+
+/// Samples of a tail: fifty requests are beyond it.
+const TAIL_SAMPLES: u64 = 50_000;
+
+/// How a case is measured.
+pub(super) fn plan_for(case: &Case, span_bytes: u64, time: Duration) -> Plan {
+    let is_timed = case.group == BenchGroup::Tail;
+    let limit = if is_timed { Limit::Count(TAIL_SAMPLES) } else { Limit::Time(time) };
+    Plan { span_bytes, limit, is_timed }
+}

@@ -1,0 +1,167 @@
+//! A pool, its lanes on threads of their own, and the threads beside them.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::background::{Background, Waker};
+use super::engine_side::{EngineSide, LaneParts, VOLUME_NAME};
+use super::place::Place;
+use super::ring_turn::{DISK, MemoryTurn, RingTurn, Turn};
+use super::worker::Team;
+use crate::crypto::{MasterKey, Suite, system_random};
+use crate::disk::{Device, MemoryDevice, MemoryDisk, UringDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lane::Alarm;
+use crate::meta::MemoryStore;
+use crate::pool::directory::{
+    CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, create, generate_key_file,
+};
+use crate::pool::{Limits, Parts, Pool};
+use crate::units::LaneIndex;
+use crate::volume::{NewVolume, RangeLocks, Volumes};
+
+const SECTOR_SIZE: u32 = 4096;
+
+/// What a pool is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PoolPlan {
+    /// Of its directory.
+    pub(super) name: &'static str,
+    pub(super) size_bytes: u64,
+    /// Of its volume.
+    pub(super) span_bytes: u64,
+    pub(super) is_encrypted: bool,
+    pub(super) lane_count: u16,
+    pub(super) map_cache_bytes: u64,
+    pub(super) meta_cache_bytes: u64,
+}
+
+/// See the head of the file. The lanes end before the threads beside them.
+pub(super) struct EngineTeam {
+    team: Team,
+    background: Background,
+}
+
+impl PoolPlan {
+    const fn suite(&self) -> Suite {
+        if self.is_encrypted { Suite::XtsGmac } else { Suite::Plain }
+    }
+}
+
+impl EngineTeam {
+    /// Makes a pool in `place` and opens it.
+    ///
+    /// # Errors
+    /// What making and opening a pool can fail with; `Unsupported` if io_uring is refused.
+    pub(super) fn on_files(place: &Place, plan: &PoolPlan) -> Result<Self> {
+        let key_file = place.path(&format!("{}.key", plan.name));
+        if plan.is_encrypted {
+            generate_key_file(&key_file)?;
+        }
+        let credential = plan.is_encrypted.then(|| Credential::KeyFile(key_file));
+        let device = DeviceSource::File { size_bytes: plan.size_bytes };
+        let directory = place.path(plan.name);
+        create(&directory, &CreateOptions { device, suite: plan.suite(), credential: credential.clone() })?;
+        let (lane_count, map_cache_bytes, meta_cache_bytes) =
+            (plan.lane_count, plan.map_cache_bytes, plan.meta_cache_bytes);
+        let options = OpenOptions { credential, lane_count, map_cache_bytes, meta_cache_bytes };
+        let OpenPool { pool, devices, .. } = open(&directory, &options)?;
+        let alarms = (0..lane_count).map(|_| Alarm::new().map(Arc::new)).collect::<std::io::Result<Vec<_>>>();
+        let alarms =
+            alarms.map_err(|error| Error::new(ErrorKind::Other, "An eventfd could not be made").with_source(error))?;
+        let wakers = alarms.iter().map(|alarm| Arc::new(Waker::Ring(Arc::clone(alarm)))).collect();
+        Self::start(&pool, plan, wakers, |parts| {
+            let (alarm, devices) = (Arc::clone(&alarms[parts.lane.as_usize()]), devices.clone());
+            move || EngineSide::open(parts, UringDisk::new(devices, DISK.value(), None), RingTurn::new(alarm)?)
+        })
+    }
+
+    /// Makes a pool on a device and with a metadata store in memory.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub(super) fn in_memory(plan: &PoolPlan) -> Result<Self> {
+        let device = Arc::new(MemoryDevice::new("memory", plan.size_bytes));
+        let parts = || Parts {
+            id: Uuid::from_u128(1),
+            suite: plan.suite(),
+            master: Arc::new(MasterKey::from_bytes([1; 32])),
+            devices: vec![(Arc::clone(&device) as Arc<dyn Device>, Uuid::from_u128(2))],
+            store: Arc::new(MemoryStore::new()),
+            reserve: None,
+            shred_key: None,
+            lane_count: plan.lane_count,
+            limits: Limits { map_cache_bytes: plan.map_cache_bytes, ..Limits::default() },
+        };
+        let parts = parts();
+        crate::pool::create(&parts, &mut system_random)?;
+        let pool = crate::pool::open(parts, &mut system_random)?;
+        let wakers = (0..plan.lane_count).map(|_| Arc::new(Waker::Parked(parking_lot::Mutex::default()))).collect();
+        Self::start(&pool, plan, wakers, |parts| {
+            let disk = MemoryDisk::new(vec![Arc::clone(&device)]);
+            let waker = Arc::clone(&parts.waker);
+            move || EngineSide::open(parts, disk, MemoryTurn::new(&waker))
+        })
+    }
+
+    fn start<T: Turn, B>(
+        pool: &Arc<Pool>,
+        plan: &PoolPlan,
+        wakers: Vec<Arc<Waker>>,
+        build: impl Fn(LaneParts) -> B,
+    ) -> Result<Self>
+    where
+        B: FnOnce() -> Result<EngineSide<T>> + Send + 'static,
+    {
+        let volumes = Arc::new(Volumes::new(Arc::clone(pool)));
+        let volume = NewVolume::new(Uuid::new_v4(), VOLUME_NAME, plan.span_bytes);
+        volumes.create(&NewVolume { sector_size: SECTOR_SIZE, ..volume })?;
+        let background = Background::start(pool, wakers.clone())?;
+        let locks = Arc::new(RangeLocks::new(wakers.len()));
+        let lanes = (0..plan.lane_count).map(LaneIndex::new).zip(wakers);
+        let builds = lanes.map(|(lane, waker)| {
+            build(LaneParts {
+                pool: Arc::clone(pool),
+                volumes: Arc::clone(&volumes),
+                locks: Arc::clone(&locks),
+                jobs: Arc::clone(background.jobs()),
+                waker,
+                lane,
+            })
+        });
+        Ok(Self { team: Team::start(builds.collect())?, background })
+    }
+
+    /// Its lanes.
+    pub(super) const fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// Discards the volume and frees its blocks, so that the pool is as good as new.
+    ///
+    /// # Errors
+    /// If the discard or the checkpoint fails.
+    pub(super) fn empty(&self) -> Result<()> {
+        self.team.discard()?;
+        self.store()
+    }
+
+    /// Stores the changes, so that what follows does not pay for them.
+    ///
+    /// # Errors
+    /// If the checkpoint fails.
+    pub(super) fn store(&self) -> Result<()> {
+        self.background.run_checkpoint()
+    }
+
+    /// Whether checkpoints follow each other without a pause from now on.
+    pub(super) fn set_checkpoints_back_to_back(&self, is_on: bool) {
+        self.background.set_checkpoints_back_to_back(is_on);
+    }
+}
+
+/// Opens a pool in a directory.
+fn open(directory: &std::path::Path, options: &OpenOptions) -> Result<OpenPool> {
+    crate::pool::directory::open(directory, options)
+}
