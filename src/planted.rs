@@ -41,11 +41,13 @@ pub enum Bug {
     ShredNotFlushed,
     /// A shredding does not wait until the removal of the volume's key is durable.
     ShredNotSynced,
+    /// The cleaner moves what the map said before it had the lock.
+    MoveTrustsEarlyLook,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -64,6 +66,7 @@ impl Bug {
         Self::OwnKeyLostInRecovery,
         Self::ShredNotFlushed,
         Self::ShredNotSynced,
+        Self::MoveTrustsEarlyLook,
     ];
 }
 

@@ -170,7 +170,7 @@ pub(super) struct Serve {
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Resources {
     /// Threads that do the pool's I/O; by default one for each processor, at most 8
-    #[arg(long = "lanes", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long = "lanes", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=63))]
     pub(super) lane_count: Option<u16>,
     /// Memory for the map: 1 MiB of it maps about 170 MiB of scattered blocks, and the rest is read when it is needed
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]

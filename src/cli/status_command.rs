@@ -4,6 +4,7 @@ use super::client::Client;
 use super::failure::Outcome;
 use super::output::Output;
 use super::table::Table;
+use crate::daemon::cleaning_resource::Cleaning;
 use crate::daemon::resource::{Space, Status};
 
 /// `status`.
@@ -27,6 +28,8 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("session", pool.session.to_string()),
         ("checkpoint", format!("{} and {} changes since", pool.checkpoint, pool.changes)),
         ("map cache", format!("{} of {}", output.size(pool.map_cache_bytes), output.size(pool.map_cache_bytes_max))),
+        ("free space", free_space(&pool.cleaning, output)),
+        ("cleaner", cleaner(&pool.cleaning, output)),
         ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
         ("damaged blocks", pool.damaged_blocks.to_string()),
@@ -36,6 +39,18 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         output.message(&format!("Warning: {warning}"));
     }
     Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)
+}
+
+fn free_space(cleaning: &Cleaning, output: &Output) -> String {
+    let (long_runs, holes) = (output.size(cleaning.long_run_bytes), output.size(cleaning.hole_bytes));
+    format!("{long_runs} in long runs, {holes} in holes")
+}
+
+fn cleaner(cleaning: &Cleaning, output: &Output) -> String {
+    let state = if cleaning.is_resting { "rests" } else { "works" };
+    let (amplification, most) = (cleaning.write_amplification, cleaning.write_amplification_max);
+    let moved = output.size(cleaning.moved_bytes);
+    format!("{state}, moved {moved}: write amplification {amplification:.2} of at most {most}")
 }
 
 /// `df`.

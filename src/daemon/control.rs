@@ -12,6 +12,7 @@ use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
 use super::check_resource::CheckAnswer;
+use super::cleaning_resource::Cleaning;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
 use super::key_resource::{KeyChangeAnswer, KeyList};
 use super::request::{CreateVolume, KeyCredential, ResizeVolume};
@@ -347,6 +348,7 @@ impl Control {
             is_meta_reserve_gone: pool.is_meta_reserve_gone,
             map_cache_bytes: pool.map_cache_bytes,
             map_cache_bytes_max: pool.map_cache_bytes_max,
+            cleaning: Cleaning::new(&pool.cleaning, self.server.is_cleaner_resting()),
             failure: pool.failure,
         };
         Status {

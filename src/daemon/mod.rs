@@ -5,6 +5,7 @@
 //! touches a pool device and is never awaited by a lane; every call into the engine goes to tokio's blocking threads.
 
 pub mod check_resource;
+pub mod cleaning_resource;
 pub mod control;
 pub mod control_socket;
 pub mod device_resource;

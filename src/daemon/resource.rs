@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::cleaning_resource::Cleaning;
 use super::key_resource::KeySlot;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind};
@@ -317,6 +318,8 @@ pub struct PoolState {
     /// Most that they may take, in bytes.
     #[serde(rename = "map_cache_max")]
     pub map_cache_bytes_max: u64,
+    /// How its free space lies.
+    pub cleaning: Cleaning,
     /// Why the pool takes no writes any more; null while it does.
     pub failure: Option<String>,
 }

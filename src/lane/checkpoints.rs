@@ -136,6 +136,7 @@ mod tests {
             reserve: None,
             shred_key: None,
             lane_count: 1,
+            has_cleaner: false,
             limits: Limits::default(),
         };
         pool::create(&parts, &mut |bytes| bytes.fill(5)).expect("a new pool");

@@ -23,6 +23,10 @@ pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(10);
 pub const CHECKPOINT_PERIOD: Duration = Duration::from_secs(5);
 /// Pause before a checkpoint that lacked space in `meta/` is tried again.
 pub const CHECKPOINT_RETRY_PERIOD: Duration = Duration::from_secs(1);
+/// How long nobody must have used the pool before it is cleaned at full speed.
+pub const IDLE_PERIOD: Duration = Duration::from_millis(500);
+/// Pause behind each MiB that is cleaned while the pool is in use.
+pub(super) const CLEANING_PAUSE: Duration = Duration::from_millis(20);
 /// Messages that wait for a lane.
 pub(super) const MESSAGES_MAX: usize = 1024;
 /// Threads for what blocks.

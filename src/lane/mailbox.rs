@@ -7,6 +7,7 @@ use super::limits::MESSAGES_MAX;
 use super::server::Permit;
 use crate::disk::FileDevice;
 use crate::error::{Error, ErrorKind, IoError, Result};
+use crate::pool::AddressGroup;
 use crate::units::DeviceIndex;
 use crate::volume::Volume;
 use parking_lot::Mutex;
@@ -24,6 +25,8 @@ pub(super) enum Message {
     ServeDevice(NewQueue),
     /// Discard a range of a volume, durably.
     Discard { volume: Arc<Volume>, range: (u64, u64), done: mpsc::Sender<std::result::Result<(), IoError>> },
+    /// Move what heads map in these addresses elsewhere.
+    Clean { group: AddressGroup, done: mpsc::Sender<std::result::Result<(), IoError>> },
     /// Have a device at this index, which nobody uses yet, then say so.
     SetDevice { index: DeviceIndex, device: Arc<FileDevice>, done: mpsc::Sender<()> },
     /// End: accept nothing more, finish what is under way.

@@ -9,6 +9,7 @@ mod alarm;
 mod blocking;
 mod buffers;
 mod checkpoints;
+mod cleaning;
 mod connection;
 mod device;
 mod driver;

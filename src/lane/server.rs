@@ -5,6 +5,7 @@
 use super::address::ListenAddress;
 use super::blocking::{Jobs, LaneJobs};
 use super::checkpoints::Checkpoints;
+use super::cleaning::Cleaning;
 use super::device::{DeviceTarget, NewQueue};
 use super::driver::Uring;
 use super::exports::ExportTable;
@@ -15,7 +16,7 @@ use super::mailbox::{Mailbox, Message};
 use super::signals::LaneSignals;
 use super::thread::{DISK, Lane, LaneParts};
 use crate::disk::{FileDevice, UringDisk};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoError, Result};
 use crate::pool::Pool;
 use crate::units::{DeviceIndex, LaneIndex};
 use crate::volume::{Engine, EngineParts, RangeLocks, VolumeInfo, Volumes};
@@ -53,6 +54,9 @@ pub(super) struct Shared {
     /// Handshakes, which may wait for a commit of `meta/`: on a thread of their own, so that no read waits behind them.
     pub handshakes: Arc<Jobs>,
     pub checkpoints: Arc<Checkpoints>,
+    pub cleaning: Arc<Cleaning>,
+    /// The first of the lanes, which serve users; the one behind them is the cleaner's.
+    serving_count: usize,
     connection_count: Arc<AtomicUsize>,
     next_lane: AtomicUsize,
 }
@@ -77,7 +81,7 @@ impl Shared {
     /// The mailbox whose turn it is.
     pub(super) fn next_mailbox(&self) -> &Mailbox {
         let turn = self.next_lane.fetch_add(1, Ordering::Relaxed);
-        &self.mailboxes[turn % self.mailboxes.len()]
+        &self.mailboxes[turn % self.serving_count]
     }
 }
 
@@ -110,6 +114,7 @@ struct Threads {
     lane_ends: mpsc::Receiver<()>,
     blocking: Vec<JoinHandle<()>>,
     checkpoint: JoinHandle<()>,
+    cleaner: Option<JoinHandle<()>>,
 }
 
 /// A running server.
@@ -132,7 +137,7 @@ impl Server {
         let lane_count = pool.lane_count();
         let mailboxes: std::io::Result<Vec<_>> = (0..lane_count).map(|_| Mailbox::new().map(Arc::new)).collect();
         let mailboxes = mailboxes.map_err(|source| start_error("An eventfd", source))?;
-        let checkpoints = Arc::new(Checkpoints::default());
+        let (checkpoints, cleaning) = (Arc::new(Checkpoints::default()), Arc::new(Cleaning::default()));
         let alarms = mailboxes.iter().map(|mailbox| Arc::clone(&mailbox.alarm)).collect();
         let shared = Arc::new(Shared {
             exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))))),
@@ -140,11 +145,13 @@ impl Server {
             jobs: Arc::new(Jobs::default()),
             handshakes: Arc::new(Jobs::default()),
             checkpoints: Arc::clone(&checkpoints),
+            cleaning: Arc::clone(&cleaning),
+            serving_count: pool.cleaner_lane().map_or(lane_count, LaneIndex::as_usize),
             connection_count: Arc::new(AtomicUsize::new(0)),
             next_lane: AtomicUsize::new(0),
         });
         check_ring()?;
-        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints }));
+        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning }));
         let threads = spawn_threads(&pool, &shared, &options)?;
         let threads = Mutex::new(Some(threads));
         Ok(Arc::new(Self { pool, shared, addresses: Mutex::default(), threads }))
@@ -160,6 +167,12 @@ impl Server {
     #[must_use]
     pub const fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Whether there is nothing to clean before the next checkpoint.
+    #[must_use]
+    pub fn is_cleaner_resting(&self) -> bool {
+        self.shared.cleaning.is_resting()
     }
 
     /// Makes a volume larger, or smaller: what lies behind the new end is discarded. Clients see the new size when
@@ -292,6 +305,9 @@ impl Server {
             self.shared.exports.shut_down();
             std::mem::take(&mut *addresses)
         };
+        // First, since what it has begun is work of a lane.
+        self.shared.cleaning.close();
+        threads.cleaner.map_or(Ok(()), |cleaner| join(cleaner, "cleaner"))?;
         for mailbox in &self.shared.mailboxes {
             // A lane that has failed has closed its mailbox; the error comes when it is joined.
             if let Err(error) = mailbox.send(Message::Close) {
@@ -381,9 +397,22 @@ fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &ServerOptions
         let jobs = Arc::clone(&shared.jobs);
         blocking.push(spawn(format!("blocking-{index}"), move || jobs.work())?);
     }
+    let cleaner = pool.cleaner_lane().map(|lane| spawn_cleaner(pool, shared, lane)).transpose()?;
     let (pool, checkpoints) = (Arc::clone(pool), Arc::clone(&shared.checkpoints));
     let checkpoint = spawn("checkpoint".to_owned(), move || checkpoints.work(&pool))?;
-    Ok(Threads { lanes, lane_ends, blocking, checkpoint })
+    Ok(Threads { lanes, lane_ends, blocking, checkpoint, cleaner })
+}
+
+fn spawn_cleaner(pool: &Arc<Pool>, shared: &Arc<Shared>, lane: LaneIndex) -> Result<JoinHandle<()>> {
+    let (pool, cleaning) = (Arc::clone(pool), Arc::clone(&shared.cleaning));
+    let mailbox = Arc::clone(&shared.mailboxes[lane.as_usize()]);
+    let move_group = move |group| {
+        let (done, answer) = mpsc::channel();
+        mailbox.send(Message::Clean { group, done }).map_err(|_| IoError::ShuttingDown)?;
+        // A lane that ends drops its messages, and with them the channel.
+        answer.recv().unwrap_or(Err(IoError::ShuttingDown))
+    };
+    spawn("cleaner".to_owned(), move || cleaning.work(&pool, move_group))
 }
 
 fn run_lane(

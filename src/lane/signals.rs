@@ -1,7 +1,8 @@
-//! How the pool gets the attention of the lanes and of the checkpoint thread.
+//! How the pool gets the attention of the lanes, and of the threads for checkpoints and cleaning.
 
 use super::alarm::Alarm;
 use super::checkpoints::Checkpoints;
+use super::cleaning::Cleaning;
 use crate::pool::Signals;
 use crate::units::LaneIndex;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 pub(super) struct LaneSignals {
     pub alarms: Vec<Arc<Alarm>>,
     pub checkpoints: Arc<Checkpoints>,
+    pub cleaning: Arc<Cleaning>,
 }
 
 impl Signals for LaneSignals {
@@ -23,5 +25,9 @@ impl Signals for LaneSignals {
 
     fn wake_lane(&self, lane: LaneIndex) {
         self.alarms[lane.as_usize()].raise();
+    }
+
+    fn checkpoint_done(&self) {
+        self.cleaning.checkpoint_done();
     }
 }

@@ -17,6 +17,7 @@ use super::requests::Service;
 use super::server::{Permit, Shared};
 use crate::disk::{Disk, IoBuffer, LentToDevice, UringDisk};
 use crate::error::IoError;
+use crate::pool::AddressGroup;
 use crate::units::{LaneIndex, to_u64, to_usize};
 use crate::volume::{Completion, Engine, RemoveMode, Volume};
 use async_executor::LocalExecutor;
@@ -318,6 +319,7 @@ impl Lane {
                 Message::ServeDevice(queue) if self.closing.is_none() => self.devices.start(queue),
                 Message::ServeDevice(_) => {}
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
+                Message::Clean { group, done } => self.clean(group, done),
                 Message::SetDevice { index, device, done } => {
                     self.engine.with_disk(|disk| disk.set_device(index, device));
                     // Who has given up waiting does not use the device.
@@ -341,9 +343,21 @@ impl Lane {
         if self.closing.is_some() || self.controls.len() >= CONTROLS_MAX {
             return answer_control(&done, Err(IoError::ShuttingDown));
         }
-        let cookie = to_u64(self.controls.insert(done));
-        let completion = Completion { owner: CONTROL_OWNER, cookie };
+        let completion = self.control(done);
         self.engine.remove(volume, range, RemoveMode::Discard, true, completion);
+    }
+
+    fn clean(&mut self, group: AddressGroup, done: mpsc::Sender<Result<(), IoError>>) {
+        if self.closing.is_some() || self.controls.len() >= CONTROLS_MAX {
+            return answer_control(&done, Err(IoError::ShuttingDown));
+        }
+        let completion = self.control(done);
+        self.engine.clean(&self.shared.exports.volumes, group, completion);
+    }
+
+    /// The name of a request that no connection made.
+    fn control(&mut self, done: mpsc::Sender<Result<(), IoError>>) -> Completion {
+        Completion { owner: CONTROL_OWNER, cookie: to_u64(self.controls.insert(done)) }
     }
 
     fn close(&mut self) {

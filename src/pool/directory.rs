@@ -88,7 +88,7 @@ pub struct CreateOptions {
 pub struct OpenOptions {
     /// What opens a key slot; needed if the pool is encrypted, refused if it is not.
     pub credential: Option<Credential>,
-    /// Lanes that will run, 1 to 64.
+    /// Lanes that will run for users, 1 to 63.
     pub lane_count: u16,
     /// Memory for decoded leaves, in bytes; below that of one leaf it is one leaf.
     pub map_cache_bytes: u64,
@@ -164,9 +164,10 @@ fn check_options(options: &OpenOptions) -> Result<()> {
         let message = format!("{} bytes of memory are too few for the metadata store", options.meta_cache_bytes);
         return Err(Error::new(ErrorKind::Usage, message).with_hint("Give it at least 8 MiB"));
     }
-    if !(1..=LANES_MAX).contains(&usize::from(options.lane_count)) {
+    // One more is the cleaner's.
+    if !(1..LANES_MAX).contains(&usize::from(options.lane_count)) {
         let message = format!("{} lanes are not possible", options.lane_count);
-        return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {LANES_MAX}")));
+        return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {}", LANES_MAX - 1)));
     }
     Ok(())
 }
@@ -194,6 +195,7 @@ fn open_locked(
         reserve: Some(Arc::clone(reserve) as Arc<dyn SpaceReserve>),
         shred_key,
         lane_count: options.lane_count,
+        has_cleaner: true,
         limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
     };
     super::open(parts, &mut system_random)
@@ -227,6 +229,7 @@ pub fn check(directory: &Path, credential: Option<&Credential>) -> Result<CheckR
         reserve: None,
         shred_key,
         lane_count: 1,
+        has_cleaner: false,
         limits: Limits::default(),
     })
 }

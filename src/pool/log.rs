@@ -36,6 +36,15 @@ const MAC_BYTES: usize = 8;
 const SEGMENT_BYTES: usize = 16;
 const REMOVAL_BYTES: usize = 40;
 
+/// Which free blocks a lane takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The longest runs.
+    Runs,
+    /// Holes among blocks in use: for what has time.
+    Holes,
+}
+
 /// Why nothing can be appended now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -84,6 +93,7 @@ struct Flying {
 /// The log of one lane.
 pub struct Log {
     lane: LaneIndex,
+    placement: Placement,
     /// Number of the record that opens the open batch.
     chain: ChainSequence,
     /// Where that record goes, and the free blocks right behind.
@@ -101,9 +111,10 @@ pub struct Log {
 impl Log {
     /// A log whose first record goes to the start of `home`.
     #[must_use]
-    pub fn new(lane: LaneIndex, home: AddressRun, mark_count: usize) -> Self {
+    pub fn new(lane: LaneIndex, placement: Placement, home: AddressRun, mark_count: usize) -> Self {
         Self {
             lane,
+            placement,
             chain: ChainSequence::new(1),
             home,
             window: Vec::new(),
@@ -348,7 +359,7 @@ impl Log {
             if self.home.count + self.window_count() > enough || self.window.len() >= WINDOW_RUNS_MAX {
                 return;
             }
-            self.window.extend(pool.reserve_window(floor));
+            self.window.extend(pool.reserve_window(self.placement, floor));
         }
     }
 

@@ -6,6 +6,8 @@
 mod catalog;
 mod check;
 mod checkpoint;
+mod cleaner;
+mod cleaning;
 mod devices;
 #[cfg(feature = "rocksdb")]
 pub mod directory;
@@ -27,12 +29,14 @@ mod used;
 pub use catalog::{Catalog, CatalogStore};
 pub use check::{CheckReport, Difference, DifferenceKind, Place, check};
 pub use checkpoint::{Checkpoint, Progress};
+pub use cleaner::{Cleaner, CleanerStep};
+pub use cleaning::{AddressGroup, CleaningStatus, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
 pub use devices::PoolDevice;
 pub use growth::NewBlocks;
-pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Refusal};
+pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Placement, Refusal};
 pub use open::{HOME_RESERVE_BLOCKS, Limits, Parts, create, open};
 pub use recovery::RecoveryReport;
 pub(crate) use shared::StoredState;
 pub use shared::{FlushStart, LaneShared, Pool, Signals};
-pub use space::Space;
+pub use space::{FreeShape, Space, Stretch};
 pub use status::PoolStatus;

@@ -23,8 +23,8 @@ use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, STRETCH_BLOCKS,
-    Sequence, SessionId, TreeId, to_u64, to_usize,
+    Address, AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex,
+    STRETCH_BLOCKS, Sequence, SessionId, TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
@@ -79,6 +79,8 @@ pub struct Parts {
     pub shred_key: Option<Arc<dyn Device>>,
     /// Lanes that will run.
     pub lane_count: u16,
+    /// Whether one more lane runs, for a cleaner.
+    pub has_cleaner: bool,
     /// Bounds.
     pub limits: Limits,
 }
@@ -187,15 +189,21 @@ fn assemble(
     session: SessionId,
 ) -> Result<Arc<Pool>> {
     let Loaded { store, catalog, mut space, stored, shred_keys } = loaded;
-    let lane_count = usize::from(parts.lane_count);
+    let lane_count = usize::from(parts.lane_count) + usize::from(parts.has_cleaner);
     assert!((1..=LANES_MAX).contains(&lane_count), "the caller bounds the number of lanes");
+    let cleaner_lane = parts.has_cleaner.then(|| LaneIndex::new(parts.lane_count));
     let block_count = space.block_count();
     let window_blocks = window_blocks(block_count, lane_count);
     let mut lanes = Vec::new();
     let mut homes = Vec::new();
-    for _lane in 0..lane_count {
+    for lane in (0..).map(LaneIndex::new).take(lane_count) {
         let share = (space.free_count() / (4 * to_u64(lane_count))).max(1);
-        let Some((home, rest)) = split_first(space.reserve(window_blocks.min(share), 0)) else {
+        let runs = if cleaner_lane == Some(lane) {
+            space.reserve_holes(1, 0)
+        } else {
+            space.reserve(window_blocks.min(share), 0)
+        };
+        let Some((home, rest)) = split_first(runs) else {
             return Err(Error::new(ErrorKind::NoSpace, "The pool has not one free block for the log of a lane")
                 .with_hint("Open it with fewer lanes (--lanes 1), or grow it"));
         };
@@ -205,6 +213,8 @@ fn assemble(
             spent: Mutex::new(VecDeque::new()),
             completed: AtomicU64::new(0),
             mark: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            laid_blocks: AtomicU64::new(0),
         });
         homes.push(Some(home));
     }
@@ -227,6 +237,7 @@ fn assemble(
         stored: Mutex::new(stored),
         catalog: Mutex::new(catalog),
         lanes: lanes.into_boxed_slice(),
+        cleaner_lane,
         homes: Mutex::new(homes),
         next_sequence: AtomicU64::new(recovered.next_sequence.get()),
         write_generation: AtomicU64::new(1),
@@ -239,6 +250,7 @@ fn assemble(
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
         damaged_blocks: AtomicU64::new(0),
+        moved_blocks: AtomicU64::new(0),
         signals: OnceLock::new(),
         recovery: recovered.report,
         window_blocks: AtomicU64::new(window_blocks),

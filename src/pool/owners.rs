@@ -30,7 +30,7 @@ impl Pool {
     }
 
     /// Owners are hints: a damaged value is as good as none.
-    fn read_owners(&self, group_key: &[u8], value: Option<&[u8]>) -> Vec<OwnerRun> {
+    pub(super) fn read_owners(&self, group_key: &[u8], value: Option<&[u8]>) -> Vec<OwnerRun> {
         value
             .and_then(|value| self.keys.open(SealKind::Owners, group_key, value).ok())
             .and_then(|body| owner::decode(&body).ok())

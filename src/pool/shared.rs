@@ -8,7 +8,7 @@ use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
-use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, PoolDevice, RecoveryReport, Space};
+use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
 use crate::units::{
     Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
 };
@@ -26,6 +26,8 @@ pub trait Signals: Send + Sync {
     fn wake_lanes(&self);
     /// Something arrived for one lane.
     fn wake_lane(&self, lane: LaneIndex);
+    /// A checkpoint is done, and may have freed blocks.
+    fn checkpoint_done(&self);
 }
 
 /// What the other lanes and the checkpoint see of a lane.
@@ -38,6 +40,10 @@ pub struct LaneShared {
     pub(super) completed: AtomicU64,
     /// The last record known durable.
     pub(super) mark: AtomicU64,
+    /// Requests that the lane was given since the pool was opened.
+    pub(super) requests: AtomicU64,
+    /// Blocks that it wrote since then.
+    pub(super) laid_blocks: AtomicU64,
 }
 
 /// What the stored leaves map, and what was stored last. Only a checkpoint changes it.
@@ -72,6 +78,8 @@ pub struct Pool {
     pub(super) stored: Mutex<StoredState>,
     pub(super) catalog: Mutex<Catalog>,
     pub(super) lanes: Box<[LaneShared]>,
+    /// The lane that fills holes.
+    pub(super) cleaner_lane: Option<LaneIndex>,
     /// First addresses of the lanes' chains, taken by their logs.
     pub(super) homes: Mutex<Vec<Option<AddressRun>>>,
     pub(super) next_sequence: AtomicU64,
@@ -89,6 +97,8 @@ pub struct Pool {
     pub(super) failure: RwLock<Option<String>>,
     /// Blocks whose mac did not match, counted since the pool was opened.
     pub(super) damaged_blocks: AtomicU64,
+    /// Blocks that the cleaner moved since then.
+    pub(super) moved_blocks: AtomicU64,
     pub(super) signals: OnceLock<Arc<dyn Signals>>,
     pub(super) recovery: RecoveryReport,
     pub(super) window_blocks: AtomicU64,
@@ -160,7 +170,7 @@ impl Pool {
         self.devices.read().iter().map(|device| Arc::clone(&device.device)).collect()
     }
 
-    /// Lanes of this open.
+    /// Lanes of this open, with the cleaner's.
     #[must_use]
     pub fn lane_count(&self) -> usize {
         self.lanes.len()
@@ -214,7 +224,8 @@ impl Pool {
     /// If it was taken.
     pub fn take_log(&self, lane: LaneIndex) -> Log {
         let home = self.homes.lock()[lane.as_usize()].take().expect("each lane's log is taken once");
-        Log::new(lane, home, self.lanes.len())
+        let placement = if self.cleaner_lane == Some(lane) { Placement::Holes } else { Placement::Runs };
+        Log::new(lane, placement, home, self.lanes.len())
     }
 
     /// Numbers for so many blocks or removals.
@@ -230,12 +241,15 @@ impl Pool {
 
     /// Free runs for a lane to fill, leaving `floor` blocks free.
     #[must_use]
-    pub fn reserve_window(&self, floor: u64) -> Vec<AddressRun> {
+    pub fn reserve_window(&self, placement: Placement, floor: u64) -> Vec<AddressRun> {
         let mut space = self.space.lock();
         // Near the floor, small windows leave something for the other lanes.
         let scarce = space.free_count().saturating_sub(floor) / (4 * to_u64(self.lanes.len()));
         let want = self.window_blocks.load(Ordering::Relaxed).min(scarce.max(SCARCE_WINDOW_BLOCKS));
-        let window = space.reserve(want, floor);
+        let window = match placement {
+            Placement::Runs => space.reserve(want, floor),
+            Placement::Holes => space.reserve_holes(want, floor),
+        };
         let free = space.free_count();
         drop(space);
         let taken: u64 = window.iter().map(|run| run.count).sum();
@@ -267,6 +281,7 @@ impl Pool {
         *shared.position.lock() = (batch.chain.next(), batch.record.next);
         shared.spent.lock().push_back((batch.chain, batch.record_run));
         shared.completed.store(batch.chain.get(), Ordering::Release);
+        shared.laid_blocks.fetch_add(to_u64(batch.record.macs.len()), Ordering::Relaxed);
         self.write_generation.fetch_add(1, Ordering::AcqRel);
         drop(guard);
         let is_much = self.changes.active_count() >= self.limits.changes_soft_max

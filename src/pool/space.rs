@@ -3,9 +3,14 @@
 //! A block is allocated here when stored leaves map it, when a change or a record since the last checkpoint is
 //! in it, when it waits in quarantine for a checkpoint, or when a lane has reserved it.
 
+mod holes;
+
 use crate::format::bitmap::{STRETCH_WORDS, StretchBits, replace};
 use crate::format::device_header::FRONT_BLOCKS;
 use crate::units::{Address, AddressRun, DeviceIndex, STRETCH_BLOCKS, to_u64, to_usize};
+
+pub use holes::{FreeShape, Stretch};
+use std::collections::BTreeSet;
 
 /// Runs that one reservation may have: bounds the segments of a record.
 pub const WINDOW_RUNS_MAX: usize = 96;
@@ -32,6 +37,8 @@ pub struct Space {
     devices: Vec<DeviceSpace>,
     free_count: u64,
     block_count: u64,
+    /// Stretches that are being emptied.
+    closed: BTreeSet<Stretch>,
 }
 
 impl Space {
@@ -40,7 +47,7 @@ impl Space {
     pub fn new(device_blocks: &[u64]) -> Self {
         let devices: Vec<DeviceSpace> = device_blocks.iter().map(|count| DeviceSpace::new(*count)).collect();
         let free_count = devices.iter().map(|device| device.free_count).sum();
-        Self { devices, free_count, block_count: free_count }
+        Self { devices, free_count, block_count: free_count, closed: BTreeSet::new() }
     }
 
     /// Blocks that nothing holds.
@@ -146,21 +153,28 @@ impl Space {
         let mut runs = self.devices[device].free_runs(stretch);
         runs.sort_by_key(|(start, count)| (std::cmp::Reverse(*count), *start));
         let mut window = Vec::new();
+        self.take_runs(device, runs, want, &mut window);
+        window
+    }
+
+    /// Allocates free runs of a device, given as first block and length, until `want` blocks or [`WINDOW_RUNS_MAX`] runs
+    /// are in `window`; how many blocks that were.
+    fn take_runs(&mut self, device: usize, runs: Vec<(u64, u64)>, want: u64, window: &mut Vec<AddressRun>) -> u64 {
+        let device = DeviceIndex::new(u8::try_from(device).expect("a pool has at most 32 devices"));
         let mut left = want;
-        for (start, count) in runs.into_iter().take(WINDOW_RUNS_MAX) {
-            if left == 0 {
+        for (start, count) in runs {
+            if left == 0 || window.len() == WINDOW_RUNS_MAX {
                 break;
             }
             let count = count.min(left);
             left -= count;
-            let device = DeviceIndex::new(u8::try_from(device).expect("a pool has at most 32 devices"));
             let run = AddressRun { start: Address::new(device, start), count };
             for step in 0..count {
                 self.set(run.start.plus(step), true);
             }
             window.push(run);
         }
-        window
+        want - left
     }
 
     fn set(&mut self, address: Address, value: bool) -> bool {
@@ -204,12 +218,14 @@ impl Space {
         next
     }
 
+    /// The emptiest stretch; a closed one only if no other has a free block.
     fn emptiest(&self) -> (usize, usize) {
-        let mut best = (0, 0, 0);
+        let mut best = ((false, 0), 0, 0);
         for (index, device) in self.devices.iter().enumerate() {
             for (stretch, free) in device.free_in.iter().enumerate() {
-                if *free > best.0 {
-                    best = (*free, index, stretch);
+                let is_open = *free > 0 && !self.is_closed(index, stretch);
+                if (is_open, *free) > best.0 {
+                    best = ((is_open, *free), index, stretch);
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::crypto::Suite;
 use crate::meta::MetaStore;
-use crate::pool::Pool;
+use crate::pool::{CleaningStatus, Pool};
 use crate::units::BLOCK_SIZE_U64;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
@@ -36,6 +36,8 @@ pub struct PoolStatus {
     pub map_cache_bytes: u64,
     /// Most that they may take.
     pub map_cache_bytes_max: u64,
+    /// How the free space lies, and what the cleaner did.
+    pub cleaning: CleaningStatus,
     /// Whether blocks are encrypted.
     pub is_encrypted: bool,
     /// Why writes are refused, if they are.
@@ -74,6 +76,7 @@ impl Pool {
             is_meta_reserve_gone: self.is_meta_reserve_gone(),
             map_cache_bytes: self.leaves.size().0,
             map_cache_bytes_max: self.limits.map_cache_bytes,
+            cleaning: self.cleaning_status(),
             is_encrypted: self.keys.suite() == Suite::XtsGmac,
             failure: self.failure.read().clone(),
             recovered_records: self.recovery.record_count,

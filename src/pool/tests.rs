@@ -36,6 +36,7 @@ impl Place {
             reserve: None,
             shred_key: None,
             lane_count: 1,
+            has_cleaner: false,
             limits: Limits::default(),
         }
     }

@@ -4,6 +4,7 @@
 //! thread. It has no thread of its own: whoever runs it feeds it requests and device completions and calls
 //! [`Engine::turn`].
 
+mod clean;
 mod engine;
 mod flush;
 mod range_lock;

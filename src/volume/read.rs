@@ -32,6 +32,7 @@ const RUN_BLOCKS_MAX: u64 = 64;
 impl<D: Disk + 'static> Engine<D> {
     /// Fills `target` from `offset_bytes` on. Absent blocks are zeros.
     pub fn read(self: &Rc<Self>, volume: &Arc<Volume>, offset_bytes: u64, target: IoBuffer, completion: Completion) {
+        self.pool.count_request(self.lane);
         let done = Done::Frontend(completion);
         if let Err(error) = check_range(volume, offset_bytes, to_u64(target.len())) {
             return finish(&mut self.state.borrow_mut(), done, Err(error));
@@ -261,7 +262,7 @@ impl<D: Disk + 'static> Engine<D> {
 }
 
 /// Verifies and decrypts what was read; the indexes of blocks whose mac does not match.
-fn open_blocks(
+pub(super) fn open_blocks(
     pool: &Pool,
     ciphers: &mut CipherCache,
     volume: &Volume,

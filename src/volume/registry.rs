@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::VolumeRecord;
 use crate::map::Lineage;
 use crate::planted::{Bug, is_planted};
-use crate::pool::Pool;
+use crate::pool::{Catalog, Pool};
 use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -126,6 +126,26 @@ impl Volumes {
     /// [`ErrorKind::NotFound`].
     pub fn open(&self, name: &str) -> Result<OpenVolume> {
         let mut open = self.open.lock();
+        let volume = self.entry(&mut open, name)?;
+        volume.users.fetch_add(1, Ordering::AcqRel);
+        Ok(OpenVolume(volume))
+    }
+
+    /// The volume whose head is the newest epoch of a tree, without opening it: it may be removed at any time.
+    #[must_use]
+    pub fn head(&self, tree: TreeId) -> Option<Arc<Volume>> {
+        let mut open = self.open.lock();
+        if let Some(volume) = open.values().find(|volume| volume.tree == tree) {
+            return Some(Arc::clone(volume));
+        }
+        let find = |catalog: &mut Catalog| {
+            catalog.volumes().find(|record| record.tree == tree).map(|record| record.name.clone())
+        };
+        let name = self.pool.with_catalog(|catalog, _| find(catalog))?;
+        self.entry(&mut open, &name).ok().filter(|volume| volume.tree == tree)
+    }
+
+    fn entry(&self, open: &mut BTreeMap<Uuid, Arc<Volume>>, name: &str) -> Result<Arc<Volume>> {
         let (record, tree, lineage) = self.pool.with_catalog(|catalog, _| {
             let record = catalog.find(name)?.clone();
             let tree = *catalog.tree(record.tree).expect("each volume has a tree");
@@ -146,8 +166,7 @@ impl Volumes {
                 users: AtomicU32::new(0),
             })
         });
-        volume.users.fetch_add(1, Ordering::AcqRel);
-        Ok(OpenVolume(Arc::clone(volume)))
+        Ok(Arc::clone(volume))
     }
 
     /// Makes a volume.

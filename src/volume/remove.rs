@@ -31,6 +31,7 @@ impl<D: Disk + 'static> Engine<D> {
         is_fua: bool,
         completion: Completion,
     ) {
+        self.pool.count_request(self.lane);
         let done = Done::Frontend(completion);
         if let Err(error) = self.check(volume, offset_bytes, len_bytes) {
             return finish(&mut self.state.borrow_mut(), done, Err(error));

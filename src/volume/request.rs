@@ -72,11 +72,30 @@ pub(super) struct Part {
     pub failure: Option<IoError>,
     /// It overwrites only what is mapped, or frees: it may use the reserve.
     pub is_privileged: bool,
+    /// It only moves blocks: it takes nothing of the reserve and waits for no space.
+    pub is_move: bool,
     /// Checkpoints that it waited for.
     pub space_attempts: u32,
 }
 
 impl Part {
+    /// A part of which nothing is appended yet.
+    pub fn new(request: u32, volume: &Arc<Volume>, range: BlockRange, kind: PartKind) -> Self {
+        Self {
+            request,
+            volume: Arc::clone(volume),
+            range,
+            is_privileged: matches!(kind, PartKind::Remove(_)),
+            kind,
+            appended: 0,
+            batches_left: 0,
+            is_queued: false,
+            failure: None,
+            is_move: false,
+            space_attempts: 0,
+        }
+    }
+
     /// Blocks or removals to append in all.
     pub fn total(&self) -> usize {
         match &self.kind {

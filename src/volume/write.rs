@@ -32,6 +32,7 @@ impl<D: Disk + 'static> Engine<D> {
         is_fua: bool,
         completion: Completion,
     ) {
+        self.pool.count_request(self.lane);
         self.write_for(volume, offset_bytes, source, is_fua, Done::Frontend(completion));
     }
 
@@ -76,7 +77,7 @@ impl<D: Disk + 'static> Engine<D> {
             let count = u32::try_from(next - block).expect("a leaf has 256 blocks");
             let range = BlockRange { tree: volume.tree, block: BlockIndex::new(block), count };
             let kind = PartKind::Write(source.slice(bytes));
-            self.lock_part(state, new_part(request, volume, range, kind));
+            self.lock_part(state, Part::new(request, volume, range, kind));
             block = next;
         }
     }
@@ -113,11 +114,16 @@ impl<D: Disk + 'static> Engine<D> {
         range: BlockRange,
         kind: PartKind,
     ) -> oneshot::Receiver<Result<(), IoError>> {
+        self.start_part(Part::new(0, volume, range, kind))
+    }
+
+    /// A request of one part whose range is locked already.
+    pub(super) fn start_part(&self, part: Part) -> oneshot::Receiver<Result<(), IoError>> {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.state.borrow_mut();
         let request = Request { done: Done::Task(sender), parts_left: 1, result: Ok(()), is_fua: false };
         let request = slot(state.requests.insert(request));
-        let part = slot(state.parts.insert(new_part(request, volume, range, kind)));
+        let part = slot(state.parts.insert(Part { request, ..part }));
         self.append_part(&mut state, part);
         receiver
     }
@@ -172,6 +178,11 @@ impl<D: Disk + 'static> Engine<D> {
                 state.is_yielding = true;
                 return queue(state, index);
             }
+            let is_move = part.is_move;
+            if is_move && self.pool.is_meta_reserve_gone() {
+                state.parts[usize_of(index)].failure = Some(IoError::NoSpace);
+                continue;
+            }
             if !part.is_privileged && self.pool.is_meta_reserve_gone() {
                 // What overwrites needs no space in the end, and a checkpoint may bring the reserve back.
                 let is_overwrite = self.is_overwrite(part);
@@ -190,6 +201,9 @@ impl<D: Disk + 'static> Engine<D> {
                 Ok(()) => {}
                 Err(Refusal::Full) if state.log.flying_count() < FLIGHT_MAX => self.close_batch(state),
                 Err(Refusal::Full) => return queue(state, index),
+                Err(Refusal::NoSpace) if is_move => {
+                    state.parts[usize_of(index)].failure = Some(IoError::NoSpace);
+                }
                 Err(Refusal::NoSpace) if self.wait_for_space(state, index) => return,
                 Err(Refusal::NoSpace) => {}
             }
@@ -212,7 +226,12 @@ impl<D: Disk + 'static> Engine<D> {
             sequence,
         };
         let cipher = state.ciphers.get(self.pool.keys(), volume.domain, volume.generation, sequence);
-        let cipher = cipher.expect("the current session and each volume's domain have keys");
+        // A move holds nobody's volume open: its key may have been destroyed with it.
+        let Some(cipher) = cipher else {
+            assert!(part.is_move, "the current session and the domain of each open volume have keys");
+            part.failure = Some(IoError::Io);
+            return Ok(());
+        };
         let bytes = blocks_to_bytes(part.appended)..blocks_to_bytes(part.appended + room);
         source.slice(bytes).with_bytes(|source| {
             state.log.append_run(run, index, |step, target| {
@@ -393,21 +412,6 @@ pub(super) fn check_range(volume: &Volume, offset_bytes: u64, len_bytes: u64) ->
         return Err(IoError::Invalid);
     }
     Ok(())
-}
-
-fn new_part(request: u32, volume: &Arc<Volume>, range: BlockRange, kind: PartKind) -> Part {
-    Part {
-        request,
-        volume: Arc::clone(volume),
-        range,
-        is_privileged: matches!(kind, PartKind::Remove(_)),
-        kind,
-        appended: 0,
-        batches_left: 0,
-        is_queued: false,
-        failure: None,
-        space_attempts: 0,
-    }
 }
 
 /// The edges by read, merge and write under the block's lock, the middle as whole blocks.

@@ -27,6 +27,7 @@ pub struct Counts {
     pub own_keys: u64,
     pub own_key_blocks: u64,
     pub shredded: u64,
+    pub moved_blocks: u64,
 }
 
 impl Counts {
@@ -56,6 +57,7 @@ impl Counts {
             own_keys,
             own_key_blocks,
             shredded,
+            moved_blocks,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -81,5 +83,6 @@ impl Counts {
         self.own_keys += own_keys;
         self.own_key_blocks += own_key_blocks;
         self.shredded += shredded;
+        self.moved_blocks += moved_blocks;
     }
 }

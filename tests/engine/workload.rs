@@ -1,5 +1,6 @@
 //! A seed's life: random operations against the engine and the model, crashes, and the comparison of the two.
 
+mod cleaning;
 mod ending;
 mod faults;
 mod own_keys;
@@ -8,11 +9,12 @@ mod volumes;
 use crate::counts::Counts;
 use crate::model::{Model, Value, ZEROS};
 use crate::sector::{fill, parse};
-use crate::world::{End, Life, World};
+use crate::world::{End, Life, World, device_bytes};
 use own_keys::OldKeys;
 use rand::Rng;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
+use rok_blk::pool::Stretch;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, RemoveMode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,7 @@ enum Pending {
     Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64 },
     Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>> },
     Flush { begin: u64 },
+    Clean,
 }
 
 pub struct Workload {
@@ -41,6 +44,8 @@ pub struct Workload {
     next_cookie: u64,
     next_write: u64,
     next_volume_id: u128,
+    /// Stretches that are being emptied.
+    closed: Vec<Stretch>,
     /// Volumes whose removal or creation failed: a crash may find them or not.
     doubtful: BTreeSet<usize>,
     now: u64,
@@ -73,6 +78,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         next_cookie: 0,
         next_write: 1,
         next_volume_id: 1,
+        closed: Vec::new(),
         doubtful: BTreeSet::new(),
         old_keys: OldKeys::default(),
         now: 1,
@@ -84,20 +90,6 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         workload.operation();
     }
     workload.finish()
-}
-
-/// Sizes of the devices. Two fifths of the seeds have more than one; together they hold about as much as the one of the
-/// others, and they differ in size.
-const fn device_bytes(seed: u64, is_short_of_space: bool) -> &'static [u64] {
-    const MIB: u64 = 1 << 20;
-    match (seed % 5, is_short_of_space) {
-        (3, true) => &[4 * MIB, 2 * MIB],
-        (4, true) => &[2 * MIB, 3 * MIB, 2 * MIB],
-        (_, true) => &[5 * MIB],
-        (3, false) => &[20 * MIB, 28 * MIB],
-        (4, false) => &[24 * MIB, 17 * MIB, 9 * MIB],
-        (_, false) => &[48 * MIB],
-    }
 }
 
 impl Workload {
@@ -123,7 +115,8 @@ impl Workload {
             420..650 => self.read(),
             650..720 => self.remove(),
             720..810 => self.flush(),
-            810..920 => {}
+            810..900 => {}
+            900..920 => self.clean(),
             920..935 => self.world.wants_growth = true,
             935..950 => self.fill_or_empty_meta(),
             950..960 => self.replace_volume(),
@@ -340,6 +333,7 @@ impl Workload {
                     Ok(()) => self.models.iter_mut().for_each(|model| model.flushed(begin)),
                     Err(_) => self.failed(),
                 },
+                Pending::Clean => self.cleaned(result),
                 Pending::Read { volume, offset, target, allowed } => {
                     self.read_done(volume, offset, &target, allowed, result)
                 }

@@ -38,6 +38,7 @@ impl Signals for SimSignals {
     }
     fn wake_lanes(&self) {}
     fn wake_lane(&self, _lane: LaneIndex) {}
+    fn checkpoint_done(&self) {}
 }
 
 #[derive(Default)]
@@ -137,7 +138,7 @@ impl World {
             device.reseed(seed.wrapping_add(index << 32));
         }
         world.shred_key.reseed(seed ^ 0x5a17);
-        let parts = world.parts(1, &world.listed_devices(&world.devices), &world.shred_key);
+        let parts = world.parts(1, false, &world.listed_devices(&world.devices), &world.shred_key);
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world
     }
@@ -147,7 +148,7 @@ impl World {
         listed.map(|(bytes, device)| Arc::new(ListedDevice::new(device.clone(), *bytes))).collect()
     }
 
-    fn parts(&self, lane_count: u16, devices: &[Arc<ListedDevice>], shred_key: &SimDevice) -> Parts {
+    fn parts(&self, lane_count: u16, has_cleaner: bool, devices: &[Arc<ListedDevice>], shred_key: &SimDevice) -> Parts {
         let devices = (0..)
             .zip(devices)
             .map(|(index, device)| (Arc::clone(device) as Arc<dyn Device>, device_id(self.pool_id, index)));
@@ -160,6 +161,7 @@ impl World {
             reserve: self.reserve.clone().map(|reserve| reserve as Arc<dyn SpaceReserve>),
             shred_key: (self.suite != Suite::Plain).then(|| Arc::new(shred_key.clone()) as Arc<dyn Device>),
             lane_count,
+            has_cleaner,
             limits: self.limits,
         }
     }
@@ -175,7 +177,12 @@ impl World {
         let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
         let listed = self.listed_devices(&process);
-        let pool = rok_blk::pool::open(self.parts(lane_count, &listed, &self.shred_key.process_handle()), &mut fill)?;
+        let has_cleaner = self.random.random_bool(0.7);
+        let pool = rok_blk::pool::open(
+            self.parts(lane_count, has_cleaner, &listed, &self.shred_key.process_handle()),
+            &mut fill,
+        )?;
+        let lane_count = u16::try_from(pool.lane_count()).expect("few lanes");
         self.counts.recovered_records += pool.recovery().record_count;
         self.counts.lost_blocks += pool.recovery().lost_block_count;
         let signals = Arc::new(SimSignals::default());
@@ -278,6 +285,13 @@ impl World {
         panic!("requests hang: nothing completes them");
     }
 
+    /// Lets a checkpoint end that has begun.
+    pub fn finish_checkpoint(&mut self, life: &mut Life) {
+        if let Some(mut checkpoint) = life.checkpoint.take() {
+            checkpoint.run().expect("a healthy machine");
+        }
+    }
+
     /// Closes the pool: everything answered, everything stored; `meta/` has space for so many more commits, if that is
     /// said. `false` if not everything is stored.
     pub fn close(
@@ -287,6 +301,7 @@ impl World {
         done: &mut Vec<(Completion, Result<(), IoError>)>,
     ) -> bool {
         self.drain(&mut life, done);
+        self.counts.moved_blocks += life.pool.cleaning_status().moved;
         self.store.fill_after(commits_left);
         if life.pool.check_writable().is_err() {
             return false;
@@ -309,6 +324,7 @@ impl World {
 
     /// Ends a life in the middle of whatever it does.
     pub fn crash(&mut self, life: Option<Life>, end: End) {
+        self.counts.moved_blocks += life.as_ref().map_or(0, |life| life.pool.cleaning_status().moved);
         if life.as_ref().is_some_and(|life| life.checkpoint.is_some()) {
             self.counts.crashes_in_checkpoint += 1;
         }
@@ -350,7 +366,7 @@ impl World {
     /// # Panics
     /// At a difference.
     pub fn check_closed(&self) {
-        let report = rok_blk::pool::check(&self.parts(1, &self.listed_devices(&self.devices), &self.shred_key));
+        let report = rok_blk::pool::check(&self.parts(1, false, &self.listed_devices(&self.devices), &self.shred_key));
         let report = report.expect("nothing is in the way of reading");
         assert!(report.is_clean(), "the check of the closed pool: {report:#?}");
     }
@@ -438,6 +454,20 @@ impl Life {
         if let Some(job) = job {
             job();
         }
+    }
+}
+
+/// Sizes of the devices. Two fifths of the seeds have more than one; together they hold about as much as the one of the
+/// others, and they differ in size.
+pub const fn device_bytes(seed: u64, is_short_of_space: bool) -> &'static [u64] {
+    const MIB: u64 = 1 << 20;
+    match (seed % 5, is_short_of_space) {
+        (3, true) => &[4 * MIB, 2 * MIB],
+        (4, true) => &[2 * MIB, 3 * MIB, 2 * MIB],
+        (_, true) => &[5 * MIB],
+        (3, false) => &[20 * MIB, 28 * MIB],
+        (4, false) => &[24 * MIB, 17 * MIB, 9 * MIB],
+        (_, false) => &[48 * MIB],
     }
 }
 

@@ -85,6 +85,7 @@ impl World {
             reserve: None,
             shred_key: None,
             lane_count: 2,
+            has_cleaner: true,
             limits: Limits::default(),
         }
     }

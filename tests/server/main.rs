@@ -5,6 +5,7 @@ mod bench;
 mod boot;
 mod canary;
 mod check;
+mod cleaning;
 mod cli;
 mod clients;
 mod damage;

@@ -86,8 +86,14 @@ impl Home {
     /// Creates the pool `name` with the new key `name.key`.
     #[track_caller]
     pub fn create_pool(&self, name: &str) {
+        self.create_pool_of(name, POOL_SIZE);
+    }
+
+    /// The same, of a size.
+    #[track_caller]
+    pub fn create_pool_of(&self, name: &str, size: &str) {
         let (pool, key) = (self.text(name), self.text(&format!("{name}.key")));
-        self.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
+        self.run(["pool", "create", &pool, "--size", size, "--key-file", &key, "--generate-key"]).success();
     }
 
     /// The program with these arguments and this home's directories.

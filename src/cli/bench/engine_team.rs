@@ -92,6 +92,7 @@ impl EngineTeam {
             reserve: None,
             shred_key: None,
             lane_count: plan.lane_count,
+            has_cleaner: false,
             limits: Limits { map_cache_bytes: plan.map_cache_bytes, ..Limits::default() },
         };
         let parts = parts();

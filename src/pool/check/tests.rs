@@ -104,6 +104,7 @@ fn parts(device: &SimDevice, store: &Arc<MemoryStore>) -> Parts {
         reserve: None,
         shred_key: None,
         lane_count: 1,
+        has_cleaner: false,
         limits: Limits::default(),
     }
 }

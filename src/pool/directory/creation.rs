@@ -248,6 +248,7 @@ fn fill(
         reserve: None,
         shred_key: None,
         lane_count: 1,
+        has_cleaner: false,
         limits: Limits::default(),
     };
     pool::create(&parts, &mut system_random)?;

@@ -476,7 +476,7 @@ fn missing_or_foreign_meta_is_refused() {
 #[test]
 fn impossible_number_of_lanes_is_refused() {
     let place = Place::plain();
-    for lane_count in [0, 65] {
+    for lane_count in [0, 64] {
         let options = OpenOptions { lane_count, ..open_options(None) };
         assert_eq!(refused(open(&place.pool(), &options)).kind(), ErrorKind::Usage);
     }

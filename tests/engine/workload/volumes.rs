@@ -12,6 +12,7 @@ use uuid::Uuid;
 impl Workload {
     pub(super) fn begin_life(&mut self, life: Life) {
         self.has_failed = false;
+        self.closed.clear();
         self.life = Some(life);
         self.open_volumes();
     }
@@ -69,7 +70,7 @@ impl Workload {
     fn await_answers(&mut self, volume: usize) {
         let is_of_volume = |pending: &Pending| match pending {
             Pending::Write { volume: of, .. } | Pending::Read { volume: of, .. } => *of == volume,
-            Pending::Flush { .. } => false,
+            Pending::Flush { .. } | Pending::Clean => false,
         };
         while self.pending.values().any(is_of_volume) {
             self.step();

@@ -1,0 +1,207 @@
+//! What a cleaner asks the pool: which stretch to empty, for whom its blocks were written, how much may be moved.
+//!
+//! A cleaner makes long free runs out of holes. It moves blocks by ordinary writes, so a crash at any moment is that of a
+//! write, and the places that it empties become free as all do: in a checkpoint. Owners are hints, verified against the map
+//! by who moves a block.
+
+use crate::error::Result;
+use crate::format::key::OWNER_GROUP_SHIFT;
+use crate::format::owner::OwnerRun;
+use crate::meta::Table;
+use crate::pool::Pool;
+use crate::pool::catalog::meta_error;
+use crate::pool::space::{FreeShape, Stretch};
+use crate::units::{Address, LaneIndex, STRETCH_BLOCKS, to_usize};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+/// Addresses of a group.
+pub const GROUP_BLOCKS: u64 = 1 << OWNER_GROUP_SHIFT;
+/// What is written in all for each block that users write, at most, without the records: the cleaner moves no more than
+/// they have written since the pool was opened.
+pub const WRITE_AMPLIFICATION_MAX: u64 = 2;
+/// Sparse stretches among which the next one is chosen.
+const CANDIDATES_MAX: usize = 64;
+/// A stretch in which more than this share of the blocks is neither free nor stored is being written.
+const BUSY_SHARE: u64 = 16;
+/// A stretch that was emptied in vain is tried again when so many more of its blocks are free.
+const RETRY_BLOCKS: u64 = 64;
+
+/// Addresses whose owners are stored together: [`GROUP_BLOCKS`] of them, the first a multiple of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressGroup {
+    first: Address,
+}
+
+/// How eagerly space is cleaned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Nobody uses the pool: what gains anything is done.
+    Idle,
+    /// Long runs are scarce and the pool is in use: only what costs little.
+    Scarce,
+}
+
+/// Stretches that were emptied in vain, with the free blocks that they had then.
+pub type Tried = BTreeMap<Stretch, u64>;
+
+/// How free space lies, and what was done about it since the pool was opened. In blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleaningStatus {
+    /// How the free blocks lie.
+    pub shape: FreeShape,
+    /// Blocks that users wrote.
+    pub written: u64,
+    /// Blocks that the cleaner moved.
+    pub moved: u64,
+}
+
+impl CleaningStatus {
+    /// Blocks written for each block that users wrote, without records.
+    #[must_use]
+    pub fn write_amplification(&self) -> f64 {
+        let as_float = |count: u64| f64::from(u32::try_from(count >> 8).unwrap_or(u32::MAX));
+        if self.written < GROUP_BLOCKS { 1.0 } else { 1.0 + as_float(self.moved) / as_float(self.written) }
+    }
+}
+
+impl AddressGroup {
+    /// The groups of a stretch.
+    pub fn of_stretch(stretch: Stretch) -> impl Iterator<Item = Self> {
+        let first = Address::new(stretch.device, stretch.index * STRETCH_BLOCKS);
+        (0..STRETCH_BLOCKS / GROUP_BLOCKS).map(move |group| Self { first: first.plus(group * GROUP_BLOCKS) })
+    }
+}
+
+impl Pool {
+    /// The lane that fills holes, if the pool was opened with one.
+    #[must_use]
+    pub const fn cleaner_lane(&self) -> Option<LaneIndex> {
+        self.cleaner_lane
+    }
+
+    /// Counts a request of a lane.
+    pub fn count_request(&self, lane: LaneIndex) {
+        self.lanes[lane.as_usize()].requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests that all lanes were given since the pool was opened.
+    #[must_use]
+    pub fn request_count(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.requests.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Counts blocks that were moved.
+    pub fn count_moved(&self, blocks: u64) {
+        self.moved_blocks.fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    /// How free space lies, and what was done about it.
+    #[must_use]
+    pub fn cleaning_status(&self) -> CleaningStatus {
+        let moved = self.moved_blocks.load(Ordering::Relaxed);
+        let laid: u64 = self.lanes.iter().map(|lane| lane.laid_blocks.load(Ordering::Relaxed)).sum();
+        CleaningStatus { shape: self.space.lock().shape(), written: laid.saturating_sub(moved), moved }
+    }
+
+    /// Chooses a stretch to empty and closes it: the sparsest that is worth it and whose blocks have room elsewhere. `None`
+    /// if there is none, or nothing more may be moved.
+    #[must_use]
+    pub fn close_sparse_stretch(&self, urgency: Urgency, tried: &Tried) -> Option<Stretch> {
+        let status = self.cleaning_status();
+        let moves_left = (status.written * (WRITE_AMPLIFICATION_MAX - 1)).saturating_sub(status.moved);
+        let free_min = match urgency {
+            Urgency::Idle => STRETCH_BLOCKS / 16,
+            Urgency::Scarce => STRETCH_BLOCKS / 2,
+        };
+        let mut space = self.space.lock();
+        let shape = space.shape();
+        let room = space.free_count().saturating_sub(2 * self.reserve_blocks());
+        for (stretch, free) in space.sparsest(free_min, CANDIDATES_MAX) {
+            if tried.get(&stretch).is_some_and(|then| free < then + RETRY_BLOCKS) {
+                continue;
+            }
+            let live = self.live_count(stretch);
+            let allocated = space.free_in(stretch).1 - free;
+            let is_busy = allocated.saturating_sub(live) > STRETCH_BLOCKS / BUSY_SHARE;
+            // Into a whole stretch what lives here goes only if that gains as much as it takes.
+            let has_holes = shape.hole_blocks.saturating_sub(free) >= live || free >= STRETCH_BLOCKS / 2;
+            if !is_busy && has_holes && live <= moves_left && live + GROUP_BLOCKS <= room {
+                space.close(stretch);
+                return Some(stretch);
+            }
+        }
+        None
+    }
+
+    /// Uses a stretch again that was closed; says whether all of it is free.
+    pub fn reopen_stretch(&self, stretch: Stretch) -> bool {
+        let mut space = self.space.lock();
+        space.reopen(stretch);
+        let (free, capacity) = space.free_in(stretch);
+        free == capacity
+    }
+
+    /// Blocks that can hold data or records.
+    #[must_use]
+    pub fn block_count(&self) -> u64 {
+        self.space.lock().block_count()
+    }
+
+    /// Free blocks of a stretch.
+    #[must_use]
+    pub fn free_in_stretch(&self, stretch: Stretch) -> u64 {
+        self.space.lock().free_in(stretch).0
+    }
+
+    /// For whom the addresses of a group that stored leaves map were written, as far as that is known. Reads the store.
+    ///
+    /// # Errors
+    /// The store's failure.
+    pub fn owners_of(&self, group: AddressGroup) -> Result<Vec<(Address, OwnerRun)>> {
+        let live = self.live_bits(group);
+        if live.iter().all(|word| *word == 0) {
+            return Ok(Vec::new());
+        }
+        let group_key = crate::format::key::owner_group(group.first);
+        let value = self.store().get(Table::Owners, &group_key);
+        let value = value.map_err(|error| meta_error("Reading owners", error))?;
+        let is_live = |offset: u16| live[usize::from(offset >> 6)] >> (offset & 63) & 1 == 1;
+        let mut owners = Vec::new();
+        for run in self.read_owners(&group_key, value.as_deref()) {
+            let mut step = 0;
+            while step < run.count {
+                let first = step;
+                while step < run.count && is_live(u16::from(run.offset) + step) {
+                    step += 1;
+                }
+                if step > first {
+                    let offset = u8::try_from(u16::from(run.offset) + first).expect("a group has 256 addresses");
+                    let block = run.block.plus(u64::from(first));
+                    let address = group.first.plus(u64::from(offset));
+                    owners.push((address, OwnerRun { offset, count: step - first, block, ..run }));
+                }
+                step += 1;
+            }
+        }
+        Ok(owners)
+    }
+
+    /// Blocks of a stretch that stored leaves map.
+    fn live_count(&self, stretch: Stretch) -> u64 {
+        let stored = self.stored.lock();
+        let bits = stored.used.get(stretch.device.as_usize()).and_then(|device| device.get(to_usize(stretch.index)));
+        bits.map_or(0, |bits| bits.iter().map(|word| u64::from(word.count_ones())).sum())
+    }
+
+    fn live_bits(&self, group: AddressGroup) -> [u64; 4] {
+        let block = group.first.block();
+        let stored = self.stored.lock();
+        let device = stored.used.get(group.first.device().as_usize());
+        let stretch = device.and_then(|device| device.get(to_usize(block / STRETCH_BLOCKS)));
+        let word = to_usize(block % STRETCH_BLOCKS / 64);
+        stretch.map_or([0; 4], |bits| std::array::from_fn(|index| bits[word + index]))
+    }
+}
+
+const _: () = assert!(GROUP_BLOCKS == 4 * 64);

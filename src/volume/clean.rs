@@ -1,0 +1,188 @@
+//! Moving blocks for the cleaner: what heads map in a group of addresses is written anew, elsewhere, by ordinary writes.
+//!
+//! The group is read in one go, without a lock. Under the lock of its range each block is moved only if the head still maps
+//! that very address; its mac tells that what was read is what the entry is about. So nothing newer is overwritten, and what
+//! only snapshots map stays.
+
+use crate::disk::{Disk, IoBuffer};
+use crate::error::IoError;
+use crate::format::entry::Entry;
+use crate::planted::{Bug, is_planted};
+use crate::pool::AddressGroup;
+use crate::units::{Address, AddressRun, BlockIndex, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize};
+use crate::volume::engine::Engine;
+use crate::volume::range_lock::BlockRange;
+use crate::volume::read::open_blocks;
+use crate::volume::request::{Completion, Done, Part, PartKind};
+use crate::volume::{Volume, Volumes};
+use futures_channel::oneshot;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Consecutive addresses that were written for consecutive blocks of one leaf.
+struct OwnedRun {
+    volume: Arc<Volume>,
+    block: BlockIndex,
+    start: Address,
+    count: u64,
+}
+
+/// What was read of a group.
+struct GroupContent {
+    start: Address,
+    buffer: IoBuffer,
+}
+
+/// How many blocks are being moved, and what tells how that ended.
+type Answer = (u64, oneshot::Receiver<Result<(), IoError>>);
+
+impl<D: Disk + 'static> Engine<D> {
+    /// Moves what heads map in a group of addresses elsewhere. Blocks that were replaced or removed meanwhile, and damaged
+    /// ones, stay where they are. The writes take nothing of the reserve and never wait for space: the completion says
+    /// [`IoError::NoSpace`] if there was not enough.
+    pub fn clean(self: &Rc<Self>, volumes: &Arc<Volumes>, group: AddressGroup, completion: Completion) {
+        let (engine, volumes) = (Rc::clone(self), Arc::clone(volumes));
+        self.spawn(Done::Frontend(completion), async move { engine.move_group(volumes, group).await });
+    }
+
+    async fn move_group(self: &Rc<Self>, volumes: Arc<Volumes>, group: AddressGroup) -> Result<(), IoError> {
+        self.pool.check_writable()?;
+        let runs = self.owned_runs(volumes, group).await?;
+        let Some(content) = self.read_runs(&runs).await? else { return Ok(()) };
+        let mut pending = Vec::new();
+        let mut result = Ok(());
+        for run in &runs {
+            match self.move_run(run, &content, &mut pending).await {
+                Ok(()) => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        // All of them, also after an error: nothing may be written behind the answer.
+        for (count, answer) in pending {
+            let moved = answer.await.unwrap_or(Err(IoError::ShuttingDown));
+            self.pool.count_moved(if moved.is_ok() { count } else { 0 });
+            result = result.and(moved);
+        }
+        result
+    }
+
+    /// What volumes own in the group, in the order of their trees and blocks, which is that of the range locks.
+    async fn owned_runs(&self, volumes: Arc<Volumes>, group: AddressGroup) -> Result<Vec<OwnedRun>, IoError> {
+        let (sender, receiver) = oneshot::channel();
+        let pool = Arc::clone(&self.pool);
+        self.blocking.run(Box::new(move || {
+            let found = pool.owners_of(group).map(|owners| {
+                let with_volume =
+                    owners.into_iter().filter_map(|(start, run)| Some((volumes.head(run.tree)?, start, run)));
+                with_volume.collect::<Vec<_>>()
+            });
+            // The task may be gone; then nobody moves anything.
+            drop(sender.send(found));
+        }));
+        let found = receiver.await.map_err(|_| IoError::ShuttingDown)?.map_err(|error| {
+            tracing::error!(%error, "looking owners up failed");
+            IoError::Io
+        })?;
+        let mut runs = Vec::new();
+        for (volume, start, run) in found {
+            let mut done = 0;
+            while done < u64::from(run.count) {
+                let block = run.block.plus(done);
+                let in_leaf = LEAF_ENTRIES_U64 - block.get() % LEAF_ENTRIES_U64;
+                let count = in_leaf.min(u64::from(run.count) - done);
+                runs.push(OwnedRun { volume: Arc::clone(&volume), block, start: start.plus(done), count });
+                done += count;
+            }
+        }
+        runs.sort_by_key(|run| (run.volume.tree, run.block));
+        Ok(runs)
+    }
+
+    /// Reads from the first to the last address of the runs.
+    async fn read_runs(&self, runs: &[OwnedRun]) -> Result<Option<GroupContent>, IoError> {
+        let Some(start) = runs.iter().map(|run| run.start).min() else { return Ok(None) };
+        let ends = runs.iter().map(|run| run.start.block() + run.count);
+        let count = ends.max().unwrap_or_default() - start.block();
+        let buffer = IoBuffer::allocate(blocks_to_bytes(to_usize(count)));
+        self.read_device(AddressRun { start, count }, &buffer).await?;
+        Ok(Some(GroupContent { start, buffer }))
+    }
+
+    /// Moves the parts of a run that the head maps there.
+    async fn move_run(
+        self: &Rc<Self>,
+        run: &OwnedRun,
+        content: &GroupContent,
+        pending: &mut Vec<Answer>,
+    ) -> Result<(), IoError> {
+        // Before the lock, so that nobody waits for a leaf that has to be loaded.
+        let entries = self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await?;
+        for (first, count) in runs_in_place(&entries, run.start) {
+            let range = BlockRange { tree: run.volume.tree, block: run.block.plus(first), count };
+            self.lock_for_task(range).await?;
+            let early = &entries[to_usize(first)..][..to_usize(u64::from(count))];
+            match self.open_in_place(run, range, early, content).await {
+                Ok(Some(blocks)) => pending.push(self.start_move(&run.volume, range, blocks)),
+                other => {
+                    self.locks.unlock(range, &self.pool);
+                    other?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The plain blocks of a locked range, if its head maps all of them in their old places and they are sound.
+    async fn open_in_place(
+        &self,
+        run: &OwnedRun,
+        range: BlockRange,
+        early: &[Option<Entry>],
+        content: &GroupContent,
+    ) -> Result<Option<IoBuffer>, IoError> {
+        let count = to_u64(early.len());
+        let start = run.start.plus(range.block.get() - run.block.get());
+        let mut entries = self.load_entries(&run.volume, range.block.get(), early.len()).await?;
+        if is_planted(Bug::MoveTrustsEarlyLook) {
+            entries = early.to_vec();
+        }
+        if runs_in_place(&entries, start) != [(0, range.count)] {
+            return Ok(None);
+        }
+        let blocks = IoBuffer::allocate(blocks_to_bytes(early.len()));
+        let from = blocks_to_bytes(to_usize(start.block() - content.start.block()));
+        let source = content.buffer.slice(from..from + blocks.len());
+        source.with_bytes(|source| blocks.with_bytes_mut(|target| target.copy_from_slice(source)));
+        let state = &mut *self.state.borrow_mut();
+        let failed = open_blocks(&self.pool, &mut state.ciphers, &run.volume, &entries, &blocks);
+        if failed.is_empty() {
+            return Ok(Some(blocks));
+        }
+        tracing::warn!(volume = %run.volume.id(), address = %start, count, "blocks to be moved do not match their macs");
+        Ok(None)
+    }
+
+    /// Writes the blocks of a range, which is locked already, to another place; the part unlocks it.
+    fn start_move(&self, volume: &Arc<Volume>, range: BlockRange, blocks: IoBuffer) -> Answer {
+        let part = Part { is_move: true, ..Part::new(0, volume, range, PartKind::Write(blocks)) };
+        (u64::from(range.count), self.start_part(part))
+    }
+}
+
+/// First index and count of the blocks whose entries are where a run that starts at `start` has them.
+fn runs_in_place(entries: &[Option<Entry>], start: Address) -> Vec<(u64, u32)> {
+    let mut runs: Vec<(u64, u32)> = Vec::new();
+    for (index, entry) in (0..).zip(entries) {
+        if entry.is_none_or(|entry| entry.address() != start.plus(index)) {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((first, count)) if *first + u64::from(*count) == index => *count += 1,
+            _ => runs.push((index, 1)),
+        }
+    }
+    runs
+}
