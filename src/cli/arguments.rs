@@ -103,7 +103,13 @@ pub(super) enum Command {
     /// Give a volume a new size
     Resize(Resize),
     /// Remove volumes
-    #[command(name = "rm")]
+    #[command(
+        name = "rm",
+        after_help = "--shred overwrites what the volume's key was wrapped with, so that neither the \
+        pool's key nor old files of the pool's meta/ open it again. It does not reach copies of the pool's file shred-key \
+        (backups, snapshots of the file system), nor what a flash device or a copy-on-write file system keeps of \
+        overwritten blocks."
+    )]
     Remove(Remove),
     /// Offer a volume to NBD clients again (new volumes are offered)
     Export(Target),
@@ -273,6 +279,9 @@ pub(super) struct Create {
     /// Succeed if there is a volume of this name already
     #[arg(long)]
     pub(super) if_missing: bool,
+    /// Encrypt it with a key of its own, so that rm --shred can destroy its data
+    #[arg(long)]
+    pub(super) own_key: bool,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
 }
@@ -311,6 +320,9 @@ pub(super) struct Remove {
     /// Remove them for good (there is no trash yet)
     #[arg(long)]
     pub(super) now: bool,
+    /// Remove them for good and destroy their keys: for volumes made with --own-key
+    #[arg(long)]
+    pub(super) shred: bool,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
 }

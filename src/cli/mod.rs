@@ -53,7 +53,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Quickstart(arguments) => return quickstart_command::run(&arguments, &global, output),
         Command::Bench(arguments) => return bench::run(&arguments, &global, output),
         Command::Check(arguments) => return check_command::run(&arguments, &global, output),
-        Command::Remove(arguments) => return volume_command::remove(&arguments, &client()?, output),
+        Command::Remove(arguments) => return volume_command::remove(&arguments, global.yes, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {
             pool_command::show_offline(&directory, output)?;

@@ -176,6 +176,7 @@ fn create_volume_if_none(daemon: &Daemon, output: &Output) -> Result<()> {
         size_bytes: VOLUME_SIZE_BYTES,
         sector_size: SECTOR_SIZE_DEFAULT,
         if_missing: true,
+        own_key: false,
     };
     control.create(&request, false)?;
     let size = format_size(VOLUME_SIZE_BYTES);

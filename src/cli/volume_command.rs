@@ -22,6 +22,7 @@ pub(super) fn create(arguments: &Create, client: &Client, output: &Output) -> Ou
         size_bytes: arguments.size,
         sector_size: arguments.sector_size,
         if_missing: arguments.if_missing,
+        own_key: arguments.own_key,
     };
     let path = format!("/v1/volumes?dry_run={}", arguments.dry_run.is_dry_run);
     let change: Change = client.post(&path, &request, name)?;
@@ -55,7 +56,7 @@ pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
 /// `show NAME`.
 pub(super) fn show(name: &VolumeName, client: &Client, output: &Output) -> Outcome<()> {
     let answer: VolumeAnswer = client.get(&volume_path(&name.name), Some(&name.name))?;
-    let Volume { reference, uuid, name, size_bytes, sector_size, allocated_bytes, .. } = &answer.volume;
+    let Volume { reference, uuid, name, size_bytes, sector_size, allocated_bytes, has_own_key, .. } = &answer.volume;
     let fields = vec![
         ("name", name.clone()),
         ("uuid", uuid.to_string()),
@@ -64,6 +65,7 @@ pub(super) fn show(name: &VolumeName, client: &Client, output: &Output) -> Outco
         ("sector size", sector_size.to_string()),
         ("connections", answer.volume.connections.to_string()),
         ("exported", yes_or_no(answer.volume.is_exported)),
+        ("own key", yes_or_no(*has_own_key)),
         ("created", answer.volume.created_at.clone()),
     ];
     Ok(output.one(&answer, &Table::of_fields(reference, fields))?)
@@ -93,17 +95,22 @@ pub(super) fn resize(arguments: &Resize, is_confirmed: bool, client: &Client, ou
 }
 
 /// `rm NAME…`: all are tried; some failures among successes have an exit code of their own.
-pub(super) fn remove(arguments: &Remove, client: &Client, output: &Output) -> Outcome<ExitCode> {
-    if !arguments.now {
+pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, output: &Output) -> Outcome<ExitCode> {
+    let Remove { names, now: is_now, shred: is_shredded, dry_run } = arguments;
+    let is_dry_run = dry_run.is_dry_run;
+    if !is_now && !is_shredded {
         let error = Error::new(ErrorKind::Usage, "Nothing was removed: the trash does not exist yet")
             .with_hint("Add --now to remove volumes with their data for good");
         return Err(error.into());
     }
-    let is_dry_run = arguments.dry_run.is_dry_run;
+    if *is_shredded && !is_dry_run && !is_confirmed {
+        let listed = names.join(", ");
+        confirm(&format!("the key of {listed} would be destroyed, and nobody could read the data again"), &listed)?;
+    }
     let mut items: Vec<Change> = Vec::new();
     let mut failures: Vec<Failed> = Vec::new();
-    for name in &arguments.names {
-        let path = format!("{}?now=true&dry_run={is_dry_run}", volume_path(name));
+    for name in names {
+        let path = format!("{}?now={is_now}&shred={is_shredded}&dry_run={is_dry_run}", volume_path(name));
         match client.change(Method::DELETE, &path, name) {
             Ok(change) => items.push(change),
             Err(failed) => failures.push(failed),
@@ -113,7 +120,8 @@ pub(super) fn remove(arguments: &Remove, client: &Client, output: &Output) -> Ou
     for change in &items {
         table.row(&change.reference, vec![change.reference.clone()]);
         if is_dry_run {
-            output.message(&format!("Would remove {}.", change.reference));
+            let verb = if *is_shredded { "shred" } else { "remove" };
+            output.message(&format!("Would {verb} {}.", change.reference));
         }
     }
     let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();

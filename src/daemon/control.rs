@@ -15,12 +15,13 @@ use super::check_resource::CheckAnswer;
 use super::cleaning_resource::Cleaning;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
 use super::key_resource::{KeyChangeAnswer, KeyList};
-use super::request::{CreateVolume, KeyCredential, ResizeVolume};
+use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume};
 use super::resource::{
     Action, ApiVersion, Change, Export, ExportList, Kind, PoolAnswer, PoolState, Space, Status, Volume, VolumeAnswer,
     VolumeList, time_text,
 };
 use super::volume_rule;
+use crate::crypto::system_random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
 use crate::pool::directory::{self, DeviceList, KeyChange, KeySlots};
@@ -104,6 +105,11 @@ impl Control {
         volume_rule::check_sector_size(request.sector_size)?;
         let _one_at_a_time = self.changes.lock();
         match self.find(&request.name) {
+            Ok(present) if request.if_missing && request.own_key && !present.has_own_key => {
+                let message = format!("There is a volume \"{}\", and it has no key of its own", request.name);
+                return Err(Error::new(ErrorKind::Exists, message)
+                    .with_hint("A volume gets its own key when it is created: choose another name and copy the data"));
+            }
             Ok(present) if request.if_missing => {
                 return Ok(Change::new(Action::Create, is_dry_run, Some(present.clone()), Some(present)));
             }
@@ -113,6 +119,9 @@ impl Control {
         }
         let created_at = seconds_since_1970();
         let after = if is_dry_run {
+            if request.own_key {
+                self.server.pool().check_own_keys()?;
+            }
             let planned = VolumeInfo {
                 id: Uuid::nil(),
                 name: request.name.clone(),
@@ -121,7 +130,7 @@ impl Control {
                 created_at,
                 allocated_bytes: 0,
                 connections: 0,
-                has_own_key: false,
+                has_own_key: request.own_key,
             };
             Volume::new(planned, true)
         } else {
@@ -132,7 +141,13 @@ impl Control {
                 sector_size: request.sector_size,
                 created_at,
             };
-            with_export(self.server.volumes().create(&new)?, &self.server.exports())
+            let volumes = self.server.volumes();
+            let info = if request.own_key {
+                volumes.create_with_own_key(&new, &mut system_random)?
+            } else {
+                volumes.create(&new)?
+            };
+            with_export(info, &self.server.exports())
         };
         Ok(Change::new(Action::Create, is_dry_run, None, Some(after)))
     }
@@ -180,12 +195,14 @@ impl Control {
         Ok(Change::new(Action::Resize, is_dry_run, Some(before), Some(after)))
     }
 
-    /// Removes a volume for good.
+    /// Removes a volume for good, and destroys its key if the options say so.
     ///
     /// # Errors
-    /// `Usage` without `is_now`, `NotFound`, `Busy` while connections have it open, and what the engine reports.
-    pub fn remove(&self, name: &str, is_now: bool, is_dry_run: bool) -> Result<Change> {
-        if !is_now {
+    /// `Usage` if the options do not say how, or if a volume without a key of its own is to be shredded, `NotFound`, `Busy`
+    /// while connections have it open, and what the engine reports.
+    pub fn remove(&self, name: &str, options: RemoveOptions) -> Result<Change> {
+        let RemoveOptions { dry_run: is_dry_run, now: is_now, shred: is_shredded } = options;
+        if !is_now && !is_shredded {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!("{name} was not removed: there is no trash yet to put it in"),
@@ -194,8 +211,14 @@ impl Control {
         }
         let _one_at_a_time = self.changes.lock();
         let before = self.find(name)?;
+        if is_shredded {
+            self.server.pool().check_shred(name)?;
+        }
         if is_dry_run {
             refuse_if_open(&before, "removed")?;
+        } else if is_shredded {
+            self.server.volumes().shred(name, &mut system_random)?;
+            tracing::info!(volume = %before.uuid, "a volume's key was destroyed");
         } else {
             self.server.volumes().remove(name)?;
         }

@@ -27,6 +27,9 @@ pub struct CreateVolume {
     /// A volume of this name is a success that changes nothing.
     #[serde(default)]
     pub if_missing: bool,
+    /// Encrypt it with a key of its own, which a removal can destroy.
+    #[serde(default)]
+    pub own_key: bool,
 }
 
 /// Gives a volume a new name.
@@ -155,10 +158,14 @@ pub struct RemoveOptions {
     #[serde(default)]
     #[param(required = false)]
     pub dry_run: bool,
-    /// Remove for good. There is no trash yet, so it is required.
+    /// Remove for good. There is no trash yet, so this or `shred` is required.
     #[serde(default)]
     #[param(required = false)]
     pub now: bool,
+    /// Remove for good and destroy the volume's own key: what is left of its data anywhere in the pool cannot be decrypted.
+    #[serde(default)]
+    #[param(required = false)]
+    pub shred: bool,
 }
 
 const fn default_sector_size() -> u32 {

@@ -67,6 +67,8 @@ pub struct Volume {
     pub is_exported: bool,
     /// When it was created.
     pub created_at: String,
+    /// Whether it is encrypted with a key of its own, which a removal can destroy.
+    pub has_own_key: bool,
 }
 
 impl Volume {
@@ -83,6 +85,7 @@ impl Volume {
             connections: info.connections,
             is_exported,
             created_at: time_text(info.created_at),
+            has_own_key: info.has_own_key,
         }
     }
 }

@@ -52,7 +52,7 @@ async fn remove(
     Name(name): Name,
     Options(options): Options<RemoveOptions>,
 ) -> Answer<Change> {
-    run(control, Some(name.clone()), move |control| control.remove(&name, options.now, options.dry_run)).await
+    run(control, Some(name.clone()), move |control| control.remove(&name, options)).await
 }
 
 /// Gives a volume a new name.

@@ -21,13 +21,7 @@ impl Pool {
     /// [`ErrorKind::Usage`] if the pool is not encrypted, those of [`Catalog::create`](super::Catalog::create), and the
     /// failure of what holds the shred key.
     pub fn create_with_own_key(&self, volume: VolumeRecord, random: Random<'_>) -> Result<VolumeRecord> {
-        if self.keys.suite() == Suite::Plain {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "The pool is not encrypted: a volume's own key would protect nothing",
-            )
-            .with_hint("Leave --own-key out, or create the volume in an encrypted pool"));
-        }
+        self.check_own_keys()?;
         let mut shred_keys = self.shred_keys.lock();
         self.check_catalog_writable()?;
         let (number, wrapping) = shred_keys.ensure(random)?;
@@ -40,6 +34,19 @@ impl Pool {
             at.keys.add_domain_key(id, GENERATION, domain_key);
             Ok(volume)
         })
+    }
+
+    /// Whether a volume could have a key of its own.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if the pool is not encrypted.
+    pub fn check_own_keys(&self) -> Result<()> {
+        if self.keys.suite() == Suite::Plain {
+            let message = "The pool is not encrypted: a volume's own key would protect nothing";
+            return Err(Error::new(ErrorKind::Usage, message)
+                .with_hint("Leave --own-key out, or create the volume in an encrypted pool"));
+        }
+        Ok(())
     }
 
     /// Removes a volume and destroys its key: what is left of its data, in this pool's files or in copies of them without

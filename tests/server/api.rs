@@ -144,6 +144,7 @@ fn failures_have_the_form_the_document_describes() {
         ("POST", "/v1/volumes", "/v1/volumes?dryrun=true", r#"{"name":"b","size":4096}"#, 400, "usage"),
         ("POST", "/v1/volumes/{name}/resize", "/v1/volumes/a/resize", r#"{"size":4096}"#, 400, "usage"),
         ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a", "", 400, "usage"),
+        ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?shred=true", "", 400, "usage"),
         ("POST", "/v1/keys/{slot}/remove", "/v1/keys/0/remove", foreign_key, 403, "permission"),
         ("POST", "/v1/keys", "/v1/keys", r#"{"credential":{},"new":{}}"#, 400, "usage"),
         ("POST", "/v1/keys/{slot}/remove", "/v1/keys/first/remove", foreign_key, 400, "usage"),

@@ -20,6 +20,7 @@ mod lane_nbd;
 mod load;
 mod memory;
 mod nbd_client;
+mod own_key;
 mod passphrase;
 mod process;
 mod quickstart;
