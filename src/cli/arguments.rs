@@ -78,7 +78,7 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: PoolCommand,
     },
-    /// Change which key files and passphrases open a pool
+    /// Change which key files and passphrases open a pool; lock and unlock the one that is served
     #[command(after_help = "Each slot wraps the pool's one master key for one key file or passphrase. Without --pool \
         the daemon changes the pool that it serves; with it, the pool in DIR is changed directly, which must not be \
         served. rm and rotate overwrite the slot in both copies of the superblock; they write no data anew. So the \
@@ -162,6 +162,9 @@ pub(super) struct Serve {
     pub(super) pool: PathBuf,
     #[command(flatten)]
     pub(super) credential: CredentialArguments,
+    /// Start without a key: rok-blk key unlock opens the pool later
+    #[arg(long, conflicts_with_all = ["key_file", "passphrase", "passphrase_file"])]
+    pub(super) locked: bool,
     /// Serve NBD over TCP here too, like 127.0.0.1:10809; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     pub(super) nbd_listen: Vec<SocketAddr>,

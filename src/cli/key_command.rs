@@ -9,6 +9,7 @@ use super::arguments::{DryRun, Global};
 use super::client::Client;
 use super::credential::{CredentialArguments, NewCredentialArguments, refuse_shared_input};
 use super::failure::{Failed, Outcome};
+use super::lock_command::{self, Lock, Unlock};
 use super::output::Output;
 use super::pool_command::check_key_file;
 use super::serve_command::keep_secrets;
@@ -34,6 +35,10 @@ pub(super) enum KeyCommand {
     Remove(RemoveSlot),
     /// Give a slot a new key; the old one opens the pool no more. Data is not encrypted anew
     Rotate(RotateKey),
+    /// Close the pool that the daemon serves and forget its keys; the daemon goes on
+    Lock(Lock),
+    /// Open the locked pool of the daemon, and serve it as before
+    Unlock(Unlock),
 }
 
 /// Which pool.
@@ -87,6 +92,10 @@ pub(super) fn run(command: &KeyCommand, global: &Global, output: &Output) -> Out
         KeyCommand::Add(arguments) => wrap(None, arguments, global, output),
         KeyCommand::Rotate(arguments) => wrap(Some(arguments.slot), &arguments.key, global, output),
         KeyCommand::Remove(arguments) => remove(arguments, global, output),
+        KeyCommand::Lock(arguments) => lock_command::lock(arguments, &Client::new(global.socket.as_deref())?, output),
+        KeyCommand::Unlock(arguments) => {
+            lock_command::unlock(arguments, &Client::new(global.socket.as_deref())?, output)
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod credential;
 mod export_command;
 mod failure;
 mod key_command;
+mod lock_command;
 mod output;
 mod pool_command;
 mod quickstart_command;

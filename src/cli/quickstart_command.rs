@@ -16,7 +16,7 @@ use crate::crypto::Suite;
 use crate::daemon::control_socket::nbd_path_beside;
 use crate::daemon::request::CreateVolume;
 use crate::daemon::volume_rule::SECTOR_SIZE_DEFAULT;
-use crate::daemon::{Daemon, DaemonOptions, TcpListen, host};
+use crate::daemon::{Control, Daemon, DaemonOptions, TcpListen, host};
 use crate::disk::free_space_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
@@ -54,11 +54,15 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         lane_count: lane_count(arguments.resources),
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
+        is_locked: false,
         socket,
     };
     let daemon = Daemon::start(options)?;
-    let introduced =
-        create_volume_if_none(&daemon, output).map_err(Failed::from).and_then(|()| introduce(&daemon, global, output));
+    let introduced = daemon
+        .gate()
+        .with(|control| create_volume_if_none(control, output))
+        .map_err(Failed::from)
+        .and_then(|()| introduce(&daemon, global, output));
     finish(daemon, introduced, "Ready. Ctrl-C stops it; the next start goes on with the same pool.", output)
 }
 
@@ -166,8 +170,7 @@ fn pool_size(asked_bytes: Option<u64>, free_bytes: u64) -> Result<u64> {
     Ok(size_bytes)
 }
 
-fn create_volume_if_none(daemon: &Daemon, output: &Output) -> Result<()> {
-    let control = daemon.control();
+fn create_volume_if_none(control: &Control, output: &Output) -> Result<()> {
     if !control.volumes().items.is_empty() {
         return Ok(());
     }
@@ -195,7 +198,8 @@ fn create_volume_if_none(daemon: &Daemon, output: &Output) -> Result<()> {
 
 /// Tells where the volumes are and what to try with them.
 fn introduce(daemon: &Daemon, global: &Global, output: &Output) -> Outcome<()> {
-    let tcp = daemon.control().listeners().iter().find_map(|listener| match listener {
+    let (exports, listeners) = daemon.gate().with(|control| Ok((control.exports(), control.listeners().to_vec())))?;
+    let tcp = listeners.iter().find_map(|listener| match listener {
         ListenAddress::Tcp(address) => Some(*address),
         ListenAddress::Unix(_) => None,
     });
@@ -205,7 +209,6 @@ fn introduce(daemon: &Daemon, global: &Global, output: &Output) -> Outcome<()> {
     }
     output.message("The volumes, for NBD clients:");
     print_uris(daemon, output)?;
-    let exports = daemon.control().exports();
     let name = exports.items.first().map_or(VOLUME_NAME, |export| export.reference.as_str());
     let uri = format!("nbd://127.0.0.1:{port}/{name}");
     let program = std::env::current_exe()

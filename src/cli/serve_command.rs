@@ -33,6 +33,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         lane_count: lane_count(arguments.resources),
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
+        is_locked: arguments.locked,
         socket: socket.clone(),
     };
     for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {
@@ -102,9 +103,13 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// Prints where each volume is, one URI a line; without volumes, tells where they will be.
 pub(super) fn print_uris(daemon: &Daemon, output: &Output) -> Outcome<()> {
-    let exports = daemon.control().exports();
+    let open = daemon.gate().with(|control| Ok((control.exports(), control.listeners().to_vec())));
+    let Ok((exports, listeners)) = open else {
+        output.message("The pool is locked; rok-blk key unlock opens it.");
+        return Ok(());
+    };
     if exports.items.is_empty() {
-        for listener in daemon.control().listeners() {
+        for listener in &listeners {
             match listener {
                 ListenAddress::Unix(path) => output.message(&format!("NBD listens on {}", path.display())),
                 ListenAddress::Tcp(address) => output.message(&format!("NBD listens on {address}")),

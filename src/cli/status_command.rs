@@ -10,7 +10,14 @@ use crate::daemon::resource::{Space, Status};
 /// `status`.
 pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
     let answer: Status = client.get("/v1/status", None)?;
-    let Status { pool, space, .. } = &answer;
+    for warning in &answer.warnings {
+        output.message(&format!("Warning: {warning}"));
+    }
+    let daemon = format!("{} (process {}) since {}", answer.version, answer.pid, answer.started_at);
+    let (Some(pool), Some(space)) = (&answer.pool, &answer.space) else {
+        let fields = vec![("pool", answer.path.clone()), ("state", "locked".to_owned()), ("daemon", daemon)];
+        return Ok(output.one(&answer, &Table::of_fields(&answer.path, fields))?);
+    };
     let state = match &pool.failure {
         Some(failure) => format!("takes no writes: {failure}"),
         None => "ok".to_owned(),
@@ -33,11 +40,8 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
         ("damaged blocks", pool.damaged_blocks.to_string()),
-        ("daemon", format!("{} (process {}) since {}", answer.version, answer.pid, answer.started_at)),
+        ("daemon", daemon),
     ];
-    for warning in &answer.warnings {
-        output.message(&format!("Warning: {warning}"));
-    }
     Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)
 }
 

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::control::Control;
+use super::gate::Gate;
 use super::resource::Failure;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -87,13 +88,22 @@ pub(super) struct Name(pub(super) String);
 #[from_request(via(Path), rejection(Refusal))]
 pub(super) struct Slot(pub(super) u8);
 
-/// Runs `work` where it may block. It runs to its end also if the client goes away.
-pub(super) async fn run<T, W>(control: Arc<Control>, reference: Option<String>, work: W) -> Answer<T>
+/// Runs `work` on the open pool, where it may block. It runs to its end also if the client goes away.
+pub(super) async fn run<T, W>(gate: Arc<Gate>, reference: Option<String>, work: W) -> Answer<T>
 where
     T: Send + 'static,
     W: FnOnce(&Control) -> Result<T> + Send + 'static,
 {
-    let result = tokio::task::spawn_blocking(move || work(&control)).await;
+    run_at(gate, reference, |gate| gate.with(work)).await
+}
+
+/// The same for what can be asked of a locked pool too.
+pub(super) async fn run_at<T, W>(gate: Arc<Gate>, reference: Option<String>, work: W) -> Answer<T>
+where
+    T: Send + 'static,
+    W: FnOnce(&Gate) -> Result<T> + Send + 'static,
+{
+    let result = tokio::task::spawn_blocking(move || work(&gate)).await;
     let result = result.unwrap_or_else(|error| {
         Err(Error::new(ErrorKind::Other, "The daemon stopped before the request was done").with_source(error))
     });

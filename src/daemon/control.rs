@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rok_nbd::uri::{Address, Uri};
@@ -14,17 +14,17 @@ use uuid::Uuid;
 use super::check_resource::CheckAnswer;
 use super::cleaning_resource::Cleaning;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
-use super::key_resource::{KeyChangeAnswer, KeyList};
+use super::key_resource::KeyChangeAnswer;
 use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume};
 use super::resource::{
-    Action, ApiVersion, Change, Export, ExportList, Kind, PoolAnswer, PoolState, Space, Status, Volume, VolumeAnswer,
-    VolumeList, time_text,
+    Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList,
+    seconds_since_1970, time_text,
 };
 use super::volume_rule;
 use crate::crypto::system_random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
-use crate::pool::directory::{self, DeviceList, KeyChange, KeySlots};
+use crate::pool::directory::{DeviceList, KeyChange, KeySlots};
 use crate::volume::{NewVolume, VolumeInfo};
 
 /// From this share of the pool on, `status` warns.
@@ -35,7 +35,6 @@ pub struct Control {
     server: Arc<Server>,
     place: PoolPlace,
     listeners: Vec<ListenAddress>,
-    started_at: u64,
     changes: Mutex<()>,
     checks: Mutex<()>,
     /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
@@ -50,6 +49,8 @@ pub(super) struct PoolPlace {
     pub(super) path: PathBuf,
     /// How long it took to open it.
     pub(super) open_time: Duration,
+    /// When the daemon started, in seconds since 1970.
+    pub(super) started_at: u64,
 }
 
 impl Control {
@@ -63,7 +64,7 @@ impl Control {
     ) -> Self {
         let (changes, key_slots, device_list) = (Mutex::new(()), Mutex::new(key_slots), Mutex::new(device_list));
         let checks = Mutex::new(());
-        Self { server, place, listeners, started_at: seconds_since_1970(), changes, checks, key_slots, device_list }
+        Self { server, place, listeners, changes, checks, key_slots, device_list }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -257,14 +258,6 @@ impl Control {
         ExportList { api: ApiVersion::V1, kind: Kind::ExportList, items }
     }
 
-    /// What the pool is made of.
-    ///
-    /// # Errors
-    /// What reading its superblock reports.
-    pub fn pool(&self) -> Result<PoolAnswer> {
-        Ok(PoolAnswer::new(&self.place.path, directory::describe(&self.place.path)?))
-    }
-
     /// Makes a device larger. Takes as long as writing its new part.
     ///
     /// # Errors
@@ -290,14 +283,6 @@ impl Control {
             list.join(prepared)?
         };
         Ok(DeviceChange::new(DeviceAction::Add, is_dry_run, &changed))
-    }
-
-    /// The key slots in use.
-    ///
-    /// # Errors
-    /// What reading the pool's superblock reports.
-    pub fn keys(&self) -> Result<KeyList> {
-        Ok(KeyList::new(directory::describe(&self.place.path)?.key_slots))
     }
 
     /// Changes a key slot. That the pool is open is not enough: `credential` must open a slot too.
@@ -379,10 +364,12 @@ impl Control {
             kind: Kind::Status,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            started_at: time_text(self.started_at),
+            started_at: time_text(self.place.started_at),
+            path: state.path.clone(),
+            is_locked: false,
             warnings: warnings(&state, &space),
-            pool: state,
-            space,
+            pool: Some(state),
+            space: Some(space),
             volumes: crate::units::to_u64(volumes.len()),
             connections: volumes.iter().map(|volume| u64::from(volume.connections)).sum(),
             listeners: self.listeners.iter().map(|listener| export_uri(listener, "")).collect(),
@@ -449,11 +436,6 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people; 53 bits are plenty")]
 fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-fn seconds_since_1970() -> u64 {
-    // A clock before 1970 is a broken clock; zero is as good as any other time.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
 #[cfg(test)]

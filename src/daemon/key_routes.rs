@@ -6,33 +6,33 @@ use axum::extract::State;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Answer, Body, Options, Slot, run};
-use super::control::Control;
+use super::answer::{Answer, Body, Options, Slot, run, run_at};
+use super::gate::Gate;
 use super::key_resource::{KeyChangeAnswer, KeyList};
 use super::request::{ChangeOptions, NewKey, RemoveKey};
 use super::resource::Failure;
 use crate::pool::directory::KeyChange;
 
-pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
+pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new().routes(routes!(list, add)).routes(routes!(rotate)).routes(routes!(remove))
 }
 
 /// Lists the key slots in use.
 #[utoipa::path(get, path = "/v1/keys", responses(
     (status = 200, body = KeyList), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
-async fn list(State(control): State<Arc<Control>>) -> Answer<KeyList> {
-    run(control, None, Control::keys).await
+async fn list(State(gate): State<Arc<Gate>>) -> Answer<KeyList> {
+    run_at(gate, None, Gate::keys).await
 }
 
 /// Lets one more key open the pool, in the first free slot.
 #[utoipa::path(post, path = "/v1/keys", params(ChangeOptions), request_body = NewKey, responses(
     (status = 200, body = KeyChangeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn add(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Options(options): Options<ChangeOptions>,
     Body(request): Body<NewKey>,
 ) -> Answer<KeyChangeAnswer> {
-    run(control, None, move |control| {
+    run(gate, None, move |control| {
         let change = KeyChange::Add { new: request.new.credential()? };
         control.change_key(&request.credential, &change, options.dry_run)
     })
@@ -44,12 +44,12 @@ async fn add(
     request_body = NewKey, responses(
     (status = 200, body = KeyChangeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn rotate(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Slot(index): Slot,
     Options(options): Options<ChangeOptions>,
     Body(request): Body<NewKey>,
 ) -> Answer<KeyChangeAnswer> {
-    run(control, Some(index.to_string()), move |control| {
+    run(gate, Some(index.to_string()), move |control| {
         let change = KeyChange::Rotate { index, new: request.new.credential()? };
         control.change_key(&request.credential, &change, options.dry_run)
     })
@@ -61,12 +61,12 @@ async fn rotate(
     request_body = RemoveKey, responses(
     (status = 200, body = KeyChangeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn remove(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Slot(index): Slot,
     Options(options): Options<ChangeOptions>,
     Body(request): Body<RemoveKey>,
 ) -> Answer<KeyChangeAnswer> {
-    run(control, Some(index.to_string()), move |control| {
+    run(gate, Some(index.to_string()), move |control| {
         control.change_key(&request.credential, &KeyChange::Remove { index }, options.dry_run)
     })
     .await

@@ -1,23 +1,21 @@
 //! The life of a daemon: claim the control socket, open the pool, serve, and close cleanly when told to.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::control::{Control, PoolPlace};
-use super::control_socket::{ControlSocket, remove_stale};
+use super::control_socket::ControlSocket;
+use super::gate::Gate;
 use super::peer_listener::PeerListener;
+use super::pool_setup::{PoolSetup, TcpListen, check_can_be_locked, check_credential};
 use super::{host, router};
-use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{ListenAddress, Server, ServerOptions};
-use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
+use crate::pool::directory::{self, Credential};
 
 /// Threads of the control plane. It is not on the data path.
 const CONTROL_THREADS: usize = 2;
@@ -28,15 +26,6 @@ const REQUEST_GRACE: Duration = Duration::from_secs(10);
 /// How long the runtime waits for threads that are still in an engine call at the very end.
 const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 
-/// Where to listen for NBD over TCP.
-#[derive(Clone, Copy, Debug)]
-pub struct TcpListen {
-    /// The address; port 0 takes any free one.
-    pub address: SocketAddr,
-    /// How many ports to try, counting up from the address's: at least 1.
-    pub port_tries: u16,
-}
-
 /// What to serve, and where.
 #[derive(Clone, Debug)]
 pub struct DaemonOptions {
@@ -44,6 +33,8 @@ pub struct DaemonOptions {
     pub pool: PathBuf,
     /// What unlocks the pool.
     pub credential: Option<Credential>,
+    /// Do not open the pool yet: its key is to come through the API.
+    pub is_locked: bool,
     /// The control socket; its directory is there.
     pub socket: PathBuf,
     /// The NBD socket; its directory is there.
@@ -71,7 +62,7 @@ pub enum Ending {
 pub struct Daemon {
     runtime: Runtime,
     signals: Signals,
-    control: Arc<Control>,
+    gate: Arc<Gate>,
     api: JoinHandle<std::io::Result<()>>,
     stop_api: oneshot::Sender<()>,
     nbd_unix: Option<PathBuf>,
@@ -87,44 +78,36 @@ impl Daemon {
     /// `Busy` if a daemon has the socket, the pool or all the ports; `Key`, `Integrity` and others of opening a pool.
     pub fn start(options: DaemonOptions) -> Result<Self> {
         let description = directory::describe(&options.pool).map_err(|error| no_pool_hint(error, &options.pool))?;
-        check_credential(&description, &options)?;
+        if options.is_locked {
+            check_can_be_locked(&description, &options.pool)?;
+        } else {
+            check_credential(&options.pool, &description, options.credential.as_ref())?;
+        }
         let socket = ControlSocket::claim(&options.socket)?;
         let runtime = start_runtime()?;
         let signals = runtime.block_on(async { Signals::new() })?;
         let api_listener = listen_for_api(&runtime, &socket)?;
-        let begin = Instant::now();
-        let pool = directory::open(
-            &options.pool,
-            &OpenOptions {
-                credential: options.credential.clone(),
-                lane_count: options.lane_count,
-                map_cache_bytes: options.map_cache_bytes,
-                meta_cache_bytes: options.meta_cache_bytes,
-            },
-        )?;
-        let place = PoolPlace { path: options.pool.clone(), open_time: begin.elapsed() };
-        let server = Server::start(pool.pool, ServerOptions { devices: pool.devices })?;
-        let listeners = match listen_everywhere(&server, &options) {
-            Ok(listeners) => listeners,
-            Err(error) => {
-                // The pool was opened, so it is closed; that this fails too would hide the cause.
-                if let Err(second) = server.shutdown() {
-                    tracing::warn!(error = %second, "the pool did not close cleanly");
-                }
-                return Err(error);
-            }
-        };
-        let control = Arc::new(Control::new(server, place, pool.key_slots, pool.device_list, listeners));
+        let nbd_unix = options.nbd_unix.clone();
+        let gate = Arc::new(Gate::locked(PoolSetup {
+            pool: options.pool,
+            nbd_unix: options.nbd_unix,
+            nbd_tcp: options.nbd_tcp,
+            lane_count: options.lane_count,
+            map_cache_bytes: options.map_cache_bytes,
+            meta_cache_bytes: options.meta_cache_bytes,
+        }));
+        if !options.is_locked {
+            gate.open(options.credential)?;
+        }
         let (stop_api, stopped) = oneshot::channel();
-        let api = serve_api(&runtime, api_listener, Arc::clone(&control), stopped);
-        let nbd_unix = options.nbd_unix;
-        Ok(Self { runtime, signals, control, api, stop_api, nbd_unix, _socket: socket })
+        let api = serve_api(&runtime, api_listener, Arc::clone(&gate), stopped);
+        Ok(Self { runtime, signals, gate, api, stop_api, nbd_unix, _socket: socket })
     }
 
     /// What the API can do, for the process's own use.
     #[must_use]
-    pub fn control(&self) -> &Arc<Control> {
-        &self.control
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Waits for SIGINT, SIGTERM or SIGHUP and returns its name.
@@ -139,14 +122,14 @@ impl Daemon {
     pub fn stop(mut self) -> Result<Ending> {
         // The receiver is gone if the API ended by itself; then there is nothing to stop.
         let _is_running = self.stop_api.send(()).is_ok();
-        let server = Arc::clone(self.control.server());
+        let gate = self.gate;
         let api = self.api;
         let closed = self.runtime.block_on(async {
             let closing = async {
                 if tokio::time::timeout(REQUEST_GRACE, api).await.is_err() {
                     tracing::warn!("requests to the control API were cut off");
                 }
-                tokio::task::spawn_blocking(move || server.shutdown()).await
+                tokio::task::spawn_blocking(move || gate.close()).await
             };
             tokio::select! {
                 result = closing => Some(result),
@@ -222,74 +205,15 @@ fn listen_for_api(runtime: &Runtime, socket: &ControlSocket) -> Result<PeerListe
 fn serve_api(
     runtime: &Runtime,
     listener: PeerListener,
-    control: Arc<Control>,
+    gate: Arc<Gate>,
     stopped: oneshot::Receiver<()>,
 ) -> JoinHandle<std::io::Result<()>> {
-    let service = axum::serve(listener, router::router(control)).with_graceful_shutdown(async {
+    let service = axum::serve(listener, router::router(gate)).with_graceful_shutdown(async {
         // Stops as well if the sender is dropped.
         let _was_sent = stopped.await.is_ok();
     });
     let _inside = runtime.enter();
     runtime.spawn(service.into_future())
-}
-
-fn listen_everywhere(server: &Server, options: &DaemonOptions) -> Result<Vec<ListenAddress>> {
-    let mut listeners = Vec::new();
-    if let Some(path) = &options.nbd_unix {
-        remove_stale(path).map_err(|error| match error.kind() {
-            ErrorKind::Busy => Error::new(ErrorKind::Busy, format!("Another server listens at {}", path.display()))
-                .with_hint("Name another socket with --nbd-unix"),
-            _ => error,
-        })?;
-        listeners.push(server.listen(&ListenAddress::Unix(path.clone()))?);
-    }
-    for tcp in &options.nbd_tcp {
-        listeners.push(listen_on_free_port(server, tcp)?);
-    }
-    Ok(listeners)
-}
-
-fn listen_on_free_port(server: &Server, tcp: &TcpListen) -> Result<ListenAddress> {
-    let first = tcp.address.port();
-    let last = first.saturating_add(tcp.port_tries.saturating_sub(1));
-    for port in first..=last {
-        match server.listen(&ListenAddress::Tcp(SocketAddr::new(tcp.address.ip(), port))) {
-            Err(error) if error.kind() == ErrorKind::Busy => {}
-            result => return result,
-        }
-    }
-    let message = if first == last {
-        format!("Another server listens on {}", tcp.address)
-    } else {
-        format!("The ports {first} to {last} of {} are all taken", tcp.address.ip())
-    };
-    Err(Error::new(ErrorKind::Busy, message).with_hint("Stop it, or choose another port with --nbd-listen"))
-}
-
-/// An encrypted pool needs a passphrase, or a key file that is there: said before anything is locked or bound.
-fn check_credential(description: &PoolDescription, options: &DaemonOptions) -> Result<()> {
-    if description.suite == Suite::Plain {
-        return Ok(());
-    }
-    let path = match &options.credential {
-        Some(Credential::KeyFile(path)) => path,
-        Some(Credential::Passphrase(_)) => return Ok(()),
-        None => {
-            let message = format!("The pool in {} is encrypted, and no key was given", options.pool.display());
-            return Err(Error::new(ErrorKind::Key, message).with_hint(
-                "Name its key file with --key-file, or give its passphrase with --passphrase or --passphrase-file",
-            ));
-        }
-    };
-    match std::fs::metadata(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let message = format!("The key file {} is not there", path.display());
-            Err(Error::new(ErrorKind::Key, message)
-                .with_hint("Put your copy of it there; without it the pool cannot be read"))
-        }
-        Err(error) => Err(Error::from_io("Looking at", path, error)),
-    }
 }
 
 fn no_pool_hint(error: Error, pool: &Path) -> Error {

@@ -168,6 +168,29 @@ pub struct RemoveOptions {
     pub shred: bool,
 }
 
+/// Opens a locked pool.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UnlockPool {
+    /// Opens a slot of the pool.
+    pub credential: KeyCredential,
+}
+
+/// Options of a lock.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LockOptions {
+    /// Say what would change, and change nothing.
+    #[serde(default)]
+    #[param(required = false)]
+    pub dry_run: bool,
+    /// Close the connections that have a volume open.
+    #[serde(default)]
+    #[param(required = false)]
+    pub force: bool,
+}
+
 const fn default_sector_size() -> u32 {
     SECTOR_SIZE_DEFAULT
 }

@@ -3,7 +3,7 @@
 //! Bytes are integers, times RFC 3339 in UTC. Clients ignore fields they do not know, so fields may be added.
 
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -41,6 +41,7 @@ pub enum Kind {
     Space,
     Status,
     CheckReport,
+    PoolLock,
 }
 
 /// A writable virtual disk.
@@ -327,6 +328,12 @@ pub struct PoolState {
     pub failure: Option<String>,
 }
 
+/// Now.
+pub(super) fn seconds_since_1970() -> u64 {
+    // A clock before 1970 is a broken clock; zero is as good as any other time.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
 /// How the daemon does.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Status {
@@ -340,10 +347,14 @@ pub struct Status {
     pub pid: u32,
     /// When it started.
     pub started_at: String,
-    /// The pool.
-    pub pool: PoolState,
-    /// Its space.
-    pub space: Space,
+    /// The pool's directory.
+    pub path: String,
+    /// Whether the pool is closed and its keys are forgotten, until somebody unlocks it.
+    pub is_locked: bool,
+    /// The pool; null while it is locked.
+    pub pool: Option<PoolState>,
+    /// Its space; null while it is locked.
+    pub space: Option<Space>,
     /// How many volumes there are.
     pub volumes: u64,
     /// How many connections have a volume open.

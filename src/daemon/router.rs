@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::Refusal;
-use super::control::Control;
+use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
 use super::{export_routes, key_routes, pool_routes, volume_routes};
 use crate::error::{Error, ErrorKind};
@@ -20,14 +20,14 @@ use crate::error::{Error, ErrorKind};
 #[openapi(info(title = "rok-blk control API", description = "Volumes, exports, keys and the pool of one daemon."))]
 struct Description;
 
-/// The router over `control`.
-pub(super) fn router(control: Arc<Control>) -> Router {
+/// The router over `gate`.
+pub(super) fn router(gate: Arc<Gate>) -> Router {
     let (router, _) = all_routes().split_for_parts();
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(control)
+        .with_state(gate)
 }
 
 /// The description of the API, as `GET /v1/openapi.json` answers it.
@@ -36,7 +36,7 @@ pub fn openapi_document() -> Document {
     all_routes().split_for_parts().1
 }
 
-fn all_routes() -> OpenApiRouter<Arc<Control>> {
+fn all_routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(volume_routes::routes())
         .merge(export_routes::routes())

@@ -7,11 +7,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Name, Options, run};
-use super::control::Control;
+use super::gate::Gate;
 use super::request::{ChangeOptions, CreateVolume, RemoveOptions, RenameVolume, ResizeVolume};
 use super::resource::{Change, Failure, VolumeAnswer, VolumeList};
 
-pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
+pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show, remove))
@@ -22,37 +22,37 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Control>> {
 /// Lists all volumes.
 #[utoipa::path(get, path = "/v1/volumes", responses(
     (status = 200, body = VolumeList), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
-async fn list(State(control): State<Arc<Control>>) -> Answer<VolumeList> {
-    run(control, None, |control| Ok(control.volumes())).await
+async fn list(State(gate): State<Arc<Gate>>) -> Answer<VolumeList> {
+    run(gate, None, |control| Ok(control.volumes())).await
 }
 
 /// Creates a volume.
 #[utoipa::path(post, path = "/v1/volumes", params(ChangeOptions), request_body = CreateVolume, responses(
     (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn create(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Options(options): Options<ChangeOptions>,
     Body(request): Body<CreateVolume>,
 ) -> Answer<Change> {
-    run(control, Some(request.name.clone()), move |control| control.create(&request, options.dry_run)).await
+    run(gate, Some(request.name.clone()), move |control| control.create(&request, options.dry_run)).await
 }
 
 /// Shows a volume.
 #[utoipa::path(get, path = "/v1/volumes/{name}", params(("name" = String, Path)), responses(
     (status = 200, body = VolumeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
-async fn show(State(control): State<Arc<Control>>, Name(name): Name) -> Answer<VolumeAnswer> {
-    run(control, Some(name.clone()), move |control| control.volume(&name)).await
+async fn show(State(gate): State<Arc<Gate>>, Name(name): Name) -> Answer<VolumeAnswer> {
+    run(gate, Some(name.clone()), move |control| control.volume(&name)).await
 }
 
 /// Removes a volume with its data.
 #[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path), RemoveOptions), responses(
     (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn remove(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Name(name): Name,
     Options(options): Options<RemoveOptions>,
 ) -> Answer<Change> {
-    run(control, Some(name.clone()), move |control| control.remove(&name, options)).await
+    run(gate, Some(name.clone()), move |control| control.remove(&name, options)).await
 }
 
 /// Gives a volume a new name.
@@ -60,12 +60,12 @@ async fn remove(
     request_body = RenameVolume, responses(
     (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn rename(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Name(name): Name,
     Options(options): Options<ChangeOptions>,
     Body(request): Body<RenameVolume>,
 ) -> Answer<Change> {
-    run(control, Some(name.clone()), move |control| control.rename(&name, &request.name, options.dry_run)).await
+    run(gate, Some(name.clone()), move |control| control.rename(&name, &request.name, options.dry_run)).await
 }
 
 /// Gives a volume a new size.
@@ -73,10 +73,10 @@ async fn rename(
     request_body = ResizeVolume, responses(
     (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn resize(
-    State(control): State<Arc<Control>>,
+    State(gate): State<Arc<Gate>>,
     Name(name): Name,
     Options(options): Options<ChangeOptions>,
     Body(request): Body<ResizeVolume>,
 ) -> Answer<Change> {
-    run(control, Some(name.clone()), move |control| control.resize(&name, &request, options.dry_run)).await
+    run(gate, Some(name.clone()), move |control| control.resize(&name, &request, options.dry_run)).await
 }

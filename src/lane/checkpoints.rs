@@ -74,6 +74,11 @@ impl Checkpoints {
         self.finish(Checkpoint::begin(Arc::clone(pool)), begun, time_max)
     }
 
+    /// Gives up a checkpoint that waits for space: it holds the pool, which holds this. The log has what it would store.
+    pub(super) fn abandon(&self) {
+        *self.unfinished.lock() = None;
+    }
+
     fn finish(&self, mut checkpoint: Checkpoint, begun: Instant, time_max: Option<Duration>) -> Result<()> {
         loop {
             let error = match checkpoint.run() {

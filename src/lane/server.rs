@@ -331,6 +331,7 @@ impl Server {
             Err(Error::new(ErrorKind::Other, "The pool has failed before, so nothing was stored at its end")
                 .with_hint("See the log of the server"))
         };
+        self.shared.checkpoints.abandon();
         self.shared.jobs.close();
         self.shared.handshakes.close();
         for thread in threads.blocking {

@@ -201,6 +201,14 @@ fn open_locked(
     super::open(parts, &mut system_random)
 }
 
+/// Checks that `credential` opens the pool in `directory`. Takes no lock, changes nothing.
+///
+/// # Errors
+/// `Key` if it does not, `NotFound` if there is no pool, `Integrity` if its superblock is damaged.
+pub fn check_credential(directory: &Path, credential: &Credential) -> Result<()> {
+    credential::unlock(directory, &SuperblockFile::read(directory)?, Some(credential)).map(drop)
+}
+
 /// Checks the pool in `directory`, which nobody has open, and changes nothing.
 ///
 /// # Errors

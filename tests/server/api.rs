@@ -12,7 +12,7 @@ use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 20] = [
+const REQUESTS: [(&str, &str, &str, &str); 22] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -42,6 +42,8 @@ const REQUESTS: [(&str, &str, &str, &str); 20] = [
     ("GET", "/v1/space", "/v1/space", ""),
     ("GET", "/v1/status", "/v1/status", ""),
     ("GET", "/v1/check", "/v1/check", ""),
+    ("POST", "/v1/pool/lock", "/v1/pool/lock", ""),
+    ("POST", "/v1/pool/unlock", "/v1/pool/unlock", r#"{"credential":{"key_file":"HOME/pool.key"}}"#),
     ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?now=true", ""),
 ];
 

@@ -18,6 +18,7 @@ mod key;
 mod kill;
 mod lane_nbd;
 mod load;
+mod lock;
 mod memory;
 mod nbd_client;
 mod own_key;

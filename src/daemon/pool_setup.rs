@@ -1,0 +1,152 @@
+//! How a daemon's pool is opened and served, each time that is done.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::control::{Control, PoolPlace};
+use super::control_socket::remove_stale;
+use crate::crypto::Suite;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lane::{ListenAddress, Server, ServerOptions};
+use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
+
+/// Where to listen for NBD over TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpListen {
+    /// The address; port 0 takes any free one.
+    pub address: SocketAddr,
+    /// How many ports to try, counting up from the address's: at least 1.
+    pub port_tries: u16,
+}
+
+/// What opens a pool, but for its key.
+#[derive(Debug)]
+pub(super) struct PoolSetup {
+    /// The pool's directory.
+    pub pool: PathBuf,
+    /// The NBD socket; its directory is there.
+    pub nbd_unix: Option<PathBuf>,
+    /// NBD over TCP.
+    pub nbd_tcp: Vec<TcpListen>,
+    /// Threads that do the pool's I/O, at least 1.
+    pub lane_count: u16,
+    /// Memory for decoded leaves of the map, in bytes.
+    pub map_cache_bytes: u64,
+    /// Memory of the metadata store, in bytes.
+    pub meta_cache_bytes: u64,
+}
+
+impl PoolSetup {
+    /// Opens the pool, starts its lanes and listens.
+    ///
+    /// # Errors
+    /// `Busy` if another process has the pool or all the ports; `Key`, `Integrity` and others of opening a pool.
+    pub fn serve(&self, credential: Option<Credential>, started_at: u64) -> Result<Control> {
+        let begin = Instant::now();
+        let pool = directory::open(
+            &self.pool,
+            &OpenOptions {
+                credential,
+                lane_count: self.lane_count,
+                map_cache_bytes: self.map_cache_bytes,
+                meta_cache_bytes: self.meta_cache_bytes,
+            },
+        )?;
+        let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };
+        let server = Server::start(pool.pool, ServerOptions { devices: pool.devices })?;
+        let listeners = match listen_everywhere(&server, self) {
+            Ok(listeners) => listeners,
+            Err(error) => {
+                // The pool was opened, so it is closed; that this fails too would hide the cause.
+                if let Err(second) = server.shutdown() {
+                    tracing::warn!(error = %second, "the pool did not close cleanly");
+                }
+                return Err(error);
+            }
+        };
+        Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners))
+    }
+
+    /// Takes where it listened, so that clients find it there again.
+    pub fn keep_listeners(&mut self, listeners: &[ListenAddress]) {
+        let tcp = listeners.iter().filter_map(|listener| match listener {
+            ListenAddress::Tcp(address) => Some(TcpListen { address: *address, port_tries: 1 }),
+            ListenAddress::Unix(_) => None,
+        });
+        self.nbd_tcp = tcp.collect();
+    }
+}
+
+fn listen_everywhere(server: &Server, setup: &PoolSetup) -> Result<Vec<ListenAddress>> {
+    let mut listeners = Vec::new();
+    if let Some(path) = &setup.nbd_unix {
+        remove_stale(path).map_err(|error| match error.kind() {
+            ErrorKind::Busy => Error::new(ErrorKind::Busy, format!("Another server listens at {}", path.display()))
+                .with_hint("Name another socket with --nbd-unix"),
+            _ => error,
+        })?;
+        listeners.push(server.listen(&ListenAddress::Unix(path.clone()))?);
+    }
+    for tcp in &setup.nbd_tcp {
+        listeners.push(listen_on_free_port(server, tcp)?);
+    }
+    Ok(listeners)
+}
+
+fn listen_on_free_port(server: &Server, tcp: &TcpListen) -> Result<ListenAddress> {
+    let first = tcp.address.port();
+    let last = first.saturating_add(tcp.port_tries.saturating_sub(1));
+    for port in first..=last {
+        match server.listen(&ListenAddress::Tcp(SocketAddr::new(tcp.address.ip(), port))) {
+            Err(error) if error.kind() == ErrorKind::Busy => {}
+            result => return result,
+        }
+    }
+    let message = if first == last {
+        format!("Another server listens on {}", tcp.address)
+    } else {
+        format!("The ports {first} to {last} of {} are all taken", tcp.address.ip())
+    };
+    Err(Error::new(ErrorKind::Busy, message).with_hint("Stop it, or choose another port with --nbd-listen"))
+}
+
+/// An encrypted pool needs a passphrase, or a key file that is there: said before anything is locked or bound.
+pub(super) fn check_credential(
+    pool: &Path,
+    description: &PoolDescription,
+    credential: Option<&Credential>,
+) -> Result<()> {
+    if description.suite == Suite::Plain {
+        return Ok(());
+    }
+    let path = match credential {
+        Some(Credential::KeyFile(path)) => path,
+        Some(Credential::Passphrase(_)) => return Ok(()),
+        None => {
+            let message = format!("The pool in {} is encrypted, and no key was given", pool.display());
+            return Err(Error::new(ErrorKind::Key, message).with_hint(
+                "Name its key file with --key-file, or give its passphrase with --passphrase or --passphrase-file; with \
+                 --locked the key comes later, from rok-blk key unlock",
+            ));
+        }
+    };
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let message = format!("The key file {} is not there", path.display());
+            Err(Error::new(ErrorKind::Key, message)
+                .with_hint("Put your copy of it there; without it the pool cannot be read"))
+        }
+        Err(error) => Err(Error::from_io("Looking at", path, error)),
+    }
+}
+
+/// A pool is locked by forgetting its key: it must have one.
+pub(super) fn check_can_be_locked(description: &PoolDescription, pool: &Path) -> Result<()> {
+    if description.suite == Suite::Plain {
+        let message = format!("The pool in {} is not encrypted: it cannot be locked", pool.display());
+        return Err(Error::new(ErrorKind::Usage, message).with_hint("Leave --locked out"));
+    }
+    Ok(())
+}
