@@ -169,6 +169,23 @@ impl FileDevice {
         self.file.as_raw_fd()
     }
 
+    /// One call to the kernel, which may read less; 0 at the end of the file. The caller has checked the range, and
+    /// `target` is fit for direct I/O.
+    pub(super) fn read_some(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(target, offset_bytes)
+    }
+
+    /// One call to the kernel, which may write less. The caller has checked the range, and `source` is fit for direct I/O.
+    pub(super) fn write_some(&self, offset_bytes: u64, source: &[u8]) -> io::Result<usize> {
+        self.file.write_at(source, offset_bytes)
+    }
+
+    /// One call to the kernel, never tried again: what an interrupted flush dropped would count as durable.
+    pub(super) fn flush_once(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open as long as `self` is borrowed; the call has no pointers.
+        if unsafe { libc::fdatasync(self.file.as_raw_fd()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     fn lock_and_adopt(file: File, path: &Path, (size_bytes, is_block_device): (u64, bool)) -> Result<Self> {
         let mut tries_left = UNOWNED_LOCK_TRIES;
         while !lock::try_lock(&file).map_err(|source| Error::from_io("Locking", path, source))? {

@@ -7,7 +7,10 @@
 mod buffer;
 mod file;
 mod memory;
+#[cfg(test)]
+mod queue_tests;
 mod sim;
+mod threads;
 mod transfers;
 mod uring;
 
@@ -15,6 +18,7 @@ pub use buffer::{IoBuffer, LentForDevice, LentToDevice};
 pub use file::{FileDevice, free_space_bytes};
 pub use memory::{MemoryDevice, MemoryDisk};
 pub use sim::{CrashMode, OpKind, SimCounters, SimDevice, SimDisk, WrittenRange};
+pub use threads::{ThreadDisk, TransferQueue};
 pub use uring::UringDisk;
 
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, to_u64};
@@ -89,7 +93,7 @@ pub struct DiskCompletion {
 /// A lane's queue of I/O. Completions come in any order.
 pub trait Disk {
     /// Takes an operation; it starts at the latest when the lane's loop turn ends. Never blocks and never
-    /// refuses: what the ring cannot take yet waits inside.
+    /// refuses: what the ring or the threads cannot take yet waits inside.
     fn submit(&mut self, token: u64, op: DiskOp);
 
     /// Whether operations were handed in that are not with the device yet: they go there when the lane enters the kernel.

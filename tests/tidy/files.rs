@@ -18,6 +18,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("src/disk/file.rs", "free space of the file system is a system call"),
     ("src/disk/file/lock.rs", "locks of an open file are a system call"),
     ("src/disk/file/tests.rs", "finding holes in a file is a system call"),
+    ("src/disk/threads.rs", "threads read and write memory that a lane has lent to them"),
     ("src/disk/transfers.rs", "what transfers under way use is freed by hand, or never"),
     ("src/disk/uring.rs", "entries of the ring point to buffers that they must not outlive"),
     ("src/lane/alarm.rs", "an eventfd is made by a system call"),
