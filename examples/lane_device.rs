@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rok_blk::crypto::Suite;
-use rok_blk::lane::{AttachedDevice, DeviceTarget, ListenAddress, Server, ServerOptions};
+use rok_blk::lane::{AttachedDevice, DeviceTarget, IoChoice, ListenAddress, Server, ServerOptions};
 use rok_blk::pool::directory::{
     CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open,
 };
@@ -82,7 +82,7 @@ fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
 
 fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {
     let OpenPool { pool, devices, .. } = open_pool(directory, key_file)?;
-    let server = Server::start(pool, ServerOptions { devices })?;
+    let server = Server::start(pool, ServerOptions { devices, io: IoChoice::IoUring })?;
     for name in ["disk", "export"] {
         server.volumes().create(&NewVolume::new(Uuid::new_v4(), name, size_bytes))?;
     }

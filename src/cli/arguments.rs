@@ -13,6 +13,7 @@ use super::key_command::KeyCommand;
 use super::size::parse_size;
 use crate::daemon::volume_rule;
 use crate::error::{Error, ErrorKind};
+use crate::lane::IoChoice;
 
 /// Thin, encrypted, copy-on-write disks from one pool, served over NBD.
 #[derive(Debug, Parser)]
@@ -175,12 +176,34 @@ pub(super) struct Serve {
     pub(super) resources: Resources,
 }
 
+/// How lanes do their I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Io {
+    Auto,
+    #[value(name = "io-uring")]
+    Uring,
+    Threads,
+}
+
+impl From<Io> for IoChoice {
+    fn from(io: Io) -> Self {
+        match io {
+            Io::Auto => Self::Auto,
+            Io::Uring => Self::IoUring,
+            Io::Threads => Self::Threads,
+        }
+    }
+}
+
 /// What a daemon may use of the machine.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct Resources {
     /// Threads that do the pool's I/O; by default one for each processor, at most 8
     #[arg(long = "lanes", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=63))]
     pub(super) lane_count: Option<u16>,
+    /// How lanes do their I/O: auto takes io_uring if this host allows it, else threads, which are slower
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(super) io: Io,
     /// Memory for the map: 1 MiB of it maps about 170 MiB of scattered blocks, and the rest is read when it is needed
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
     pub(super) map_cache: u64,

@@ -52,6 +52,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         nbd_unix: Some(nbd_path_beside(&socket)),
         nbd_tcp: vec![TcpListen { address: SocketAddr::from((Ipv4Addr::LOCALHOST, NBD_PORT)), port_tries: PORT_TRIES }],
         lane_count: lane_count(arguments.resources),
+        io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
         is_locked: false,

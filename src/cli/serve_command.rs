@@ -31,6 +31,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         nbd_unix: Some(absolute(&nbd_unix)?),
         nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
         lane_count: lane_count(arguments.resources),
+        io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
         is_locked: arguments.locked,

@@ -5,7 +5,7 @@ use super::failure::Outcome;
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::cleaning_resource::Cleaning;
-use crate::daemon::resource::{Space, Status};
+use crate::daemon::resource::{Io, Space, Status};
 
 /// `status`.
 pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
@@ -23,6 +23,10 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         None => "ok".to_owned(),
     };
     let recovery = format!("{} records, {} blocks lost", pool.recovered_records, pool.lost_blocks);
+    let io = match pool.io {
+        Io::IoUring => "io-uring",
+        Io::Threads => "threads, slower than io-uring",
+    };
     let fields = vec![
         ("pool", pool.path.clone()),
         ("uuid", pool.uuid.to_string()),
@@ -32,6 +36,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("volumes", format!("{} with {} in all", answer.volumes, output.size(space.nominal_bytes))),
         ("connections", answer.connections.to_string()),
         ("listeners", answer.listeners.join(" ")),
+        ("io", io.to_owned()),
         ("session", pool.session.to_string()),
         ("checkpoint", format!("{} and {} changes since", pool.checkpoint, pool.changes)),
         ("map cache", format!("{} of {}", output.size(pool.map_cache_bytes), output.size(pool.map_cache_bytes_max))),

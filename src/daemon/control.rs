@@ -357,6 +357,7 @@ impl Control {
             map_cache_bytes: pool.map_cache_bytes,
             map_cache_bytes_max: pool.map_cache_bytes_max,
             cleaning: Cleaning::new(&pool.cleaning, self.server.is_cleaner_resting()),
+            io: self.server.io_method().into(),
             failure: pool.failure,
         };
         Status {

@@ -8,7 +8,7 @@ use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{ListenAddress, Server, ServerOptions};
+use crate::lane::{IoChoice, ListenAddress, Server, ServerOptions};
 use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
 /// Where to listen for NBD over TCP.
@@ -31,6 +31,8 @@ pub(super) struct PoolSetup {
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
     pub lane_count: u16,
+    /// How they do it.
+    pub io: IoChoice,
     /// Memory for decoded leaves of the map, in bytes.
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes.
@@ -54,7 +56,7 @@ impl PoolSetup {
             },
         )?;
         let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };
-        let server = Server::start(pool.pool, ServerOptions { devices: pool.devices })?;
+        let server = Server::start(pool.pool, ServerOptions { devices: pool.devices, io: self.io })?;
         let listeners = match listen_everywhere(&server, self) {
             Ok(listeners) => listeners,
             Err(error) => {

@@ -15,6 +15,7 @@ use super::peer_listener::PeerListener;
 use super::pool_setup::{PoolSetup, TcpListen, check_can_be_locked, check_credential};
 use super::{host, router};
 use crate::error::{Error, ErrorKind, Result};
+use crate::lane::IoChoice;
 use crate::pool::directory::{self, Credential};
 
 /// Threads of the control plane. It is not on the data path.
@@ -43,6 +44,8 @@ pub struct DaemonOptions {
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
     pub lane_count: u16,
+    /// How they do it.
+    pub io: IoChoice,
     /// Memory for decoded leaves of the map, in bytes.
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes.
@@ -93,6 +96,7 @@ impl Daemon {
             nbd_unix: options.nbd_unix,
             nbd_tcp: options.nbd_tcp,
             lane_count: options.lane_count,
+            io: options.io,
             map_cache_bytes: options.map_cache_bytes,
             meta_cache_bytes: options.meta_cache_bytes,
         }));

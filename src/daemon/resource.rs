@@ -13,6 +13,7 @@ use super::cleaning_resource::Cleaning;
 use super::key_resource::KeySlot;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind};
+use crate::lane::IoMethod;
 use crate::pool::directory::PoolDescription;
 use crate::volume::VolumeInfo;
 
@@ -324,6 +325,8 @@ pub struct PoolState {
     pub map_cache_bytes_max: u64,
     /// How its free space lies.
     pub cleaning: Cleaning,
+    /// How lanes do their I/O.
+    pub io: Io,
     /// Why the pool takes no writes any more; null while it does.
     pub failure: Option<String>,
 }
@@ -332,6 +335,25 @@ pub struct PoolState {
 pub(super) fn seconds_since_1970() -> u64 {
     // A clock before 1970 is a broken clock; zero is as good as any other time.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// How lanes do their I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Io {
+    /// Over io_uring.
+    IoUring,
+    /// With threads, which is slower: io_uring is refused, or was not wanted.
+    Threads,
+}
+
+impl From<IoMethod> for Io {
+    fn from(method: IoMethod) -> Self {
+        match method {
+            IoMethod::IoUring => Self::IoUring,
+            IoMethod::Threads => Self::Threads,
+        }
+    }
 }
 
 /// How the daemon does.

@@ -7,10 +7,10 @@
 //! engine has answered everything ([`DeviceQueue::is_over`]). Owned by the lane.
 
 use super::buffers::Buffers;
-use super::driver::CallEnd;
+use super::driver::{CallEnd, LaneDisk};
 use super::limits::DEVICE_TAGS_MAX;
 use super::thread::DEVICE_FIRST;
-use crate::disk::{IoBuffer, UringDisk};
+use crate::disk::IoBuffer;
 use crate::error::{self, Error, ErrorKind, IoError};
 use crate::units::to_usize;
 use crate::volume::{Completion, Engine, OpenVolume, RemoveMode};
@@ -88,7 +88,7 @@ impl Devices {
     }
 
     /// Takes the completion of a command, and hands the request that it brings to the engine.
-    pub(super) fn completed(&mut self, end: CallEnd, engine: &Rc<Engine<UringDisk>>, buffers: &mut Buffers) {
+    pub(super) fn completed(&mut self, end: CallEnd, engine: &Rc<Engine<LaneDisk>>, buffers: &mut Buffers) {
         let slot = Prefix::of(end.user_data).value() - DEVICE_FIRST;
         // One that was abandoned may be gone before its commands are back.
         let Some(device) = self.0.get_mut(usize::from(slot)) else { return };
@@ -124,7 +124,7 @@ impl Devices {
 
 /// What a queue hands its requests to.
 struct DeviceService<'a> {
-    engine: &'a Rc<Engine<UringDisk>>,
+    engine: &'a Rc<Engine<LaneDisk>>,
     buffers: &'a mut Buffers,
     /// What the engine's answers name the queue by.
     owner: u32,

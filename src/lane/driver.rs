@@ -3,11 +3,21 @@
 //! Invariant: what a call points to, and the file that it names by number, is kept by its owner (connection, listener,
 //! lane) until the end of the call.
 
+mod disk;
+mod readiness;
 mod uring;
 
+pub(super) use disk::LaneDisk;
+pub(super) use readiness::Readiness;
 pub(super) use uring::Uring;
 
 use std::os::fd::RawFd;
+
+/// How a lane asks.
+pub(super) enum Driver<'ring> {
+    Uring(Uring<'ring>),
+    Readiness(Readiness),
+}
 
 /// A call, and what its end is known by.
 pub(super) struct Submission {

@@ -2,7 +2,8 @@
 //!
 //! [`Server`] starts one lane for each lane of the pool. Everything that a lane does goes through its ring: pool I/O,
 //! commands of devices, sockets, accepting, timers, and the eventfd by which other threads wake it. It enters the kernel once a turn,
-//! and sleeps there when there is nothing to do. tokio never waits for a lane: the methods of [`Server`] block.
+//! and sleeps there when there is nothing to do. Where io_uring is refused, a lane does its sockets by itself and threads
+//! do its pool I/O (`driver`); its logic is the same. tokio never waits for a lane: the methods of [`Server`] block.
 
 mod address;
 mod alarm;
@@ -15,6 +16,7 @@ mod device;
 mod driver;
 mod exports;
 mod handshake;
+mod io_method;
 pub mod limits;
 mod listeners;
 mod mailbox;
@@ -29,5 +31,6 @@ pub use address::ListenAddress;
 pub(crate) use alarm::Alarm;
 pub(crate) use blocking::Jobs;
 pub use device::DeviceTarget;
+pub use io_method::{IoChoice, IoMethod};
 pub(crate) use limits::BLOCKING_THREADS;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};

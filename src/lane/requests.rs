@@ -2,9 +2,10 @@
 
 use super::buffers::Buffers;
 use super::connection::{Connection, Incoming, Pending, Phase, payload_len};
+use super::driver::LaneDisk;
 use super::limits::{COPIED_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REQUESTS_MAX};
 use super::sender::{Head, Reply};
-use crate::disk::{IoBuffer, UringDisk};
+use crate::disk::IoBuffer;
 use crate::error::IoError;
 use crate::volume::{Completion, Engine, RemoveMode};
 use rok_nbd::server::{Refusal, append_error, error_header, read_header};
@@ -13,7 +14,7 @@ use std::rc::Rc;
 
 /// What requests are handed to.
 pub(super) struct Service<'a> {
-    pub engine: &'a Rc<Engine<UringDisk>>,
+    pub engine: &'a Rc<Engine<LaneDisk>>,
     pub buffers: &'a mut Buffers,
     /// The connection's place in the lane.
     pub owner: u32,

@@ -3,26 +3,26 @@
 //! Every method may block. Owned by the daemon; lanes know only what they share.
 
 use super::address::ListenAddress;
+use super::alarm::Alarm;
 use super::blocking::{Jobs, LaneJobs};
 use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
 use super::device::{DeviceTarget, NewQueue};
-use super::driver::Uring;
+use super::driver::{Driver, LaneDisk, Readiness, Uring};
 use super::exports::ExportTable;
-use super::limits::{
-    BLOCKING_THREADS, CONNECTIONS_MAX, RING_COMPLETION_ENTRIES, RING_SUBMISSION_ENTRIES, SHUTDOWN_TIME_MAX,
-};
+use super::io_method::{IoChoice, IoMethod, RING};
+use super::limits::{BLOCKING_THREADS, CONNECTIONS_MAX, SHUTDOWN_TIME_MAX, TRANSFER_THREADS};
 use super::mailbox::{Mailbox, Message};
 use super::signals::LaneSignals;
 use super::thread::{DISK, Lane, LaneParts};
-use crate::disk::{FileDevice, UringDisk};
+use crate::disk::{FileDevice, ThreadDisk, TransferQueue, UringDisk};
 use crate::error::{Error, ErrorKind, IoError, Result};
 use crate::pool::Pool;
 use crate::units::{DeviceIndex, LaneIndex};
 use crate::volume::{Engine, EngineParts, RangeLocks, VolumeInfo, Volumes};
 use async_executor::LocalExecutor;
 use parking_lot::Mutex;
-use rok_ublk::{Device, RingError, ring};
+use rok_ublk::{Device, ring};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -33,6 +33,8 @@ use std::time::Duration;
 pub struct ServerOptions {
     /// The pool's devices, in the pool's order.
     pub devices: Vec<Arc<FileDevice>>,
+    /// How its lanes are to do their I/O.
+    pub io: IoChoice,
 }
 
 /// One export.
@@ -57,6 +59,9 @@ pub(super) struct Shared {
     pub cleaning: Arc<Cleaning>,
     /// The first of the lanes, which serve users; the one behind them is the cleaner's.
     serving_count: usize,
+    io_method: IoMethod,
+    /// Transfers for threads, if lanes have no rings.
+    transfers: Arc<TransferQueue>,
     connection_count: Arc<AtomicUsize>,
     next_lane: AtomicUsize,
 }
@@ -129,11 +134,12 @@ impl Server {
     /// Starts a lane for each lane of the pool.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where io_uring is refused, else the system's.
+    /// [`ErrorKind::Unsupported`] where io_uring is refused and nothing else will do, else the system's.
     ///
     /// # Panics
     /// If the pool is served already.
     pub fn start(pool: Arc<Pool>, options: ServerOptions) -> Result<Arc<Self>> {
+        let io_method = IoMethod::choose(options.io)?;
         let lane_count = pool.lane_count();
         let mailboxes: std::io::Result<Vec<_>> = (0..lane_count).map(|_| Mailbox::new().map(Arc::new)).collect();
         let mailboxes = mailboxes.map_err(|source| start_error("An eventfd", source))?;
@@ -147,10 +153,11 @@ impl Server {
             checkpoints: Arc::clone(&checkpoints),
             cleaning: Arc::clone(&cleaning),
             serving_count: pool.cleaner_lane().map_or(lane_count, LaneIndex::as_usize),
+            io_method,
+            transfers: Arc::default(),
             connection_count: Arc::new(AtomicUsize::new(0)),
             next_lane: AtomicUsize::new(0),
         });
-        check_ring()?;
         pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning }));
         let threads = spawn_threads(&pool, &shared, &options)?;
         let threads = Mutex::new(Some(threads));
@@ -173,6 +180,12 @@ impl Server {
     #[must_use]
     pub fn is_cleaner_resting(&self) -> bool {
         self.shared.cleaning.is_resting()
+    }
+
+    /// How lanes do their I/O.
+    #[must_use]
+    pub fn io_method(&self) -> IoMethod {
+        self.shared.io_method
     }
 
     /// Makes a volume larger, or smaller: what lies behind the new end is discarded. Clients see the new size when
@@ -228,8 +241,9 @@ impl Server {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if the server is ending or the lanes have too much to serve; [`ErrorKind::Other`] if a queue
-    /// could not be mapped. The device has to be deleted then.
+    /// could not be mapped; [`ErrorKind::Unsupported`] without io_uring. The device has to be deleted then.
     pub fn attach(&self, device: &Arc<Device>, target: &DeviceTarget) -> Result<AttachedDevice> {
+        self.shared.io_method.check_devices()?;
         let (started, answers) = mpsc::channel();
         let (ended, ends) = mpsc::channel();
         for id in 0..device.queue_count() {
@@ -334,6 +348,7 @@ impl Server {
         self.shared.checkpoints.abandon();
         self.shared.jobs.close();
         self.shared.handshakes.close();
+        self.shared.transfers.close();
         for thread in threads.blocking {
             join(thread, "blocking")?;
         }
@@ -355,21 +370,6 @@ fn check_shrunk_size(size_bytes: u64) -> Result<()> {
             .with_hint("Use a multiple of 4 KiB, from 4 KiB to 1 PiB"));
     }
     Ok(())
-}
-
-const RING: ring::Setup =
-    ring::Setup { submission_entries: RING_SUBMISSION_ENTRIES, completion_entries: RING_COMPLETION_ENTRIES };
-
-/// Sets up a ring and drops it again: so that a refusal is found before anything is started.
-fn check_ring() -> Result<()> {
-    ring::build(&RING).map(drop).map_err(|error| {
-        let kind = if matches!(error, RingError::Refused { .. }) { ErrorKind::Unsupported } else { ErrorKind::Other };
-        let hint = "Allow it with `sysctl kernel.io_uring_disabled=0`; in a container, with a seccomp profile that \
-                    permits io_uring";
-        Error::new(kind, format!("This host does not let rok-blk use io_uring: {error}"))
-            .with_hint(hint)
-            .with_source(error)
-    })
 }
 
 fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &ServerOptions) -> Result<Threads> {
@@ -398,6 +398,12 @@ fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &ServerOptions
         let jobs = Arc::clone(&shared.jobs);
         blocking.push(spawn(format!("blocking-{index}"), move || jobs.work())?);
     }
+    if shared.io_method == IoMethod::Threads {
+        for index in 0..TRANSFER_THREADS {
+            let transfers = Arc::clone(&shared.transfers);
+            blocking.push(spawn(format!("transfer-{index}"), move || transfers.work())?);
+        }
+    }
     let cleaner = pool.cleaner_lane().map(|lane| spawn_cleaner(pool, shared, lane)).transpose()?;
     let (pool, checkpoints) = (Arc::clone(pool), Arc::clone(&shared.checkpoints));
     let checkpoint = spawn("checkpoint".to_owned(), move || checkpoints.work(&pool))?;
@@ -423,26 +429,46 @@ fn run_lane(
     index: LaneIndex,
     devices: Vec<Arc<FileDevice>>,
 ) -> std::io::Result<()> {
-    ring::init(&RING).map_err(std::io::Error::other)?;
+    let method = shared.io_method;
+    if method == IoMethod::IoUring {
+        ring::init(&RING).map_err(std::io::Error::other)?;
+    }
     let executor = Rc::new(LocalExecutor::new());
     let alarm = Arc::clone(&shared.mailboxes[index.as_usize()].alarm);
     let engine = Engine::new(EngineParts {
         pool: Arc::clone(pool),
         locks: Arc::clone(locks),
         lane: index,
-        disk: UringDisk::new(devices, DISK.value(), None),
+        disk: disk_of(shared, devices, &alarm),
         blocking: Rc::new(LaneJobs { jobs: Arc::clone(&shared.jobs), alarm }),
         executor: Rc::clone(&executor),
     });
     let mut lane = Lane::new(LaneParts { shared: Arc::clone(shared), index, engine, executor });
-    let result = ring::with(|ring| lane.run(&mut Uring::new(ring))).map_err(std::io::Error::other)?;
+    let result = match method {
+        IoMethod::IoUring => {
+            ring::with(|ring| lane.run(&mut Driver::Uring(Uring::new(ring)))).map_err(std::io::Error::other)?
+        }
+        IoMethod::Threads => lane.run(&mut Driver::Readiness(Readiness::default())),
+    };
     shared.mailboxes[index.as_usize()].close();
     if result.is_err() {
         // The kernel may still write to the lane's memory, so it stays for ever.
         Box::leak(Box::new(lane)).break_off();
     }
-    drop(ring::take().map_err(std::io::Error::other)?);
+    if method == IoMethod::IoUring {
+        drop(ring::take().map_err(std::io::Error::other)?);
+    }
     result
+}
+
+fn disk_of(shared: &Shared, devices: Vec<Arc<FileDevice>>, alarm: &Arc<Alarm>) -> LaneDisk {
+    match shared.io_method {
+        IoMethod::IoUring => LaneDisk::Uring(UringDisk::new(devices, DISK.value(), None)),
+        IoMethod::Threads => {
+            let alarm = Arc::clone(alarm);
+            LaneDisk::Threads(ThreadDisk::new(devices, Arc::clone(&shared.transfers), move || alarm.raise()))
+        }
+    }
 }
 
 fn spawn<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {

@@ -8,14 +8,14 @@
 use super::buffers::Buffers;
 use super::connection::{Connection, HandshakeStep, Phase};
 use super::device::{Devices, is_device};
-use super::driver::{Call, CallEnd, Submission, Uring};
+use super::driver::{Call, CallEnd, Driver, LaneDisk, Submission, Uring};
 use super::handshake::{HandshakeTurn, NextStep, advance};
 use super::limits::{CONTROLS_MAX, SHUTDOWN_TIME_MAX};
 use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
 use super::server::{Permit, Shared};
-use crate::disk::{Disk, IoBuffer, LentToDevice, UringDisk};
+use crate::disk::{Disk, IoBuffer, LentToDevice};
 use crate::error::IoError;
 use crate::pool::AddressGroup;
 use crate::units::{LaneIndex, to_u64, to_usize};
@@ -53,7 +53,7 @@ const ROUNDS_PER_TURN: usize = 32;
 pub(super) struct LaneParts {
     pub shared: Arc<Shared>,
     pub index: LaneIndex,
-    pub engine: Rc<Engine<UringDisk>>,
+    pub engine: Rc<Engine<LaneDisk>>,
     pub executor: Rc<LocalExecutor<'static>>,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct LaneParts {
 pub(super) struct Lane {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
-    engine: Rc<Engine<UringDisk>>,
+    engine: Rc<Engine<LaneDisk>>,
     executor: Rc<LocalExecutor<'static>>,
     // Boxed, since a table that grows moves its entries.
     connections: Slab<Box<Connection>>,
@@ -113,8 +113,8 @@ impl Lane {
     /// Runs until the lane was closed and everything has ended.
     ///
     /// # Errors
-    /// The kernel refuses the ring; then nothing more can be served.
-    pub(super) fn run(&mut self, driver: &mut Uring<'_>) -> io::Result<()> {
+    /// The kernel refuses the ring, or to poll; then nothing more can be served.
+    pub(super) fn run(&mut self, driver: &mut Driver<'_>) -> io::Result<()> {
         let mut ends = Vec::new();
         self.arm_alarm();
         while !self.is_over() {
@@ -135,22 +135,32 @@ impl Lane {
         Ok(())
     }
 
-    /// Lets the clients see the end, when the ring has failed.
+    /// Lets the clients see the end, when the driver has failed.
     pub(super) fn break_off(&mut self) {
         self.connections.iter_mut().for_each(|(_, connection)| connection.break_off());
     }
 
     /// Submits what is queued; waits if there is nothing else to do.
-    fn submit(&mut self, driver: &mut Uring<'_>, ends: &mut Vec<CallEnd>) -> io::Result<()> {
-        let is_device_waiting = self.devices.submit(driver.ring());
-        let mut queue = driver.push(&mut self.submissions);
+    fn submit(&mut self, driver: &mut Driver<'_>, ends: &mut Vec<CallEnd>) -> io::Result<()> {
+        match driver {
+            Driver::Uring(uring) => self.submit_to_ring(uring, ends),
+            Driver::Readiness(readiness) => {
+                self.engine.with_disk(LaneDisk::hand_over);
+                readiness.turn(&mut self.submissions, !self.has_more, ends)
+            }
+        }
+    }
+
+    fn submit_to_ring(&mut self, uring: &mut Uring<'_>, ends: &mut Vec<CallEnd>) -> io::Result<()> {
+        let is_device_waiting = self.devices.submit(uring.ring());
+        let mut queue = uring.push(&mut self.submissions);
         let is_disk_waiting = self.engine.with_disk(|disk| {
             disk.prepare(&mut queue);
             disk.has_unsubmitted()
         });
         drop(queue);
         let is_idle = self.submissions.is_empty() && !is_disk_waiting && !is_device_waiting && !self.has_more;
-        driver.enter(is_idle, ends)
+        uring.enter(is_idle, ends)
     }
 
     fn dispatch(&mut self, end: CallEnd) {
@@ -162,6 +172,7 @@ impl Lane {
             ALARM => {
                 self.alarm_loan = None;
                 self.mailbox.alarm.lower();
+                self.engine.with_disk(LaneDisk::collect);
                 self.arm_alarm();
                 self.take_mail();
             }

@@ -13,7 +13,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{Device, FileDevice};
 use rok_blk::error::ErrorKind;
-use rok_blk::lane::{ListenAddress, Server, ServerOptions, limits};
+use rok_blk::lane::{IoChoice, ListenAddress, Server, ServerOptions, limits};
 use rok_blk::pool::{self, Limits, Parts};
 use rok_blk::volume::NewVolume;
 use rok_nbd::client::{Handshake, Outcome, Reply};
@@ -64,7 +64,8 @@ impl World {
     fn serve(&self, device: &Arc<FileDevice>) -> Running {
         let mut random = random();
         let pool = pool::open(self.parts(device), &mut |bytes| random.fill_bytes(bytes)).expect("the pool opens");
-        let server = Server::start(pool, ServerOptions { devices: vec![Arc::clone(device)] }).expect("io_uring");
+        let options = ServerOptions { devices: vec![Arc::clone(device)], io: IoChoice::Auto };
+        let server = Server::start(pool, options).expect("a server");
         let socket = self.directory.path().join("nbd.sock");
         server.listen(&ListenAddress::Unix(socket.clone())).expect("the socket is free");
         Running { server, socket }
