@@ -249,6 +249,7 @@ fn assemble(
         checkpoints_done: AtomicU64::new(0),
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
+        reserve_uses: [AtomicU64::new(0), AtomicU64::new(0)],
         damaged_blocks: AtomicU64::new(0),
         moved_blocks: AtomicU64::new(0),
         signals: OnceLock::new(),

@@ -95,6 +95,8 @@ pub struct Pool {
     pub(super) checkpoints_done: AtomicU64,
     pub(super) is_failed: AtomicBool,
     pub(super) failure: RwLock<Option<String>>,
+    /// Batches of privileged writes that were begun, and those that ended.
+    pub(super) reserve_uses: [AtomicU64; 2],
     /// Blocks whose mac did not match, counted since the pool was opened.
     pub(super) damaged_blocks: AtomicU64,
     /// Blocks that the cleaner moved since then.
@@ -417,6 +419,24 @@ impl Pool {
         if self.is_failed.load(Ordering::Acquire) { Err(IoError::Io) } else { Ok(()) }
     }
 
+    /// An overwrite or a removal, which may use the reserve, has blocks in a batch.
+    pub fn begin_reserve_use(&self) {
+        self.reserve_uses[0].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A batch with such blocks is over: what they replaced comes back with a checkpoint that begins from now on.
+    pub fn end_reserve_use(&self) {
+        self.reserve_uses[1].fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether such batches are under way, and how many are over: what needs the reserve has only to wait while one is, or
+    /// this number grows.
+    #[must_use]
+    pub fn reserve_use(&self) -> (bool, u64) {
+        let ended = self.reserve_uses[1].load(Ordering::Acquire);
+        (self.reserve_uses[0].load(Ordering::Acquire) > ended, ended)
+    }
+
     /// Counts a block that is damaged on its device.
     pub fn count_damaged_block(&self) {
         self.damaged_blocks.fetch_add(1, Ordering::Relaxed);
@@ -437,4 +457,4 @@ const fn is_refusal(kind: ErrorKind) -> bool {
 }
 
 /// A window near the floor.
-const SCARCE_WINDOW_BLOCKS: u64 = 32;
+const SCARCE_WINDOW_BLOCKS: u64 = 8;

@@ -60,6 +60,8 @@ pub(super) struct State<D> {
     pub backlog: VecDeque<u32>,
     /// Locked parts that wait for a checkpoint with this number to be done.
     pub starved: Vec<(u32, u64)>,
+    /// Locked parts that wait for a leaf, which says whether they need space.
+    pub lookups: Vec<u32>,
     pub flush_waiting: Vec<FlushWaiter>,
     pub flush_running: Option<RunningFlush>,
     pub done: Vec<(Completion, Result<(), IoError>)>,
@@ -112,6 +114,7 @@ impl<D: Disk + 'static> Engine<D> {
                 tickets: Slab::new(),
                 backlog: VecDeque::new(),
                 starved: Vec::new(),
+                lookups: Vec::new(),
                 flush_waiting: Vec::new(),
                 flush_running: None,
                 done: Vec::new(),
@@ -156,6 +159,7 @@ impl<D: Disk + 'static> Engine<D> {
         loop {
             let has_completions = self.take_completions();
             self.spawn_rereads();
+            self.spawn_lookups();
             let has_grants = self.take_grants();
             self.retry_starved();
             self.drain_backlog();
@@ -286,7 +290,9 @@ impl<D: Disk + 'static> Engine<D> {
         while let Some(batch) = state.log.pop_done() {
             self.lay(&batch);
             for part in &batch.parts {
-                state.parts[crate::units::to_usize(u64::from(*part))].batches_left -= 1;
+                let written = &mut state.parts[crate::units::to_usize(u64::from(*part))];
+                written.batches_left -= 1;
+                self.note_batch_end(written);
                 self.settle_part(state, *part);
             }
         }

@@ -12,6 +12,7 @@ mod read;
 mod registry;
 mod remove;
 mod request;
+mod shortage;
 mod write;
 
 pub use engine::{Blocking, Engine, EngineParts};

@@ -4,7 +4,7 @@ use crate::disk::IoBuffer;
 use crate::error::IoError;
 use crate::format::entry::Entry;
 use crate::pool::FlushStart;
-use crate::units::ChainSequence;
+use crate::units::{BlockIndex, ChainSequence};
 use crate::volume::Volume;
 use crate::volume::range_lock::BlockRange;
 use futures_channel::oneshot;
@@ -74,8 +74,14 @@ pub(super) struct Part {
     pub is_privileged: bool,
     /// It only moves blocks: it takes nothing of the reserve and waits for no space.
     pub is_move: bool,
-    /// Checkpoints that it waited for.
+    /// What a lookup said: whether what is left overwrites only what is mapped.
+    pub lookup: Option<bool>,
+    /// Checkpoints that it waited for in vain.
     pub space_attempts: u32,
+    /// What [`Pool::reserve_use`](crate::pool::Pool::reserve_use) told when it began to wait last.
+    pub seen_progress: u64,
+    /// Of its batches, those that were appended since it is privileged.
+    pub privileged_batches: u32,
 }
 
 impl Part {
@@ -92,7 +98,10 @@ impl Part {
             is_queued: false,
             failure: None,
             is_move: false,
+            lookup: None,
             space_attempts: 0,
+            seen_progress: 0,
+            privileged_batches: 0,
         }
     }
 
@@ -102,6 +111,11 @@ impl Part {
             PartKind::Write(_) => crate::units::to_usize(u64::from(self.range.count)),
             PartKind::Remove(runs) => runs.len(),
         }
+    }
+
+    /// The first block that is not in a batch yet.
+    pub fn next_block(&self) -> BlockIndex {
+        self.range.block.plus(crate::units::to_u64(self.appended))
     }
 
     /// Whether nothing is left to append or to wait for.

@@ -19,9 +19,6 @@ use futures_channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Checkpoints that a write waits for before it gets "no space": the first may have begun before what it hopes for.
-const SPACE_ATTEMPTS_MAX: u32 = 3;
-
 impl<D: Disk + 'static> Engine<D> {
     /// Writes `source` at `offset_bytes`. With `is_fua`, it is durable when it completes.
     pub fn write(
@@ -185,11 +182,11 @@ impl<D: Disk + 'static> Engine<D> {
             }
             if !part.is_privileged && self.pool.is_meta_reserve_gone() {
                 // What overwrites needs no space in the end, and a checkpoint may bring the reserve back.
-                let is_overwrite = self.is_overwrite(part);
+                self.pool.want_checkpoint();
+                let Some(is_overwrite) = self.is_privileged(state, index) else { return };
                 let part = &mut state.parts[usize_of(index)];
                 part.is_privileged = is_overwrite;
                 part.failure = (!is_overwrite).then_some(IoError::NoSpace);
-                self.pool.want_checkpoint();
                 continue;
             }
             let floor = if part.is_privileged { HOME_RESERVE_BLOCKS } else { self.pool.reserve_blocks() };
@@ -241,6 +238,7 @@ impl<D: Disk + 'static> Engine<D> {
         });
         part.appended += room;
         part.batches_left += 1;
+        self.note_space(part);
         Ok(())
     }
 
@@ -261,55 +259,13 @@ impl<D: Disk + 'static> Engine<D> {
             .collect();
         part.appended += removals.len();
         part.batches_left += 1;
+        self.note_space(part);
         if is_planted(Bug::DiscardNotLogged) {
             state.log.append_unlogged(&removals, index);
         } else {
             state.log.append_removals(&removals, index);
         }
         Ok(())
-    }
-
-    /// Decides what a part without space does: an overwrite takes from the reserve, others wait for a checkpoint
-    /// (then `true`), at last there is an error.
-    fn wait_for_space(&self, state: &mut State<D>, index: u32) -> bool {
-        let part = &mut state.parts[usize_of(index)];
-        if !part.is_privileged && self.is_overwrite(part) {
-            part.is_privileged = true;
-            return false;
-        }
-        if part.space_attempts == SPACE_ATTEMPTS_MAX {
-            part.failure = Some(IoError::NoSpace);
-            return false;
-        }
-        part.space_attempts += 1;
-        part.is_queued = true;
-        let target = self.pool.cuts_begun() + 1;
-        state.starved.push((index, target));
-        self.pool.want_checkpoint();
-        true
-    }
-
-    /// Whether every block still to be written replaces a mapped one whose leaf is at hand. A leaf that is not
-    /// cached counts as not mapped: the write then waits for a checkpoint first, as any other.
-    fn is_overwrite(&self, part: &Part) -> bool {
-        let first = part.range.block.plus(to_u64(part.appended));
-        let count = part.total() - part.appended;
-        let entries = self.cached_entries(&part.volume, first, count);
-        entries.is_some_and(|entries| entries.iter().all(Option::is_some))
-    }
-
-    /// Tries the parts again whose checkpoint is done.
-    pub(super) fn retry_starved(&self) {
-        let done = self.pool.checkpoints_done();
-        let is_failed = self.pool.check_writable().is_err();
-        let state = &mut *self.state.borrow_mut();
-        let ready: Vec<u32> =
-            state.starved.iter().filter(|(_, target)| *target <= done || is_failed).map(|(part, _)| *part).collect();
-        state.starved.retain(|(_, target)| *target > done && !is_failed);
-        for part in ready {
-            state.parts[usize_of(part)].is_queued = false;
-            self.append_part(state, part);
-        }
     }
 
     /// Ends a part that is over: unlocks its range and counts it in its request.
@@ -342,6 +298,7 @@ impl<D: Disk + 'static> Engine<D> {
         for part in state.log.abandon() {
             let abandoned = &mut state.parts[usize_of(part)];
             abandoned.batches_left -= 1;
+            self.note_batch_end(abandoned);
             abandoned.failure = Some(IoError::Io);
             self.settle_part(state, part);
         }

@@ -1,0 +1,116 @@
+//! Writes that find no space: who may take from the reserve, who waits for a checkpoint, and for how long.
+//!
+//! What overwrites mapped blocks only, and what frees, needs no space in the end: it is privileged, takes from the
+//! reserve, and waits as long as checkpoints help anybody like it. Everything else gets "no space" after checkpoints that
+//! brought it none.
+
+use crate::disk::Disk;
+use crate::error::IoError;
+use crate::units::to_usize;
+use crate::volume::engine::{Engine, State};
+use crate::volume::request::{Done, Part};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Checkpoints that a write waits for before it gets "no space": the first may have begun before what it hopes for.
+const SPACE_ATTEMPTS_MAX: u32 = 3;
+
+impl<D: Disk + 'static> Engine<D> {
+    /// What a part does that finds no space. `true` if it waits: for a leaf, or for a checkpoint; else it goes on, with a
+    /// privilege or with a failure.
+    pub(super) fn wait_for_space(&self, state: &mut State<D>, index: u32) -> bool {
+        let Some(is_privileged) = self.is_privileged(state, index) else { return true };
+        let part = &mut state.parts[to_usize(u64::from(index))];
+        if is_privileged && !std::mem::replace(&mut part.is_privileged, true) {
+            return false;
+        }
+        let (is_under_way, progress) = self.pool.reserve_use();
+        if is_privileged && (is_under_way || part.seen_progress != progress) {
+            // What others like it replace comes back, though not yet with the last checkpoint.
+            part.space_attempts = 0;
+        }
+        part.seen_progress = progress;
+        if part.space_attempts == SPACE_ATTEMPTS_MAX {
+            part.failure = Some(IoError::NoSpace);
+            return false;
+        }
+        part.space_attempts += 1;
+        part.is_queued = true;
+        part.lookup = None;
+        let target = self.pool.cuts_begun() + 1;
+        state.starved.push((index, target));
+        self.pool.want_checkpoint();
+        true
+    }
+
+    /// Whether a part may take from the reserve: it is said so already, or every block still to be written replaces a
+    /// mapped one. Its range is locked, so that this stays so. `None` if the part waits for a leaf that says it.
+    pub(super) fn is_privileged(&self, state: &mut State<D>, index: u32) -> Option<bool> {
+        let part = &mut state.parts[to_usize(u64::from(index))];
+        if part.is_privileged {
+            return Some(true);
+        }
+        if let Some(is_overwrite) = part.lookup {
+            return Some(is_overwrite);
+        }
+        let entries = self.cached_entries(&part.volume, part.next_block(), part.total() - part.appended);
+        if let Some(entries) = entries {
+            return Some(entries.iter().all(Option::is_some));
+        }
+        part.is_queued = true;
+        state.lookups.push(index);
+        None
+    }
+
+    /// Loads the leaves that parts wait for.
+    pub(super) fn spawn_lookups(self: &Rc<Self>) {
+        let lookups = std::mem::take(&mut self.state.borrow_mut().lookups);
+        for index in lookups {
+            let (volume, first, count) = {
+                let part = &self.state.borrow().parts[to_usize(u64::from(index))];
+                (Arc::clone(&part.volume), part.next_block(), part.total() - part.appended)
+            };
+            let engine = Rc::clone(self);
+            self.spawn(Done::Nobody, async move {
+                let entries = engine.load_entries(&volume, first.get(), count).await;
+                let state = &mut *engine.state.borrow_mut();
+                let part = &mut state.parts[to_usize(u64::from(index))];
+                part.lookup = Some(entries.is_ok_and(|entries| entries.iter().all(Option::is_some)));
+                part.is_queued = false;
+                engine.append_part(state, index);
+                Ok(())
+            });
+        }
+    }
+
+    /// Notes that a part found space for a batch.
+    pub(super) fn note_space(&self, part: &mut Part) {
+        part.space_attempts = 0;
+        if part.is_privileged {
+            part.privileged_batches += 1;
+            self.pool.begin_reserve_use();
+        }
+    }
+
+    /// Notes that a batch of a part is over.
+    pub(super) fn note_batch_end(&self, part: &mut Part) {
+        if part.privileged_batches > 0 {
+            part.privileged_batches -= 1;
+            self.pool.end_reserve_use();
+        }
+    }
+
+    /// Tries the parts again whose checkpoint is done.
+    pub(super) fn retry_starved(&self) {
+        let done = self.pool.checkpoints_done();
+        let is_failed = self.pool.check_writable().is_err();
+        let state = &mut *self.state.borrow_mut();
+        let ready: Vec<u32> =
+            state.starved.iter().filter(|(_, target)| *target <= done || is_failed).map(|(part, _)| *part).collect();
+        state.starved.retain(|(_, target)| *target > done && !is_failed);
+        for part in ready {
+            state.parts[to_usize(u64::from(part))].is_queued = false;
+            self.append_part(state, part);
+        }
+    }
+}
