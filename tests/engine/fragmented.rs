@@ -55,7 +55,8 @@ impl Scene {
         self.result().expect("a discard needs no space");
     }
 
-    fn checkpoint(&self) {
+    fn checkpoint(&mut self) {
+        self.world.finish_checkpoint(&mut self.life);
         Checkpoint::begin(Arc::clone(&self.life.pool)).run().expect("a healthy machine");
     }
 }
