@@ -5,12 +5,13 @@ use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use rok_nbd::{RequestKind, WireError};
 
 use crate::nbd_client::NbdClient;
 use crate::stamp::{self, BLOCK_BYTES, BLOCK_BYTES_U64, Value};
-use crate::support::{Home, POOL_SIZE, skip};
+use crate::support::{Home, POOL_SIZE, WAIT_MAX, skip};
 
 const FILE_SYSTEM_BYTES: u64 = 256 << 20;
 /// Blocks that are written while there is space.
@@ -132,6 +133,102 @@ fn pool_opens_reads_frees_and_overwrites_on_a_full_file_system_and_recovers_with
     assert_holds(&mut client, 8, Value::Zeros);
     assert_eq!(write(&mut client, BLOCK_COUNT, 3), Ok(Vec::new()));
     client.disconnect();
+    serving.stop();
+    home.check();
+}
+
+/// How often a pool is filled and freed; `ROK_FILLS` says otherwise.
+const FILLS: u64 = 20;
+/// Blocks of a large write, and of the volume that is filled.
+const CHUNK_BLOCKS: u64 = 64;
+const VOLUME_BLOCKS: u64 = 32_768;
+/// What a fill must get of the pool's 64 MiB.
+const FILLED_BLOCKS_MIN: u64 = 12_000;
+
+/// Writes volume `vol1` from its start until a single block finds no space; how many blocks there are then.
+fn fill_pool(client: &mut NbdClient, sequence: u64) -> u64 {
+    let mut index = 0;
+    let mut count = CHUNK_BLOCKS;
+    loop {
+        assert!(index + count <= VOLUME_BLOCKS, "the pool is smaller than its volume");
+        let data: Vec<u8> = (index..index + count).flat_map(|index| block_of(index, sequence)).collect();
+        let length = u32::try_from(data.len()).expect("small");
+        match client.call(RequestKind::Write, (index * BLOCK_BYTES_U64, length), &data).expect("the server goes on") {
+            Ok(_) => index += count,
+            Err(error) if error == WireError::NoSpace && count == 1 => return index,
+            Err(error) => {
+                assert_eq!(error, WireError::NoSpace);
+                count = 1;
+            }
+        }
+    }
+}
+
+/// What a full pool does: reads, overwrites, flushes, discards.
+fn use_full_pool(client: &mut NbdClient, filled: u64, sequence: u64) {
+    for index in (0..filled).step_by(500) {
+        assert_holds(client, index, Value::Stamp { client: 0, sequence });
+    }
+    for index in (1..filled).step_by(500) {
+        assert_eq!(write(client, index, sequence + 1), Ok(Vec::new()), "an overwrite of block {index}");
+    }
+    client.flush();
+    let discarded = client.call(RequestKind::Trim, (2 * BLOCK_BYTES_U64, 4096), &[]).expect("the server goes on");
+    assert_eq!(discarded, Ok(Vec::new()));
+    assert_holds(client, 1, Value::Stamp { client: 0, sequence: sequence + 1 });
+    assert_holds(client, 2, Value::Zeros);
+}
+
+/// Waits until the metadata has its reserve back.
+fn await_reserve(home: &Home) {
+    let begun = Instant::now();
+    while home.run(["status", "--json"]).json()["pool"]["is_meta_reserve_gone"] != false {
+        assert!(begun.elapsed() < WAIT_MAX, "the metadata has space and does not take it");
+    }
+}
+
+#[test]
+fn pool_comes_back_each_time_it_was_filled_and_freed() {
+    let home = Home::new();
+    let Some(small) = SmallFileSystem::mount(&home) else {
+        return skip("a loop device cannot be mounted here");
+    };
+    let (pool, key) = (home.text("small/pool"), home.text("pool.key"));
+    home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
+    symlink(&pool, home.path("pool")).expect("it is new");
+    let socket = home.path("run/rok-blk/nbd.sock");
+    let serving = home.serve(&[]);
+    let size = (VOLUME_BLOCKS * BLOCK_BYTES_U64).to_string();
+    home.run(["create", "vol1", "--size", &size]).success();
+    let fills = std::env::var("ROK_FILLS").map_or(FILLS, |fills| fills.parse().expect("a number"));
+    for round in 0..fills {
+        let sequence = round * 2 + 1;
+        let mut client = connect(&socket);
+        let filled = fill_pool(&mut client, sequence);
+        assert!(filled >= FILLED_BLOCKS_MIN, "round {round}: only {filled} blocks were filled");
+        // Every eighth time the file system is full too; RocksDB goes on some seconds after it has space again.
+        let is_all_full = round % 8 == 3;
+        if is_all_full {
+            small.fill();
+        }
+        use_full_pool(&mut client, filled, sequence);
+        home.run(["check"]).success();
+        if round % 2 == 0 {
+            let whole = u32::try_from(VOLUME_BLOCKS * BLOCK_BYTES_U64).expect("128 MiB");
+            let discarded = client.call(RequestKind::Trim, (0, whole), &[]).expect("the server goes on");
+            assert_eq!(discarded, Ok(Vec::new()));
+        }
+        client.disconnect();
+        if is_all_full {
+            small.empty();
+            await_reserve(&home);
+        }
+        if round % 2 == 1 {
+            home.run(["rm", "vol1", "--now"]).success();
+            home.run(["create", "vol1", "--size", &size]).success();
+        }
+    }
+    home.run(["check"]).success();
     serving.stop();
     home.check();
 }
