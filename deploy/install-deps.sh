@@ -53,6 +53,8 @@ uidmap            command newuidmap
 debian-archive-keyring  file /usr/share/keyrings/debian-archive-keyring.gpg
 util-linux        command flock
 procps            command ps
+valgrind          command valgrind
+strace            command strace
 '
 readonly CI_NEEDS='
 git               command git

@@ -382,6 +382,13 @@ pub(super) struct Bench {
     /// Draw the ratios into this file, as SVG
     #[arg(long, value_name = "FILE")]
     pub(super) plot: Option<PathBuf>,
+    /// Make exactly so many requests of one case of the group memory, with the engine alone, and print nothing: for tools
+    /// that count
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(super) requests: Option<u64>,
+    /// With --requests: have a ring do the I/O, on a file in this directory, which should be in memory
+    #[arg(long, value_name = "DIR", requires = "requests")]
+    pub(super) ring_on: Option<PathBuf>,
 }
 
 /// Cases of the bench that belong together.

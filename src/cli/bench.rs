@@ -10,6 +10,7 @@
 mod background;
 mod case;
 mod contest;
+mod counted;
 mod engine_side;
 mod engine_team;
 mod interrupt;
@@ -38,6 +39,10 @@ use stage::{Stages, fresh_span_bytes};
 /// `bench`.
 pub(super) fn run(arguments: &Bench, global: &Global, output: &Output) -> Outcome<ExitCode> {
     let cases = cases_of(arguments)?;
+    if let Some(count) = arguments.requests {
+        counted::run(&cases, arguments, count)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     prepare_process(global.verbose)?;
     let place = Place::create(&arguments.directory)?;
     let interrupt = Interrupt::install(place.directory().to_path_buf())?;
@@ -61,9 +66,13 @@ pub(super) fn run(arguments: &Bench, global: &Global, output: &Output) -> Outcom
     Ok(ExitCode::SUCCESS)
 }
 
-/// The cases of the groups with one of the texts among the words of their name; all where nothing is said.
+/// The cases of the groups with one of the texts among the words of their name, or as all of it; all where nothing is
+/// said.
 fn cases_of(arguments: &Bench) -> Result<Vec<Case>> {
-    let has = |case: &Case, text: &String| format!("-{}-", case.name()).contains(&format!("-{text}-"));
+    let is_name = |text: &String| case::all().iter().any(|case| case.name() == *text);
+    let has = |case: &Case, text: &String| {
+        if is_name(text) { case.name() == *text } else { format!("-{}-", case.name()).contains(&format!("-{text}-")) }
+    };
     let is_wanted = |case: &Case| {
         (arguments.groups.is_empty() || arguments.groups.iter().any(|group| case.is_of(*group)))
             && (arguments.cases.is_empty() || arguments.cases.iter().any(|text| has(case, text)))

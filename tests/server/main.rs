@@ -8,6 +8,7 @@ mod check;
 mod cleaning;
 mod cli;
 mod clients;
+mod counted;
 mod damage;
 mod devices;
 mod failures;

@@ -214,6 +214,7 @@ fn others() -> Vec<Case> {
         Case::new(Memory, RandomRead, 4 * KIB, 32).at_most(2.5),
         Case::new(Memory, RandomWrite, 4 * KIB, 1),
         Case::new(Memory, RandomWrite, 4 * KIB, 32).at_most(2.0),
+        Case::new(Memory, RandomWrite, 4 * KIB, 1).flushed_every(1),
         Case::new(MemoryLanes, RandomRead, 4 * KIB, 32).at_least(1.8),
         Case::new(MemoryLanes, RandomWrite, 4 * KIB, 32).at_least(1.8),
     ]
