@@ -166,6 +166,9 @@ pub(super) struct Serve {
     /// Start without a key: rok-blk key unlock opens the pool later
     #[arg(long, conflicts_with_all = ["key_file", "passphrase", "passphrase_file"])]
     pub(super) locked: bool,
+    /// Go on although the pool's file shred-key is lost: volumes that were made with --own-key stay closed
+    #[arg(long)]
+    pub(super) without_own_keys: bool,
     /// Serve NBD over TCP here too, like 127.0.0.1:10809; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     pub(super) nbd_listen: Vec<SocketAddr>,

@@ -56,6 +56,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
         is_locked: false,
+        without_own_keys: false,
         socket,
     };
     let daemon = Daemon::start(options)?;

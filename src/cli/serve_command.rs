@@ -35,6 +35,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
         is_locked: arguments.locked,
+        without_own_keys: arguments.without_own_keys,
         socket: socket.clone(),
     };
     for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {

@@ -37,6 +37,8 @@ pub(super) struct PoolSetup {
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes.
     pub meta_cache_bytes: u64,
+    /// Whether to go on although the file with the shred key is lost.
+    pub without_own_keys: bool,
 }
 
 impl PoolSetup {
@@ -53,6 +55,7 @@ impl PoolSetup {
                 lane_count: self.lane_count,
                 map_cache_bytes: self.map_cache_bytes,
                 meta_cache_bytes: self.meta_cache_bytes,
+                without_own_keys: self.without_own_keys,
             },
         )?;
         let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };

@@ -36,6 +36,8 @@ pub struct DaemonOptions {
     pub credential: Option<Credential>,
     /// Do not open the pool yet: its key is to come through the API.
     pub is_locked: bool,
+    /// Go on although the file with the shred key is lost: volumes with a key of their own stay closed.
+    pub without_own_keys: bool,
     /// The control socket; its directory is there.
     pub socket: PathBuf,
     /// The NBD socket; its directory is there.
@@ -99,6 +101,7 @@ impl Daemon {
             io: options.io,
             map_cache_bytes: options.map_cache_bytes,
             meta_cache_bytes: options.meta_cache_bytes,
+            without_own_keys: options.without_own_keys,
         }));
         if !options.is_locked {
             gate.open(options.credential)?;

@@ -1,6 +1,7 @@
 //! What a server exports: every volume, unless it is hidden or being shrunk.
 
 use super::limits::REQUEST_BYTES_MAX;
+use crate::error::ErrorKind;
 use crate::volume::{OpenVolume, VolumeInfo, Volumes};
 use parking_lot::Mutex;
 use rok_nbd::BlockSizes;
@@ -80,7 +81,13 @@ impl ExportTable {
         } else {
             name.to_owned()
         };
-        let volume = self.volumes.open(&name).map_err(|_| FindError::Unknown)?;
+        let volume = self.volumes.open(&name).map_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                return FindError::Unknown;
+            }
+            tracing::warn!(%error, "a client cannot have a volume");
+            FindError::Unavailable
+        })?;
         if !self.is_exported(volume.volume().id()) {
             return Err(FindError::Unknown);
         }

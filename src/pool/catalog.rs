@@ -54,12 +54,14 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Refuses living trees that nothing could be read from, or written to.
+    /// Refuses living trees that nothing could be read from, or written to; where there is no shred key, not those of
+    /// volumes with a key of their own.
     ///
     /// # Errors
     /// [`ErrorKind::Integrity`] naming a tree whose domain has no key.
-    pub(super) fn check_domains(&self, keys: &KeyRing) -> Result<()> {
-        let mut living = self.trees.values().filter(|tree| tree.state == TreeState::Living);
+    pub(super) fn check_domains(&self, keys: &KeyRing, is_shred_key_there: bool) -> Result<()> {
+        let is_needed = |tree: &&TreeRecord| is_shred_key_there || tree.domain.is_pool();
+        let mut living = self.trees.values().filter(|tree| tree.state == TreeState::Living).filter(is_needed);
         living.find(|tree| keys.newest_generation(tree.domain).is_none()).map_or(Ok(()), |tree| {
             Err(damaged("tree", &format!("tree {} is of domain {}, whose key is missing", tree.id, tree.domain)))
         })

@@ -34,7 +34,7 @@ pub fn check(parts: &Parts) -> Result<CheckReport> {
     let checkpoint = load_checkpoint(&*parts.store, &keys)?;
     check_age(parts, &headers, &checkpoint, last_session)?;
     let catalog = Catalog::load(&*parts.store, &keys, checkpoint.next_tree)?;
-    catalog.check_domains(&keys)?;
+    catalog.check_domains(&keys, shred_keys.is_there())?;
     let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let space = Space::new(&block_counts);
     let raw_devices: Vec<_> = parts.devices.iter().map(|(device, _)| Arc::clone(device)).collect();

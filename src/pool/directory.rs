@@ -94,6 +94,8 @@ pub struct OpenOptions {
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes, at least 8 MiB.
     pub meta_cache_bytes: u64,
+    /// Go on although the file with the shred key is lost: volumes with a key of their own stay closed.
+    pub without_own_keys: bool,
 }
 
 /// An open pool and the files that its lanes do I/O on.
@@ -182,6 +184,7 @@ fn open_locked(
     let meta = meta_of(directory)?;
     let store = open_store(&meta, options.meta_cache_bytes)?;
     let shred_key = match superblock.suite {
+        _ if options.without_own_keys => None,
         Suite::Plain => None,
         Suite::XtsGmac => shred_key_file::open_or_create(directory)?,
     };

@@ -75,7 +75,7 @@ pub struct Parts {
     pub store: Arc<dyn MetaStore>,
     /// Space that is kept back for the store.
     pub reserve: Option<Arc<dyn SpaceReserve>>,
-    /// What holds the shred key, 128 KiB; without it no volume can have a key of its own.
+    /// What holds the shred key, 128 KiB; without it volumes with a key of their own stay closed, and none is made.
     pub shred_key: Option<Arc<dyn Device>>,
     /// Lanes that will run.
     pub lane_count: u16,
@@ -141,7 +141,7 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let checkpoint = load_checkpoint(&*parts.store, &keys)?;
     check_age(&parts, &headers, &checkpoint, last_session)?;
     let catalog = Catalog::load(&*parts.store, &keys, checkpoint.next_tree)?;
-    catalog.check_domains(&keys)?;
+    catalog.check_domains(&keys, shred_keys.is_there())?;
     let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let mut space = Space::new(&block_counts);
     let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
@@ -332,8 +332,11 @@ pub(super) fn load_domains(parts: &Parts, keys: &KeyRing, shred_keys: &ShredKeys
             DomainWrapping::of_pool(&parts.master)
         } else if shred_key.replace(record.shred_key).is_some_and(|other| other != record.shred_key) {
             return Err(damaged("domains name different shred keys"));
-        } else {
+        } else if shred_keys.is_there() {
             shred_keys.wrapping_of(record.shred_key)?
+        } else {
+            tracing::warn!(domain = %record.id, "the volume that has this domain as its own stays closed");
+            continue;
         };
         for (generation, wrapped) in record.keys {
             let place = domain_place(&parts.id, record.id, generation);

@@ -217,7 +217,9 @@ impl Walk<'_> {
             .is_some_and(|(cipher, bytes)| cipher.verify(entry.sequence(), bytes, entry.mac()));
         let key = ChangeKey { tree: run.tree, block: run.block.plus(index), epoch: run.epoch };
         let change = Change { sequence: entry.sequence(), entry: Some(entry) };
-        let is_intact = is_intact || is_planted(Bug::RecoveryTrustsData);
+        // Without the key nobody can tell. What was acknowledged is kept: should it be torn, its reads will say so.
+        let is_closed = self.source.keys.newest_generation(tree.domain).is_none();
+        let is_intact = is_intact || is_closed || is_planted(Bug::RecoveryTrustsData);
         self.found.push(Found { key, change, lane: place.lane, chain: place.chain, is_intact });
         Ok(())
     }

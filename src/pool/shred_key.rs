@@ -78,6 +78,11 @@ impl ShredKeys {
         }
     }
 
+    /// Whether there is a file for it. If not, volumes with a key of their own stay closed, and nothing is written.
+    pub(super) const fn is_there(&self) -> bool {
+        self.device.is_some()
+    }
+
     /// What wraps the keys of volumes that name this shred key.
     ///
     /// # Errors
@@ -87,8 +92,10 @@ impl ShredKeys {
             let name = self.device.as_ref().map_or("shred-key", |device| device.name());
             let message =
                 format!("{name} does not hold shred key {number}, and volumes with a key of their own need it");
-            Error::new(ErrorKind::Integrity, message)
-                .with_hint("Put the file back from a backup taken after the last rm --shred; nothing was changed")
+            Error::new(ErrorKind::Integrity, message).with_hint(
+                "Put the file back from a backup taken after the last rm --shred; if there is none, rok-blk serve \
+                     --without-own-keys serves all other volumes. Nothing was changed",
+            )
         })?;
         Ok(self.wrapping(found))
     }
@@ -133,6 +140,7 @@ impl ShredKeys {
     /// # Errors
     /// The device's failure.
     pub(super) fn ensure(&mut self, random: Random<'_>) -> Result<(u32, DomainWrapping)> {
+        self.check()?;
         self.settle()?;
         if self.current.is_none() {
             let first = self.generate(1, random);
@@ -154,6 +162,7 @@ impl ShredKeys {
     /// # Panics
     /// If there is no current key: a volume is shredded only if it has a key.
     pub(super) fn begin_next(&mut self, random: Random<'_>) -> Result<(NumberedKey, DomainWrapping)> {
+        self.check()?;
         self.settle()?;
         let current = self.current.as_ref().expect("a volume has a key of its own").number;
         let next = self.generate(current + 1, random);
@@ -171,6 +180,17 @@ impl ShredKeys {
         self.settle()
     }
 
+    fn check(&self) -> Result<()> {
+        if self.is_there() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Key,
+            "The pool was opened without its file shred-key: no key of a volume can be changed",
+        )
+        .with_hint("Start the daemon again with the file, and without --without-own-keys"))
+    }
+
     fn generate(&self, number: u32, random: Random<'_>) -> NumberedKey {
         let key = ShredKey::generate(random);
         let wrapped = key.wrap(&self.master, (&self.pool, number), random);
@@ -180,13 +200,7 @@ impl ShredKeys {
 
     /// Writes a copy, durably but for the planted bug.
     fn write(&mut self, index: usize, key: Option<NumberedKey>, is_flush_left_out: bool) -> Result<()> {
-        let Some(device) = &self.device else {
-            return Err(Error::new(
-                ErrorKind::NoSpace,
-                "The pool has no file shred-key: there was no space to make it",
-            )
-            .with_hint("Free some where the pool is, and start the daemon again"));
-        };
+        let device = self.device.as_ref().expect("without a file there is nothing to write");
         let zeros = vec![0; BLOCK_SIZE];
         let block = key.as_ref().map_or(zeros.as_slice(), |key| &key.block);
         self.copies[index] = Copy::Other;

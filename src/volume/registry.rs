@@ -153,13 +153,17 @@ impl Volumes {
         })?;
         let is_pool_key_used = is_planted(Bug::OwnKeyLostInRecovery) && self.pool.recovery().record_count > 0;
         let domain = if is_pool_key_used { DomainId::POOL } else { tree.domain };
+        let generation = self.pool.keys().newest_generation(domain).ok_or_else(|| {
+            Error::new(ErrorKind::Key, format!("Volume \"{name}\" is closed: its key needs the pool's file shred-key"))
+                .with_hint("Start the daemon again with the file, and without --without-own-keys")
+        })?;
         let volume = open.entry(record.id).or_insert_with(|| {
             Arc::new(Volume {
                 tree: tree.id,
                 epoch: tree.epoch,
                 lineage,
                 domain,
-                generation: self.pool.keys().newest_generation(domain).expect("each domain has a key"),
+                generation,
                 id: record.id,
                 sector_size: record.sector_size,
                 size_bytes: AtomicU64::new(record.size_bytes),

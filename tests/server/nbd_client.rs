@@ -46,10 +46,10 @@ impl NbdClient {
     /// Opens `export` with structured replies.
     ///
     /// # Errors
-    /// If nobody listens at `socket`, or the connection ends.
+    /// If nobody listens at `socket`, the server refuses, or the connection ends.
     ///
     /// # Panics
-    /// If the server refuses, or breaks the protocol.
+    /// If the server breaks the protocol.
     pub fn connect(socket: &Path, export: &str) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(WAIT_MAX))?;
@@ -66,7 +66,7 @@ impl NbdClient {
         handshake.go(export, &mut output).expect("the name can be sent");
         match client.negotiate(&mut handshake, &mut output)? {
             Outcome::Transmission(info) => client.info = *info,
-            other => panic!("The server did not open {export}: {other:?}"),
+            other => return Err(io::Error::other(format!("The server did not open {export}: {other:?}"))),
         }
         Ok(client)
     }

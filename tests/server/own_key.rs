@@ -153,9 +153,44 @@ fn pool_whose_file_is_missing_gets_it_and_one_that_needs_it_is_refused() {
     fs::rename(home.path("pool/shred-key"), home.path("kept")).expect("it was made");
 
     let message = home.serve_fails(&["--key-file", &home.text("pool.key")]).failure(9);
-    assert!(message.contains("pool/shred-key") && message.contains("nothing was changed"), "{message}");
+    assert!(message.contains("pool/shred-key") && message.contains("Nothing was changed"), "{message}");
 
     fs::rename(home.path("kept"), home.path("pool/shred-key")).expect("a backup");
     let _serving = home.serve(&[]);
     assert_eq!(read_canary(&home, "secret"), CANARY);
+}
+
+#[test]
+fn pool_that_lost_its_shred_key_is_served_without_the_volumes_that_need_it() {
+    let home = Home::with_pool();
+    let serving = home.serve(&[]);
+    home.run(["create", "plain", "--size", "1M"]).success();
+    home.run(["create", "secret", "--size", "1M", "--own-key"]).success();
+    write_canary(&home, "plain");
+    let mut client = connect(&home, "secret");
+    client.write(0, CANARY);
+    // Acknowledged and not flushed: only the log has it.
+    serving.kill();
+    fs::rename(home.path("pool/shred-key"), home.path("kept")).expect("it is there");
+    let message = home.serve_fails(&["--key-file", &home.text("pool.key")]).failure(9);
+    assert!(message.contains("--without-own-keys"), "{message}");
+    fs::remove_file(home.path("pool/shred-key")).expect("an empty one was made");
+
+    let serving = home.serve(&["--without-own-keys"]);
+    assert_eq!(read_canary(&home, "plain"), CANARY);
+    assert_eq!(home.run(["ls", "-q"]).success(), "plain\nsecret\n");
+    let closed = NbdClient::connect(&home.path("run/rok-blk/nbd.sock"), "secret").err().expect("it is closed");
+    assert!(closed.to_string().contains("not available"), "{closed}");
+    let refused: [&[&str]; 2] =
+        [&["create", "other", "--size", "1M", "--own-key"], &["rm", "secret", "--shred", "--yes"]];
+    for command in refused {
+        let message = home.run(command).failure(10);
+        assert!(message.contains("shred-key"), "{message}");
+    }
+    serving.stop();
+    assert!(!home.path("pool/shred-key").exists(), "nothing took its place");
+
+    fs::rename(home.path("kept"), home.path("pool/shred-key")).expect("it was found");
+    let _serving = home.serve(&[]);
+    assert_eq!(read_canary(&home, "secret"), CANARY, "nothing of it was given up");
 }

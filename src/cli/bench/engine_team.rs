@@ -66,7 +66,8 @@ impl EngineTeam {
         directory::create(&path, &CreateOptions { device, suite: plan.suite(), credential: credential.clone() })?;
         let (lane_count, map_cache_bytes, meta_cache_bytes) =
             (plan.lane_count, plan.map_cache_bytes, plan.meta_cache_bytes);
-        let options = OpenOptions { credential, lane_count, map_cache_bytes, meta_cache_bytes };
+        let options =
+            OpenOptions { credential, lane_count, map_cache_bytes, meta_cache_bytes, without_own_keys: false };
         let OpenPool { pool, devices, .. } = directory::open(&path, &options)?;
         Self::on_devices(&pool, plan, &devices)
     }

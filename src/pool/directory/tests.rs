@@ -84,7 +84,13 @@ fn open_options(key_file: Option<PathBuf>) -> OpenOptions {
 }
 
 fn open_options_with(credential: Option<Credential>) -> OpenOptions {
-    OpenOptions { credential, lane_count: 2, map_cache_bytes: 1 << 20, meta_cache_bytes: 8 << 20 }
+    OpenOptions {
+        credential,
+        lane_count: 2,
+        map_cache_bytes: 1 << 20,
+        meta_cache_bytes: 8 << 20,
+        without_own_keys: false,
+    }
 }
 
 /// The error, whose kind and words the caller looks at.
