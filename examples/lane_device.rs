@@ -77,6 +77,7 @@ fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
             map_cache_bytes: MAP_CACHE_BYTES,
             meta_cache_bytes: META_CACHE_BYTES,
             without_own_keys: false,
+            watermarks: rok_blk::pool::Watermarks::default(),
         },
     )?)
 }

@@ -14,6 +14,7 @@ use super::size::parse_size;
 use crate::daemon::volume_rule;
 use crate::error::{Error, ErrorKind};
 use crate::lane::IoChoice;
+use crate::pool::Watermarks;
 
 /// Thin, encrypted, copy-on-write disks from one pool, served over NBD.
 #[derive(Debug, Parser)]
@@ -213,6 +214,22 @@ pub(super) struct Resources {
     /// Memory for the metadata store: its own cache and what it has not written yet
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
     pub(super) meta_cache: u64,
+    /// From this share of used space on, in percent, status warns that space is low
+    #[arg(long, value_name = "PERCENT", default_value_t = Watermarks::default().low_percent())]
+    space_low: u8,
+    /// From this share of used space on, in percent, status warns that space is critical
+    #[arg(long, value_name = "PERCENT", default_value_t = Watermarks::default().critical_percent())]
+    space_critical: u8,
+}
+
+impl Resources {
+    /// When space counts as low.
+    ///
+    /// # Errors
+    /// `Usage` for shares that make no sense.
+    pub(super) fn watermarks(&self) -> Result<Watermarks, Error> {
+        Watermarks::new(self.space_low, self.space_critical)
+    }
 }
 
 #[derive(Debug, Args)]

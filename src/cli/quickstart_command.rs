@@ -55,6 +55,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
+        watermarks: arguments.resources.watermarks()?,
         is_locked: false,
         without_own_keys: false,
         socket,

@@ -34,6 +34,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
+        watermarks: arguments.resources.watermarks()?,
         is_locked: arguments.locked,
         without_own_keys: arguments.without_own_keys,
         socket: socket.clone(),

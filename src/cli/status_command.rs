@@ -5,7 +5,7 @@ use super::failure::Outcome;
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::cleaning_resource::Cleaning;
-use crate::daemon::resource::{Io, Space, Status};
+use crate::daemon::resource::{Io, Space, SpaceLevel, Status};
 
 /// `status`.
 pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
@@ -33,6 +33,10 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("state", state),
         ("encrypted", if pool.is_encrypted { "yes" } else { "no" }.to_owned()),
         ("used", format!("{} of {}", output.size(space.used_bytes), output.size(space.capacity_bytes))),
+        ("space", level(space)),
+        ("not yet stored", format!("{} in changes, records and windows", output.size(space.quarantined_bytes))),
+        ("reserve", format!("{} of the free space, for overwrites and deletions", output.size(space.reserve_bytes))),
+        ("metadata", metadata(space, output)),
         ("volumes", format!("{} with {} in all", answer.volumes, output.size(space.nominal_bytes))),
         ("connections", answer.connections.to_string()),
         ("listeners", answer.listeners.join(" ")),
@@ -48,6 +52,20 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("daemon", daemon),
     ];
     Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)
+}
+
+fn level(space: &Space) -> String {
+    let level = match space.level {
+        SpaceLevel::Enough => "enough",
+        SpaceLevel::Low => "low",
+        SpaceLevel::Critical => "critical",
+    };
+    format!("{level} (low from {} % used, critical from {} %)", space.low_percent, space.critical_percent)
+}
+
+fn metadata(space: &Space, output: &Output) -> String {
+    let free = space.metadata_free_bytes.map_or_else(|| "unknown space".to_owned(), |bytes| output.size(bytes));
+    format!("{}, {free} free in its file system", output.size(space.metadata_bytes))
 }
 
 fn free_space(cleaning: &Cleaning, output: &Output) -> String {

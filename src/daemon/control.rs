@@ -17,8 +17,8 @@ use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
 use super::key_resource::KeyChangeAnswer;
 use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume};
 use super::resource::{
-    Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList,
-    seconds_since_1970, time_text,
+    Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, SpaceLevel, Status, Volume, VolumeAnswer,
+    VolumeList, seconds_since_1970, time_text,
 };
 use super::volume_rule;
 use crate::crypto::system_random;
@@ -26,9 +26,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
 use crate::pool::directory::{DeviceList, KeyChange, KeySlots};
 use crate::volume::{NewVolume, VolumeInfo};
-
-/// From this share of the pool on, `status` warns.
-const USED_PERCENT_WARNING: u64 = 85;
 
 /// An open pool, its lanes and its listeners.
 pub struct Control {
@@ -319,7 +316,11 @@ impl Control {
             free_bytes: pool.free_bytes,
             quarantined_bytes: pool.quarantined_bytes,
             reserve_bytes: pool.reserve_bytes,
+            level: pool.space_level.into(),
+            low_percent: pool.watermarks.low_percent(),
+            critical_percent: pool.watermarks.critical_percent(),
             metadata_bytes: pool.metadata_bytes,
+            metadata_free_bytes: crate::pool::directory::metadata_free_bytes(&self.place.path),
             nominal_bytes,
             allocated_bytes,
             overcommit: ratio(nominal_bytes, pool.capacity_bytes),
@@ -425,12 +426,15 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
         );
     }
     let used_percent = u128::from(space.used_bytes) * 100 / u128::from(space.capacity_bytes.max(1));
-    if used_percent >= u128::from(USED_PERCENT_WARNING) {
-        warnings.push(format!(
-            "The pool is {used_percent} % full; writes fail when it has no space left. Make it larger with rok-blk pool \
-             grow or add-device."
-        ));
-    }
+    let level = match space.level {
+        SpaceLevel::Enough => return warnings,
+        SpaceLevel::Low => "low",
+        SpaceLevel::Critical => "critical",
+    };
+    warnings.push(format!(
+        "The pool is {used_percent} % full, which is {level}; writes fail when it has no space left. Make it larger with \
+         rok-blk pool grow or add-device, or discard or remove what is not needed."
+    ));
     warnings
 }
 

@@ -9,6 +9,7 @@ use super::control_socket::remove_stale;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{IoChoice, ListenAddress, Server, ServerOptions};
+use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
 /// Where to listen for NBD over TCP.
@@ -39,6 +40,8 @@ pub(super) struct PoolSetup {
     pub meta_cache_bytes: u64,
     /// Whether to go on although the file with the shred key is lost.
     pub without_own_keys: bool,
+    /// When space counts as low.
+    pub watermarks: Watermarks,
 }
 
 impl PoolSetup {
@@ -56,6 +59,7 @@ impl PoolSetup {
                 map_cache_bytes: self.map_cache_bytes,
                 meta_cache_bytes: self.meta_cache_bytes,
                 without_own_keys: self.without_own_keys,
+                watermarks: self.watermarks,
             },
         )?;
         let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };

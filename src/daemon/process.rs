@@ -16,6 +16,7 @@ use super::pool_setup::{PoolSetup, TcpListen, check_can_be_locked, check_credent
 use super::{host, router};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::IoChoice;
+use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential};
 
 /// Threads of the control plane. It is not on the data path.
@@ -52,6 +53,8 @@ pub struct DaemonOptions {
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes.
     pub meta_cache_bytes: u64,
+    /// When space counts as low.
+    pub watermarks: Watermarks,
 }
 
 /// How a daemon ended.
@@ -102,6 +105,7 @@ impl Daemon {
             map_cache_bytes: options.map_cache_bytes,
             meta_cache_bytes: options.meta_cache_bytes,
             without_own_keys: options.without_own_keys,
+            watermarks: options.watermarks,
         }));
         if !options.is_locked {
             gate.open(options.credential)?;

@@ -257,6 +257,26 @@ impl PoolAnswer {
     }
 }
 
+/// How much space is left: see the watermarks of `serve`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "each is the level of that name")]
+pub enum SpaceLevel {
+    Enough,
+    Low,
+    Critical,
+}
+
+impl From<crate::pool::SpaceLevel> for SpaceLevel {
+    fn from(level: crate::pool::SpaceLevel) -> Self {
+        match level {
+            crate::pool::SpaceLevel::Enough => Self::Enough,
+            crate::pool::SpaceLevel::Low => Self::Low,
+            crate::pool::SpaceLevel::Critical => Self::Critical,
+        }
+    }
+}
+
 /// Where the pool's space is.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Space {
@@ -273,15 +293,25 @@ pub struct Space {
     /// Free for writes.
     #[serde(rename = "free")]
     pub free_bytes: u64,
-    /// Free after the next checkpoint.
+    /// Held by what no checkpoint has stored yet, by records of the log, and by the lanes' windows: most of it comes back
+    /// with checkpoints.
     #[serde(rename = "quarantined")]
     pub quarantined_bytes: u64,
-    /// Kept back for deletions, flushes and records.
+    /// The part of the free space that only overwrites, deletions and records may take.
     #[serde(rename = "reserve")]
     pub reserve_bytes: u64,
+    /// How much is left, as of the last checkpoint.
+    pub level: SpaceLevel,
+    /// From this share of used space on, in percent, it is low.
+    pub low_percent: u8,
+    /// From this share of used space on, in percent, it is critical.
+    pub critical_percent: u8,
     /// The metadata store beside the devices.
     #[serde(rename = "metadata")]
     pub metadata_bytes: u64,
+    /// What the file system that holds it has left; null if it does not say.
+    #[serde(rename = "metadata_free")]
+    pub metadata_free_bytes: Option<u64>,
     /// Sizes of all volumes together.
     #[serde(rename = "nominal")]
     pub nominal_bytes: u64,

@@ -130,6 +130,7 @@ impl Checkpoint {
             Phase::Release => {
                 self.release();
                 self.pool.store.restore_reserve();
+                self.pool.watch_space();
                 tracing::debug!(checkpoint = %self.id, "checkpoint done");
                 Ok(Phase::Done)
             }

@@ -34,13 +34,13 @@ pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};
 pub use passphrase_file::{passphrase, read_passphrase, read_passphrase_file};
 
 use crate::crypto::{MasterKey, Suite, system_random};
-use crate::disk::{Device, FileDevice};
+use crate::disk::{Device, FileDevice, free_space_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::LANES_MAX;
 use crate::format::superblock::{DeviceRecord, Superblock};
 use crate::meta::{RocksOptions, RocksStore, SpaceReserve};
 use crate::pool::devices::{ExpectedDevice, header_mac, identify};
-use crate::pool::{CheckReport, Limits, Parts, Pool};
+use crate::pool::{CheckReport, Limits, Parts, Pool, Watermarks};
 use crate::units::{BLOCK_SIZE_U64, DeviceIndex};
 use listed_device::ListedDevice;
 use meta_reserve::MetaReserve;
@@ -96,6 +96,8 @@ pub struct OpenOptions {
     pub meta_cache_bytes: u64,
     /// Go on although the file with the shred key is lost: volumes with a key of their own stay closed.
     pub without_own_keys: bool,
+    /// When space counts as low.
+    pub watermarks: Watermarks,
 }
 
 /// An open pool and the files that its lanes do I/O on.
@@ -199,7 +201,11 @@ fn open_locked(
         shred_key,
         lane_count: options.lane_count,
         has_cleaner: true,
-        limits: Limits { map_cache_bytes: options.map_cache_bytes, ..Limits::default() },
+        limits: Limits {
+            map_cache_bytes: options.map_cache_bytes,
+            watermarks: options.watermarks,
+            ..Limits::default()
+        },
     };
     super::open(parts, &mut system_random)
 }
@@ -269,6 +275,13 @@ fn meta_of(directory: &Path) -> Result<PathBuf> {
     }
     let message = format!("{} is missing or empty", meta.display());
     Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore meta/ and the devices from the same backup"))
+}
+
+/// What the file system that holds the metadata of the pool in `directory` has left; `None` if it does not say.
+#[must_use]
+pub fn metadata_free_bytes(directory: &Path) -> Option<u64> {
+    let free = free_space_bytes(&directory.join(META_NAME)).ok();
+    free.filter(|bytes| *bytes != u64::MAX)
 }
 
 fn open_store(path: &Path, cache_bytes: u64) -> Result<RocksStore> {

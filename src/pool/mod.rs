@@ -25,6 +25,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod used;
+mod watermark;
 
 pub use catalog::{Catalog, CatalogStore};
 pub use check::{CheckReport, Difference, DifferenceKind, Place, check};
@@ -40,3 +41,4 @@ pub(crate) use shared::StoredState;
 pub use shared::{FlushStart, LaneShared, Pool, Signals};
 pub use space::{FreeShape, Space, Stretch};
 pub use status::PoolStatus;
+pub use watermark::{SpaceLevel, Watermarks};

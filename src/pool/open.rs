@@ -21,6 +21,7 @@ use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
+use crate::pool::watermark::Watermarks;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
     Address, AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex,
@@ -43,6 +44,8 @@ pub struct Limits {
     pub records_soft_max: u64,
     /// Memory for decoded leaves, in bytes.
     pub map_cache_bytes: u64,
+    /// When space counts as low.
+    pub watermarks: Watermarks,
     /// Leaves that a checkpoint stores in one synced batch, at least 1.
     pub leaves_per_batch: usize,
 }
@@ -55,6 +58,7 @@ impl Default for Limits {
             changes_hard_max: 400_000,
             records_soft_max: 20_000,
             map_cache_bytes: 256 << 20,
+            watermarks: Watermarks::default(),
             // 1.5 MiB if they are put whole, some 50 KiB if few of their entries changed: worth a flush of the log.
             leaves_per_batch: 256,
         }
@@ -250,6 +254,7 @@ fn assemble(
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
         reserve_uses: [AtomicU64::new(0), AtomicU64::new(0)],
+        space_level: Mutex::default(),
         damaged_blocks: AtomicU64::new(0),
         moved_blocks: AtomicU64::new(0),
         signals: OnceLock::new(),

@@ -8,6 +8,7 @@ use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
+use crate::pool::watermark::SpaceLevel;
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
 use crate::units::{
     Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
@@ -97,6 +98,8 @@ pub struct Pool {
     pub(super) failure: RwLock<Option<String>>,
     /// Batches of privileged writes that were begun, and those that ended.
     pub(super) reserve_uses: [AtomicU64; 2],
+    /// As of the last checkpoint.
+    pub(super) space_level: Mutex<SpaceLevel>,
     /// Blocks whose mac did not match, counted since the pool was opened.
     pub(super) damaged_blocks: AtomicU64,
     /// Blocks that the cleaner moved since then.

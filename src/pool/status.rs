@@ -2,6 +2,7 @@
 
 use crate::crypto::Suite;
 use crate::meta::MetaStore;
+use crate::pool::watermark::{SpaceLevel, Watermarks};
 use crate::pool::{CleaningStatus, Pool};
 use crate::units::BLOCK_SIZE_U64;
 use std::sync::atomic::Ordering;
@@ -22,6 +23,10 @@ pub struct PoolStatus {
     pub quarantined_bytes: u64,
     /// Part of the free space that only overwrites and deletions may take.
     pub reserve_bytes: u64,
+    /// How much is left, as of the last checkpoint.
+    pub space_level: SpaceLevel,
+    /// From when on it is low and critical.
+    pub watermarks: Watermarks,
     /// Size of `meta/`.
     pub metadata_bytes: u64,
     /// Number of the last checkpoint.
@@ -69,6 +74,8 @@ impl Pool {
             free_bytes: free * BLOCK_SIZE_U64,
             quarantined_bytes: capacity.saturating_sub(used + free) * BLOCK_SIZE_U64,
             reserve_bytes: self.reserve_blocks() * BLOCK_SIZE_U64,
+            space_level: self.space_level(),
+            watermarks: self.limits.watermarks,
             metadata_bytes: self.store.size_bytes(),
             checkpoint: checkpoint.get(),
             session: self.session.get(),

@@ -14,7 +14,7 @@ use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::format::record::RecordHead;
 use rok_blk::format::shred_key;
 use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
-use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals};
+use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals, Watermarks};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use std::cell::RefCell;
@@ -114,6 +114,7 @@ impl World {
             records_soft_max: random.random_range(5..200),
             // One leaf, two leaves at most, or all.
             map_cache_bytes: *[1, 13_000, 32 << 20].get(random.random_range(0..3)).expect("in range"),
+            watermarks: Watermarks::default(),
             // Few, so that a checkpoint has batches between which everything else happens.
             leaves_per_batch: random.random_range(1..4),
         };
@@ -361,10 +362,7 @@ impl World {
         drop(life);
     }
 
-    /// Checks the pool as it would be found by who opens it now.
-    ///
-    /// # Panics
-    /// At a difference.
+    /// Checks the pool as it would be found by who opens it now; panics at a difference.
     pub fn check_closed(&self) {
         let report = rok_blk::pool::check(&self.parts(1, false, &self.listed_devices(&self.devices), &self.shred_key));
         let report = report.expect("nothing is in the way of reading");
@@ -437,10 +435,7 @@ impl World {
 }
 
 impl Life {
-    /// Checks the pool where nothing is under way.
-    ///
-    /// # Panics
-    /// At a difference.
+    /// Checks the pool where nothing is under way; panics at a difference.
     pub fn check(&self) {
         let report = self.pool.check().expect("the store can be read");
         assert!(report.is_clean(), "the check of the open pool: {report:#?}");

@@ -35,3 +35,4 @@ mod stamp;
 mod support;
 mod thin;
 mod victim;
+mod watermarks;

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lane::Alarm;
 use crate::meta::MemoryStore;
 use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool};
-use crate::pool::{Limits, Parts, Pool};
+use crate::pool::{Limits, Parts, Pool, Watermarks};
 use crate::units::LaneIndex;
 use crate::volume::{NewVolume, RangeLocks, Volumes};
 
@@ -66,8 +66,14 @@ impl EngineTeam {
         directory::create(&path, &CreateOptions { device, suite: plan.suite(), credential: credential.clone() })?;
         let (lane_count, map_cache_bytes, meta_cache_bytes) =
             (plan.lane_count, plan.map_cache_bytes, plan.meta_cache_bytes);
-        let options =
-            OpenOptions { credential, lane_count, map_cache_bytes, meta_cache_bytes, without_own_keys: false };
+        let options = OpenOptions {
+            credential,
+            lane_count,
+            map_cache_bytes,
+            meta_cache_bytes,
+            without_own_keys: false,
+            watermarks: Watermarks::default(),
+        };
         let OpenPool { pool, devices, .. } = directory::open(&path, &options)?;
         Self::on_devices(&pool, plan, &devices)
     }

@@ -90,6 +90,7 @@ fn open_options_with(credential: Option<Credential>) -> OpenOptions {
         map_cache_bytes: 1 << 20,
         meta_cache_bytes: 8 << 20,
         without_own_keys: false,
+        watermarks: Watermarks::default(),
     }
 }
 
