@@ -78,7 +78,8 @@ impl KeyRing {
         self.domains.write().insert((domain, generation), key);
     }
 
-    /// Forgets a domain's keys, which are wiped; ciphers made of them go when their thread asks for a cipher next.
+    /// Forgets a domain's keys, which are wiped; ciphers made of them go when their thread looks next
+    /// ([`CipherCache::drop_forgotten`]).
     pub fn forget_domain(&self, domain: DomainId) {
         self.domains.write().retain(|(of, _), _| *of != domain);
         self.forgotten_count.fetch_add(1, Ordering::AcqRel);
@@ -192,17 +193,23 @@ impl CipherCache {
         generation: KeyGeneration,
         sequence: Sequence,
     ) -> Option<&mut BlockCipher> {
-        let forgotten_count = ring.forgotten_count.load(Ordering::Acquire);
-        if self.forgotten_count != forgotten_count {
-            self.forgotten_count = forgotten_count;
-            self.clear();
-        }
+        self.drop_forgotten(ring);
         let session = self.session_of(ring, sequence)?;
         let place = (domain, generation, session);
         if self.ciphers.get(self.last).is_none_or(|(last, _)| *last != place) {
             self.last = self.find_or_make(ring, place)?;
         }
         self.ciphers.get_mut(self.last).map(|(_, cipher)| cipher)
+    }
+
+    /// Drops, and so wipes, what was made of keys that the ring has forgotten since; others are made anew when they are
+    /// asked for.
+    pub fn drop_forgotten(&mut self, ring: &KeyRing) {
+        let forgotten_count = ring.forgotten_count.load(Ordering::Acquire);
+        if self.forgotten_count != forgotten_count {
+            self.forgotten_count = forgotten_count;
+            self.clear();
+        }
     }
 
     fn find_or_make(&mut self, ring: &KeyRing, place: CipherPlace) -> Option<usize> {
@@ -273,7 +280,10 @@ mod tests {
         assert_eq!([has(0), has(4)], [true; 2]);
 
         ring.forget_domain(DomainId::new(4));
+        ciphers.drop_forgotten(&ring);
+        assert!(ciphers.ciphers.is_empty() && ciphers.indexes.is_empty());
 
+        let mut has = |domain| ciphers.get(&ring, DomainId::new(domain), generation, sequence).is_some();
         assert_eq!([has(4), has(0)], [false, true]);
         assert_eq!(ring.newest_generation(DomainId::new(4)), None);
     }

@@ -82,6 +82,10 @@ impl Pool {
                 .with_source(error)
         });
         drop(shred_keys);
+        if let Some(signals) = self.signals.get() {
+            // Idle ones too have ciphers to drop.
+            signals.wake_lanes();
+        }
         self.want_checkpoint();
         result
     }

@@ -153,6 +153,7 @@ impl<D: Disk + 'static> Engine<D> {
     pub fn turn(self: &Rc<Self>) -> bool {
         {
             let state = &mut *self.state.borrow_mut();
+            state.ciphers.drop_forgotten(self.pool.keys());
             state.disk.reap(&mut state.completions);
             state.decrypt_budget = DECRYPTED_PER_TURN_MIN.max(state.completions.len() / 4);
         }
