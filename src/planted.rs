@@ -43,11 +43,13 @@ pub enum Bug {
     ShredNotSynced,
     /// The cleaner moves what the map said before it had the lock.
     MoveTrustsEarlyLook,
+    /// What the stored map leaves free is given back, although the log has blocks there.
+    TrimTrustsStoredMap,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -67,6 +69,7 @@ impl Bug {
         Self::ShredNotFlushed,
         Self::ShredNotSynced,
         Self::MoveTrustsEarlyLook,
+        Self::TrimTrustsStoredMap,
     ];
 }
 

@@ -70,7 +70,8 @@ fn metadata(space: &Space, output: &Output) -> String {
 
 fn free_space(cleaning: &Cleaning, output: &Output) -> String {
     let (long_runs, holes) = (output.size(cleaning.long_run_bytes), output.size(cleaning.hole_bytes));
-    format!("{long_runs} in long runs, {holes} in holes")
+    let given_back = output.size(cleaning.given_back_bytes);
+    format!("{long_runs} in long runs, {holes} in holes, {given_back} given back to the file system")
 }
 
 fn cleaner(cleaning: &Cleaning, output: &Output) -> String {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::pool::{CleaningStatus, WRITE_AMPLIFICATION_MAX};
+use crate::pool::{PoolStatus, WRITE_AMPLIFICATION_MAX};
 use crate::units::BLOCK_SIZE_U64;
 
 /// How the free space lies, and what the cleaner did about it since the pool was opened.
@@ -15,6 +15,11 @@ pub struct Cleaning {
     /// Free bytes in holes among blocks in use.
     #[serde(rename = "holes")]
     pub hole_bytes: u64,
+    /// Free bytes that were given back to the file systems of the pool's files, and are taken again when they are needed.
+    #[serde(rename = "given_back")]
+    pub given_back_bytes: u64,
+    /// Whether the file system had no space when that was tried last.
+    pub is_taking_failing: bool,
     /// Bytes that users wrote.
     #[serde(rename = "written")]
     pub written_bytes: u64,
@@ -32,8 +37,11 @@ pub struct Cleaning {
 impl Cleaning {
     /// From what the pool knows.
     #[must_use]
-    pub fn new(status: &CleaningStatus, is_resting: bool) -> Self {
+    pub fn new(pool: &PoolStatus, is_resting: bool) -> Self {
+        let status = &pool.cleaning;
         Self {
+            given_back_bytes: pool.released_bytes,
+            is_taking_failing: pool.is_restock_failing,
             long_run_bytes: status.shape.whole_blocks * BLOCK_SIZE_U64,
             hole_bytes: status.shape.hole_blocks * BLOCK_SIZE_U64,
             written_bytes: status.written * BLOCK_SIZE_U64,

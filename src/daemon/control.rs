@@ -357,7 +357,7 @@ impl Control {
             is_meta_reserve_gone: pool.is_meta_reserve_gone,
             map_cache_bytes: pool.map_cache_bytes,
             map_cache_bytes_max: pool.map_cache_bytes_max,
-            cleaning: Cleaning::new(&pool.cleaning, self.server.is_cleaner_resting()),
+            cleaning: Cleaning::new(&pool, self.server.is_cleaner_resting()),
             io: self.server.io_method().into(),
             failure: pool.failure,
         };
@@ -422,6 +422,13 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
     if pool.is_meta_reserve_gone {
         warnings.push(
             "The file system of the metadata is full: writes that need space fail. Free some, and its reserve comes back."
+                .to_owned(),
+        );
+    }
+    if pool.cleaning.is_taking_failing {
+        warnings.push(
+            "Free space that was given back cannot be taken again: the file system of a data file is full. Free some; it is \
+             tried again by itself."
                 .to_owned(),
         );
     }

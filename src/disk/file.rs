@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "system calls for which the standard library has no safe form")]
 
+mod holes;
 mod lock;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::ffi::CString;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -286,6 +288,19 @@ impl Device for FileDevice {
 
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        check_range(self.size_bytes(), offset_bytes, to_usize(len_bytes), io::ErrorKind::InvalidInput)?;
+        holes::punch(&self.file, offset_bytes, len_bytes, self.is_block_device)
+    }
+
+    fn is_thin(&self) -> bool {
+        !self.is_block_device
+    }
+
+    fn holes(&self) -> io::Result<Vec<Range<u64>>> {
+        if self.is_block_device { Ok(Vec::new()) } else { holes::holes(&self.file, self.size_bytes()) }
     }
 }
 

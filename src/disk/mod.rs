@@ -23,6 +23,7 @@ pub use uring::UringDisk;
 
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, to_u64};
 use std::io;
+use std::ops::Range;
 
 /// A device of the pool, for code that may block.
 ///
@@ -51,6 +52,28 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// The device's error. The caller must treat the device as failed: never retry.
     fn flush(&self) -> io::Result<()>;
+
+    /// Gives a range back to what is under the device. It reads as anything until it is written again.
+    ///
+    /// # Errors
+    /// `Unsupported` if nothing can be given back, else the device's.
+    fn discard(&self, _offset_bytes: u64, _len_bytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether a range that was given back is to be written before it is used: in a file, where it may not get space
+    /// again, and where each flush of new blocks is a commit of the file system.
+    fn is_thin(&self) -> bool {
+        false
+    }
+
+    /// Ranges in bytes that were given back and not written since; only of devices that are thin.
+    ///
+    /// # Errors
+    /// The system's.
+    fn holes(&self) -> io::Result<Vec<Range<u64>>> {
+        Ok(Vec::new())
+    }
 }
 
 /// One I/O of a lane. It owns what the kernel reads or writes until its completion.

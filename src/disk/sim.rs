@@ -16,7 +16,7 @@ mod tests;
 pub use lane_disk::SimDisk;
 
 use super::{Device, check_range};
-use crate::units::BLOCK_SIZE_U64;
+use crate::units::{BLOCK_SIZE_U64, to_usize};
 use content::Write;
 use parking_lot::{Mutex, MutexGuard};
 use rand::SeedableRng;
@@ -24,6 +24,7 @@ use rand::rngs::SmallRng;
 use state::{State, with_own_random};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What an operation does, for faults.
@@ -68,6 +69,8 @@ pub struct SimCounters {
     pub dropped_writes: u64,
     /// Operations that failed because of [`SimDevice::fail_nth`].
     pub injected_errors: u64,
+    /// Ranges that were discarded.
+    pub discards: u64,
     /// Reads that failed because of [`SimDevice::bad_block`].
     pub bad_block_reads: u64,
 }
@@ -100,6 +103,7 @@ impl SimCounters {
             torn_writes: self.torn_writes + other.torn_writes,
             dropped_writes: self.dropped_writes + other.dropped_writes,
             injected_errors: self.injected_errors + other.injected_errors,
+            discards: self.discards + other.discards,
             bad_block_reads: self.bad_block_reads + other.bad_block_reads,
         }
     }
@@ -212,6 +216,11 @@ impl SimDevice {
         self.lock().unflushed()
     }
 
+    /// Whether the device is like a file, whose discarded ranges are to be written before they are used. It is not at first.
+    pub fn set_thin(&self, is_thin: bool) {
+        self.lock().is_thin = is_thin;
+    }
+
     /// Takes back every fault not met yet.
     pub fn clear_faults(&self) {
         self.lock().clear_faults();
@@ -305,5 +314,19 @@ impl Device for SimDevice {
         let mut state = self.lock_alive()?;
         let mark = state.flush_mark();
         with_own_random(&mut state, |state, random| state.flush(mark, random))
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        check_range(self.size_bytes(), offset_bytes, to_usize(len_bytes), io::ErrorKind::InvalidInput)?;
+        self.lock_alive()?.discard(offset_bytes, len_bytes);
+        Ok(())
+    }
+
+    fn is_thin(&self) -> bool {
+        self.lock().is_thin
+    }
+
+    fn holes(&self) -> io::Result<Vec<Range<u64>>> {
+        Ok(self.lock_alive()?.holes())
     }
 }

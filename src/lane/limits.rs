@@ -27,6 +27,10 @@ pub const CHECKPOINT_RETRY_PERIOD: Duration = Duration::from_secs(1);
 pub const IDLE_PERIOD: Duration = Duration::from_millis(500);
 /// Pause behind each MiB that is cleaned while the pool is in use.
 pub(super) const CLEANING_PAUSE: Duration = Duration::from_millis(20);
+/// Pause behind each 16 MiB of free space that is given back.
+pub(super) const TRIM_PAUSE: Duration = Duration::from_millis(20);
+/// How long free space that could not be made fit for use waits for the next try.
+pub(super) const RESTOCK_RETRY_PERIOD: Duration = Duration::from_secs(5);
 /// Messages that wait for a lane.
 pub(super) const MESSAGES_MAX: usize = 1024;
 /// Threads for what blocks.

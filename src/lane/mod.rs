@@ -26,11 +26,16 @@ mod server;
 mod signals;
 mod tcp;
 mod thread;
+mod threads;
+mod trimming;
 
 pub use address::ListenAddress;
+#[cfg(feature = "rocksdb")]
 pub(crate) use alarm::Alarm;
+#[cfg(feature = "rocksdb")]
 pub(crate) use blocking::Jobs;
 pub use device::DeviceTarget;
 pub use io_method::{IoChoice, IoMethod};
+#[cfg(feature = "rocksdb")]
 pub(crate) use limits::BLOCKING_THREADS;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};

@@ -3,30 +3,26 @@
 //! Every method may block. Owned by the daemon; lanes know only what they share.
 
 use super::address::ListenAddress;
-use super::alarm::Alarm;
-use super::blocking::{Jobs, LaneJobs};
+use super::blocking::Jobs;
 use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
 use super::device::{DeviceTarget, NewQueue};
-use super::driver::{Driver, LaneDisk, Readiness, Uring};
 use super::exports::ExportTable;
-use super::io_method::{IoChoice, IoMethod, RING};
-use super::limits::{BLOCKING_THREADS, CONNECTIONS_MAX, SHUTDOWN_TIME_MAX, TRANSFER_THREADS};
+use super::io_method::{IoChoice, IoMethod};
+use super::limits::{CONNECTIONS_MAX, SHUTDOWN_TIME_MAX};
 use super::mailbox::{Mailbox, Message};
 use super::signals::LaneSignals;
-use super::thread::{DISK, Lane, LaneParts};
-use crate::disk::{FileDevice, ThreadDisk, TransferQueue, UringDisk};
-use crate::error::{Error, ErrorKind, IoError, Result};
+use super::threads::{Threads, join, join_lanes, spawn_threads, start_error};
+use super::trimming::Trimming;
+use crate::disk::{FileDevice, TransferQueue};
+use crate::error::{Error, ErrorKind, Result};
 use crate::pool::Pool;
 use crate::units::{DeviceIndex, LaneIndex};
-use crate::volume::{Engine, EngineParts, RangeLocks, VolumeInfo, Volumes};
-use async_executor::LocalExecutor;
+use crate::volume::{VolumeInfo, Volumes};
 use parking_lot::Mutex;
-use rok_ublk::{Device, ring};
-use std::rc::Rc;
+use rok_ublk::Device;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How a server is started.
@@ -57,11 +53,12 @@ pub(super) struct Shared {
     pub handshakes: Arc<Jobs>,
     pub checkpoints: Arc<Checkpoints>,
     pub cleaning: Arc<Cleaning>,
+    pub trimming: Arc<Trimming>,
     /// The first of the lanes, which serve users; the one behind them is the cleaner's.
     serving_count: usize,
-    io_method: IoMethod,
+    pub io_method: IoMethod,
     /// Transfers for threads, if lanes have no rings.
-    transfers: Arc<TransferQueue>,
+    pub transfers: Arc<TransferQueue>,
     connection_count: Arc<AtomicUsize>,
     next_lane: AtomicUsize,
 }
@@ -112,16 +109,6 @@ impl AttachedDevice {
     }
 }
 
-/// Threads of a running server.
-struct Threads {
-    lanes: Vec<JoinHandle<std::io::Result<()>>>,
-    /// Each lane says here that it is over.
-    lane_ends: mpsc::Receiver<()>,
-    blocking: Vec<JoinHandle<()>>,
-    checkpoint: JoinHandle<()>,
-    cleaner: Option<JoinHandle<()>>,
-}
-
 /// A running server.
 pub struct Server {
     pool: Arc<Pool>,
@@ -144,6 +131,7 @@ impl Server {
         let mailboxes: std::io::Result<Vec<_>> = (0..lane_count).map(|_| Mailbox::new().map(Arc::new)).collect();
         let mailboxes = mailboxes.map_err(|source| start_error("An eventfd", source))?;
         let (checkpoints, cleaning) = (Arc::new(Checkpoints::default()), Arc::new(Cleaning::default()));
+        let trimming = Arc::new(Trimming::default());
         let alarms = mailboxes.iter().map(|mailbox| Arc::clone(&mailbox.alarm)).collect();
         let shared = Arc::new(Shared {
             exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))))),
@@ -152,13 +140,14 @@ impl Server {
             handshakes: Arc::new(Jobs::default()),
             checkpoints: Arc::clone(&checkpoints),
             cleaning: Arc::clone(&cleaning),
+            trimming: Arc::clone(&trimming),
             serving_count: pool.cleaner_lane().map_or(lane_count, LaneIndex::as_usize),
             io_method,
             transfers: Arc::default(),
             connection_count: Arc::new(AtomicUsize::new(0)),
             next_lane: AtomicUsize::new(0),
         });
-        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning }));
+        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning, trimming }));
         let threads = spawn_threads(&pool, &shared, &options)?;
         let threads = Mutex::new(Some(threads));
         Ok(Arc::new(Self { pool, shared, addresses: Mutex::default(), threads }))
@@ -322,6 +311,8 @@ impl Server {
         // First, since what it has begun is work of a lane.
         self.shared.cleaning.close();
         threads.cleaner.map_or(Ok(()), |cleaner| join(cleaner, "cleaner"))?;
+        self.shared.trimming.close();
+        join(threads.trimmer, "trimmer")?;
         for mailbox in &self.shared.mailboxes {
             // A lane that has failed has closed its mailbox; the error comes when it is joined.
             if let Err(error) = mailbox.send(Message::Close) {
@@ -370,123 +361,4 @@ fn check_shrunk_size(size_bytes: u64) -> Result<()> {
             .with_hint("Use a multiple of 4 KiB, from 4 KiB to 1 PiB"));
     }
     Ok(())
-}
-
-fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &ServerOptions) -> Result<Threads> {
-    let locks = Arc::new(RangeLocks::new(pool.lane_count()));
-    let (end, lane_ends) = mpsc::channel();
-    let mut lanes = Vec::new();
-    for index in (0..).map(LaneIndex::new).take(pool.lane_count()) {
-        let (pool, shared, locks) = (Arc::clone(pool), Arc::clone(shared), Arc::clone(&locks));
-        let (devices, end) = (options.devices.clone(), end.clone());
-        lanes.push(spawn(format!("lane-{index}"), move || {
-            let result = run_lane(&pool, &shared, &locks, index, devices);
-            if let Err(error) = &result {
-                tracing::error!(%error, %index, "a lane ended");
-                pool.fail(format!("Lane {index} ended: {error}"));
-            }
-            drop((pool, shared, locks));
-            if end.send(()).is_err() {
-                tracing::debug!(%index, "nobody waits for the end of the lane");
-            }
-            result
-        })?);
-    }
-    let handshakes = Arc::clone(&shared.handshakes);
-    let mut blocking = vec![spawn("handshakes".to_owned(), move || handshakes.work())?];
-    for index in 0..BLOCKING_THREADS {
-        let jobs = Arc::clone(&shared.jobs);
-        blocking.push(spawn(format!("blocking-{index}"), move || jobs.work())?);
-    }
-    if shared.io_method == IoMethod::Threads {
-        for index in 0..TRANSFER_THREADS {
-            let transfers = Arc::clone(&shared.transfers);
-            blocking.push(spawn(format!("transfer-{index}"), move || transfers.work())?);
-        }
-    }
-    let cleaner = pool.cleaner_lane().map(|lane| spawn_cleaner(pool, shared, lane)).transpose()?;
-    let (pool, checkpoints) = (Arc::clone(pool), Arc::clone(&shared.checkpoints));
-    let checkpoint = spawn("checkpoint".to_owned(), move || checkpoints.work(&pool))?;
-    Ok(Threads { lanes, lane_ends, blocking, checkpoint, cleaner })
-}
-
-fn spawn_cleaner(pool: &Arc<Pool>, shared: &Arc<Shared>, lane: LaneIndex) -> Result<JoinHandle<()>> {
-    let (pool, cleaning) = (Arc::clone(pool), Arc::clone(&shared.cleaning));
-    let mailbox = Arc::clone(&shared.mailboxes[lane.as_usize()]);
-    let move_group = move |group| {
-        let (done, answer) = mpsc::channel();
-        mailbox.send(Message::Clean { group, done }).map_err(|_| IoError::ShuttingDown)?;
-        // A lane that ends drops its messages, and with them the channel.
-        answer.recv().unwrap_or(Err(IoError::ShuttingDown))
-    };
-    spawn("cleaner".to_owned(), move || cleaning.work(&pool, move_group))
-}
-
-fn run_lane(
-    pool: &Arc<Pool>,
-    shared: &Arc<Shared>,
-    locks: &Arc<RangeLocks>,
-    index: LaneIndex,
-    devices: Vec<Arc<FileDevice>>,
-) -> std::io::Result<()> {
-    let method = shared.io_method;
-    if method == IoMethod::IoUring {
-        ring::init(&RING).map_err(std::io::Error::other)?;
-    }
-    let executor = Rc::new(LocalExecutor::new());
-    let alarm = Arc::clone(&shared.mailboxes[index.as_usize()].alarm);
-    let engine = Engine::new(EngineParts {
-        pool: Arc::clone(pool),
-        locks: Arc::clone(locks),
-        lane: index,
-        disk: disk_of(shared, devices, &alarm),
-        blocking: Rc::new(LaneJobs { jobs: Arc::clone(&shared.jobs), alarm }),
-        executor: Rc::clone(&executor),
-    });
-    let mut lane = Lane::new(LaneParts { shared: Arc::clone(shared), index, engine, executor });
-    let result = match method {
-        IoMethod::IoUring => {
-            ring::with(|ring| lane.run(&mut Driver::Uring(Uring::new(ring)))).map_err(std::io::Error::other)?
-        }
-        IoMethod::Threads => lane.run(&mut Driver::Readiness(Readiness::default())),
-    };
-    shared.mailboxes[index.as_usize()].close();
-    if result.is_err() {
-        // The kernel may still write to the lane's memory, so it stays for ever.
-        Box::leak(Box::new(lane)).break_off();
-    }
-    if method == IoMethod::IoUring {
-        drop(ring::take().map_err(std::io::Error::other)?);
-    }
-    result
-}
-
-fn disk_of(shared: &Shared, devices: Vec<Arc<FileDevice>>, alarm: &Arc<Alarm>) -> LaneDisk {
-    match shared.io_method {
-        IoMethod::IoUring => LaneDisk::Uring(UringDisk::new(devices, DISK.value(), None)),
-        IoMethod::Threads => {
-            let alarm = Arc::clone(alarm);
-            LaneDisk::Threads(ThreadDisk::new(devices, Arc::clone(&shared.transfers), move || alarm.raise()))
-        }
-    }
-}
-
-fn spawn<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
-    std::thread::Builder::new().name(name).spawn(work).map_err(|source| start_error("A thread", source))
-}
-
-fn start_error(what: &str, source: std::io::Error) -> Error {
-    Error::new(ErrorKind::Other, format!("{what} could not be started: {source}")).with_source(source)
-}
-
-fn join_lanes(lanes: Vec<JoinHandle<std::io::Result<()>>>) -> Result<()> {
-    for lane in lanes {
-        join(lane, "lane")?
-            .map_err(|source| Error::new(ErrorKind::Other, format!("A lane failed: {source}")).with_source(source))?;
-    }
-    Ok(())
-}
-
-fn join<T>(thread: JoinHandle<T>, what: &str) -> Result<T> {
-    thread.join().map_err(|_| Error::new(ErrorKind::Other, format!("The {what} thread panicked")))
 }

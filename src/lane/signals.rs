@@ -1,8 +1,9 @@
-//! How the pool gets the attention of the lanes, and of the threads for checkpoints and cleaning.
+//! How the pool gets the attention of the lanes, and of the threads for checkpoints, cleaning and trimming.
 
 use super::alarm::Alarm;
 use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
+use super::trimming::Trimming;
 use crate::pool::Signals;
 use crate::units::LaneIndex;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ pub(super) struct LaneSignals {
     pub alarms: Vec<Arc<Alarm>>,
     pub checkpoints: Arc<Checkpoints>,
     pub cleaning: Arc<Cleaning>,
+    pub trimming: Arc<Trimming>,
 }
 
 impl Signals for LaneSignals {
@@ -29,5 +31,10 @@ impl Signals for LaneSignals {
 
     fn checkpoint_done(&self) {
         self.cleaning.checkpoint_done();
+        self.trimming.look();
+    }
+
+    fn want_stock(&self) {
+        self.trimming.look();
     }
 }

@@ -121,6 +121,7 @@ impl Pool {
         let mut report = CheckReport::default();
         let mut held = BlockMap::of(&self.stored.lock().used);
         let mut holders = reserved.to_vec();
+        holders.extend(self.space.lock().released_runs());
         for lane in &self.lanes {
             holders.extend(lane.spent.lock().iter().map(|(_, run)| *run));
         }

@@ -158,6 +158,9 @@ impl Checkpoint {
         pool.cuts_begun.fetch_add(1, Ordering::AcqRel);
         pool.taken_since_cut.store(0, Ordering::Relaxed);
         self.positions = pool.changes.cut(|| pool.positions());
+        for (lane, (chain, _)) in pool.lanes.iter().zip(&self.positions) {
+            lane.cut.store(chain.get(), Ordering::Release);
+        }
         if let Some(signals) = pool.signals.get() {
             signals.wake_lanes();
         }

@@ -247,9 +247,9 @@ impl Log {
     pub fn close(&mut self, pool: &Pool) -> (ChainSequence, Vec<BatchWrite>) {
         let open = self.open.take().expect("the caller asked whether a batch is open");
         let block_count = open.macs.len();
-        let record_blocks = self.record_blocks(&open, block_count);
+        let (record_blocks, is_home_skipped) = self.record_blocks(&open, block_count);
         let record_run = AddressRun { start: self.home.start, count: to_u64(record_blocks) };
-        let segments = self.take_segments(record_run, to_u64(block_count));
+        let segments = self.take_segments(record_run, to_u64(block_count), is_home_skipped);
         let record = Record {
             next: self.home.start,
             marks: pool.marks(),
@@ -298,6 +298,26 @@ impl Log {
             self.spare.push(flying.buffer);
         }
         Some(flying.batch)
+    }
+
+    /// Gives back what is reserved but for the place of the next record: the lane is idle, and a few blocks here and there
+    /// keep whole stretches from being free.
+    ///
+    /// # Panics
+    /// If a batch is open or in flight.
+    pub fn give_back_window(&mut self, pool: &Pool) {
+        assert!(self.is_idle(), "what a batch takes is not given back");
+        let rest = AddressRun { start: self.home.start.plus(1), count: self.home.count - 1 };
+        self.home.count = 1;
+        self.window.push(rest);
+        self.window.retain(|run| run.count > 0);
+        pool.return_window(&std::mem::take(&mut self.window));
+    }
+
+    /// Number of the record that comes next.
+    #[must_use]
+    pub const fn next_chain(&self) -> ChainSequence {
+        self.chain
     }
 
     /// All parts that wait for a batch, open or in flight: when the device has failed.
@@ -363,8 +383,9 @@ impl Log {
         }
     }
 
-    /// Blocks of the record: exact, since the segments are what `take_segments` will take.
-    fn record_blocks(&self, open: &OpenBatch, block_count: usize) -> usize {
+    /// Blocks of the record, exact, since the segments are what `take_segments` will take; and whether no data goes
+    /// behind the record.
+    fn record_blocks(&self, open: &OpenBatch, block_count: usize) -> (usize, bool) {
         let bound = |segments: usize| {
             blocks_for_body(body_bytes(self.mark_count, open.runs.len(), block_count, segments, open.removals.len()))
         };
@@ -373,8 +394,13 @@ impl Log {
         loop {
             let segments = self.segment_count(to_u64(record_blocks), to_u64(block_count));
             let needed = bound(segments);
-            if needed <= record_blocks {
-                return record_blocks;
+            if needed == record_blocks {
+                return (record_blocks, false);
+            }
+            // A record that fills its home leaves no segment there, and may be shorter for it. Then a block of the home
+            // is left over, which must not be taken: with its segment the record would be longer again.
+            if needed < record_blocks {
+                return (needed, true);
             }
             record_blocks = needed;
         }
@@ -399,7 +425,7 @@ impl Log {
     ///
     /// A batch may end inside the home's run only if its record's blocks and data do not use up everything:
     /// the record's length depends on its segments, so a longer record than planned never happens here.
-    fn take_segments(&mut self, record_run: AddressRun, block_count: u64) -> Vec<AddressRun> {
+    fn take_segments(&mut self, record_run: AddressRun, block_count: u64, is_home_skipped: bool) -> Vec<AddressRun> {
         let mut segments = Vec::new();
         let mut left = block_count;
         let mut rest =
@@ -412,7 +438,9 @@ impl Log {
                 left -= count;
             }
         };
-        take(&mut rest);
+        if !is_home_skipped {
+            take(&mut rest);
+        }
         for run in &mut self.window {
             take(run);
         }
@@ -456,4 +484,65 @@ fn batch_writes(buffer: &IoBuffer, record_run: AddressRun, segments: &[AddressRu
     let source = buffer.slice(blocks_to_bytes(record_start)..blocks_to_bytes(first_end));
     writes.push(BatchWrite { address: record_run.start, source });
     writes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{BlockIndex, DeviceIndex, Epoch, KeyGeneration, Sequence, TreeId};
+
+    const MARKS: usize = 2;
+
+    /// A lane in holes: a home of `home_count` blocks, and holes of `hole_count` blocks.
+    fn log_in_holes(home_count: u64, hole_count: u64) -> Log {
+        let home = AddressRun { start: Address::new(DeviceIndex::new(0), 1000), count: home_count };
+        let mut log = Log::new(LaneIndex::new(0), Placement::Holes, home, MARKS);
+        let hole = |index| AddressRun {
+            start: Address::new(DeviceIndex::new(0), 2000 + (hole_count + 1) * index),
+            count: hole_count,
+        };
+        log.window = (0..to_u64(BATCH_BLOCKS_MAX) + 1).map(hole).collect();
+        log
+    }
+
+    /// A batch of single blocks that are nobody's neighbours.
+    fn scattered(block_count: usize) -> OpenBatch {
+        let run = WriteRun {
+            tree: TreeId::new(1),
+            epoch: Epoch::new(1),
+            block: BlockIndex::new(1),
+            sequence: Sequence::new(1),
+            count: 1,
+            generation: KeyGeneration::new(1),
+        };
+        OpenBatch {
+            buffer: IoBuffer::allocate(BLOCK_SIZE),
+            runs: vec![run; block_count],
+            macs: vec![0; block_count],
+            removals: Vec::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn record_has_the_blocks_that_its_segments_need_in_every_home() {
+        for (home_count, hole_count) in (2..=6).flat_map(|home| (1..=3).map(move |hole| (home, hole))) {
+            // As many as fit in a record that has the home to itself.
+            let capacity = blocks_to_bytes(RECORD_BLOCKS_MAX.min(to_usize(home_count))) - RECORD_HEAD_BYTES;
+            let fits = |count: &usize| body_bytes(MARKS, *count, *count, *count + 1, 0) <= capacity;
+            for block_count in (1..=BATCH_BLOCKS_MAX).take_while(fits) {
+                let mut log = log_in_holes(home_count, hole_count);
+                let open = scattered(block_count);
+                let (record_blocks, is_home_skipped) = log.record_blocks(&open, block_count);
+                let record_run = AddressRun { start: log.home.start, count: to_u64(record_blocks) };
+                let segments = log.take_segments(record_run, to_u64(block_count), is_home_skipped);
+                let needed = blocks_for_body(body_bytes(MARKS, block_count, block_count, segments.len(), 0));
+                assert_eq!(record_blocks, needed, "{block_count} blocks, home of {home_count}, holes of {hole_count}");
+                assert_eq!(segments.iter().map(|segment| segment.count).sum::<u64>(), to_u64(block_count));
+                let free = log.home.count + log.window_count();
+                let before = home_count + hole_count * (to_u64(BATCH_BLOCKS_MAX) + 1);
+                assert_eq!(free + to_u64(record_blocks + block_count), before, "no block is lost");
+            }
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod cleaning;
 mod devices;
 #[cfg(feature = "rocksdb")]
 pub mod directory;
+mod flushing;
 mod growth;
 mod leaf_work;
 mod log;
@@ -24,6 +25,7 @@ mod space;
 mod status;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod used;
 mod watermark;
 
@@ -33,12 +35,14 @@ pub use checkpoint::{Checkpoint, Progress};
 pub use cleaner::{Cleaner, CleanerStep};
 pub use cleaning::{AddressGroup, CleaningStatus, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
 pub use devices::PoolDevice;
+pub use flushing::FlushStart;
 pub use growth::NewBlocks;
 pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Placement, Refusal};
 pub use open::{HOME_RESERVE_BLOCKS, Limits, Parts, create, open};
 pub use recovery::RecoveryReport;
 pub(crate) use shared::StoredState;
-pub use shared::{FlushStart, LaneShared, Pool, Signals};
+pub use shared::{LaneShared, Pool, Signals};
 pub use space::{FreeShape, Space, Stretch};
 pub use status::PoolStatus;
+pub use trim::TrimProgress;
 pub use watermark::{SpaceLevel, Watermarks};

@@ -21,6 +21,7 @@ use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
+use crate::pool::trim::release_holes;
 use crate::pool::watermark::Watermarks;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
@@ -28,7 +29,6 @@ use crate::units::{
     STRETCH_BLOCKS, Sequence, SessionId, TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
@@ -148,6 +148,7 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     catalog.check_domains(&keys, shred_keys.is_there())?;
     let block_counts: Vec<u64> = devices.iter().map(|device| device.block_count()).collect();
     let mut space = Space::new(&block_counts);
+    space.distrust();
     let mut stored = load_used(&parts, &keys, &block_counts, &mut space)?;
     stored.checkpoint = checkpoint.id;
     let raw_devices: Vec<Arc<dyn Device>> = parts.devices.iter().map(|(device, _)| Arc::clone(device)).collect();
@@ -157,6 +158,7 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let next_sequence = checkpoint.next_sequence.max(sessions_sequence);
     let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
     claim(&mut space, &recovered)?;
+    release_holes(&mut space, &devices)?;
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     // Ends or takes back a shredding that was cut off.
     if let Err(error) = shred_keys.settle() {
@@ -212,14 +214,7 @@ fn assemble(
                 .with_hint("Open it with fewer lanes (--lanes 1), or grow it"));
         };
         rest.into_iter().for_each(|run| space.free_run(run));
-        lanes.push(LaneShared {
-            position: Mutex::new((ChainSequence::new(1), home.start)),
-            spent: Mutex::new(VecDeque::new()),
-            completed: AtomicU64::new(0),
-            mark: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            laid_blocks: AtomicU64::new(0),
-        });
+        lanes.push(LaneShared::new(home.start));
         homes.push(Some(home));
     }
     let session_keys = keys.current();
@@ -257,6 +252,9 @@ fn assemble(
         space_level: Mutex::default(),
         damaged_blocks: AtomicU64::new(0),
         moved_blocks: AtomicU64::new(0),
+        trimmed_blocks: AtomicU64::new(0),
+        restocked: AtomicU64::new(0),
+        is_restock_failing: AtomicBool::new(false),
         signals: OnceLock::new(),
         recovery: recovered.report,
         window_blocks: AtomicU64::new(window_blocks),

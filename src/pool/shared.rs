@@ -8,11 +8,10 @@ use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
+use crate::pool::trim::is_stock_low;
 use crate::pool::watermark::SpaceLevel;
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
-use crate::units::{
-    Address, AddressRun, ChainSequence, CheckpointId, DeviceIndex, LaneIndex, Sequence, SessionId, to_u64,
-};
+use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,6 +28,8 @@ pub trait Signals: Send + Sync {
     fn wake_lane(&self, lane: LaneIndex);
     /// A checkpoint is done, and may have freed blocks.
     fn checkpoint_done(&self);
+    /// Lanes come to the end of the free space that is fit for use: [`Pool::restock_step`] has something to do.
+    fn want_stock(&self);
 }
 
 /// What the other lanes and the checkpoint see of a lane.
@@ -41,10 +42,27 @@ pub struct LaneShared {
     pub(super) completed: AtomicU64,
     /// The last record known durable.
     pub(super) mark: AtomicU64,
+    /// The first record that the last checkpoint does not contain.
+    pub(super) cut: AtomicU64,
     /// Requests that the lane was given since the pool was opened.
     pub(super) requests: AtomicU64,
     /// Blocks that it wrote since then.
     pub(super) laid_blocks: AtomicU64,
+}
+
+impl LaneShared {
+    /// A lane whose first record goes to `home`.
+    pub(super) const fn new(home: Address) -> Self {
+        Self {
+            position: Mutex::new((ChainSequence::new(1), home)),
+            spent: Mutex::new(VecDeque::new()),
+            completed: AtomicU64::new(0),
+            mark: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            laid_blocks: AtomicU64::new(0),
+        }
+    }
 }
 
 /// What the stored leaves map, and what was stored last. Only a checkpoint changes it.
@@ -102,28 +120,17 @@ pub struct Pool {
     pub(super) space_level: Mutex<SpaceLevel>,
     /// Blocks whose mac did not match, counted since the pool was opened.
     pub(super) damaged_blocks: AtomicU64,
+    /// Blocks that were given back to what is under the devices since then, some again and again.
+    pub(super) trimmed_blocks: AtomicU64,
+    /// Stretches that were taken back, and whether the last of them could not be.
+    pub(super) restocked: AtomicU64,
+    pub(super) is_restock_failing: AtomicBool,
     /// Blocks that the cleaner moved since then.
     pub(super) moved_blocks: AtomicU64,
     pub(super) signals: OnceLock<Arc<dyn Signals>>,
     pub(super) recovery: RecoveryReport,
     pub(super) window_blocks: AtomicU64,
     pub(super) reserve_blocks: AtomicU64,
-}
-
-/// What a flush covers, taken when it starts.
-#[derive(Clone, Debug)]
-pub struct FlushStart {
-    generation: u64,
-    completed: Vec<ChainSequence>,
-    devices: Vec<DeviceIndex>,
-}
-
-impl FlushStart {
-    /// The devices to flush: there may be none.
-    #[must_use]
-    pub fn devices(&self) -> &[DeviceIndex] {
-        &self.devices
-    }
 }
 
 impl Pool {
@@ -256,7 +263,11 @@ impl Pool {
             Placement::Holes => space.reserve_holes(want, floor),
         };
         let free = space.free_count();
+        let is_stock_low = is_stock_low(&space);
         drop(space);
+        if is_stock_low {
+            self.want_stock();
+        }
         let taken: u64 = window.iter().map(|run| run.count).sum();
         let since_cut = self.taken_since_cut.fetch_add(taken, Ordering::Relaxed) + taken;
         // What overwrites replaced waits for a checkpoint: it comes before half of what was free is gone.
@@ -264,6 +275,23 @@ impl Pool {
             self.want_checkpoint();
         }
         window
+    }
+
+    /// Frees what a lane reserved and did not use.
+    pub fn return_window(&self, window: &[AddressRun]) {
+        if window.is_empty() {
+            return;
+        }
+        let mut space = self.space.lock();
+        window.iter().for_each(|run| space.free_run(*run));
+        drop(space);
+        self.want_stock();
+    }
+
+    /// Whether a lane has written nothing since the last checkpoint, given its next record.
+    #[must_use]
+    pub fn is_quiet_since_cut(&self, lane: LaneIndex, next: ChainSequence) -> bool {
+        self.lanes[lane.as_usize()].cut.load(Ordering::Acquire) == next.get()
     }
 
     /// Blocks that only overwrites, removals and records may take.
@@ -308,72 +336,17 @@ impl Pool {
         self.store.is_reserve_gone()
     }
 
-    /// What a flush requested now must reach: see [`Self::is_flushed`].
-    #[must_use]
-    pub fn flush_need(&self) -> u64 {
-        self.write_generation.load(Ordering::Acquire)
-    }
-
-    /// Whether everything acknowledged before [`Self::flush_need`] gave `need` is durable.
-    #[must_use]
-    pub fn is_flushed(&self, need: u64) -> bool {
-        self.flushed_generation.load(Ordering::Acquire) >= need
-    }
-
-    /// Begins a flush of the devices that were written since the last one; `None` while another one runs, whose end
-    /// wakes the lanes.
-    ///
-    /// One at a time in the whole pool: when a flush fails, what the device had cached may be gone, and a second
-    /// flush beside it would succeed and promise what is lost.
-    #[must_use]
-    pub fn begin_flush(&self) -> Option<FlushStart> {
-        let mut is_flushing = self.is_flushing.lock();
-        if std::mem::replace(&mut *is_flushing, true) {
-            return None;
-        }
-        drop(is_flushing);
-        let generation = self.write_generation.load(Ordering::Acquire);
-        let completed = self.lanes.iter().map(|lane| ChainSequence::new(lane.completed.load(Ordering::Acquire)));
-        let completed = completed.collect();
-        // Last: what is covered has left its marks by now. If the flush fails, so does the pool.
-        let device_count = self.devices.read().len();
-        let devices = (0..).map(DeviceIndex::new).take(device_count);
-        let devices = devices.filter(|index| self.is_written[index.as_usize()].swap(false, Ordering::AcqRel));
-        let mut devices: Vec<DeviceIndex> = devices.collect();
-        if is_planted(Bug::FlushOneDevice) {
-            devices.truncate(1);
-        }
-        Some(FlushStart { generation, completed, devices })
-    }
-
-    /// The flush that began with `start` ended on its devices. If it failed, [`Self::fail`] was called before.
-    pub fn end_flush(&self, start: &FlushStart) {
-        if self.check_writable().is_ok() {
-            self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
-            for (lane, completed) in self.lanes.iter().zip(&start.completed) {
-                lane.mark.fetch_max(completed.get(), Ordering::AcqRel);
-            }
-        }
-        *self.is_flushing.lock() = false;
-        self.flush_ended.notify_all();
-        if let Some(signals) = self.signals.get() {
-            signals.wake_lanes();
-        }
-    }
-
-    /// Blocks until no flush runs, or the pool has failed: the flush of a lane whose ring has failed never ends. Never on
-    /// a lane.
-    pub(crate) fn await_flush_end(&self) {
-        let mut is_flushing = self.is_flushing.lock();
-        while *is_flushing && self.check_writable().is_ok() {
-            self.flush_ended.wait(&mut is_flushing);
-        }
-    }
-
     /// Wakes one lane.
     pub fn wake_lane(&self, lane: LaneIndex) {
         if let Some(signals) = self.signals.get() {
             signals.wake_lane(lane);
+        }
+    }
+
+    /// Asks for free space to be made fit for use.
+    pub fn want_stock(&self) {
+        if let Some(signals) = self.signals.get() {
+            signals.want_stock();
         }
     }
 

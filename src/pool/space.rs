@@ -4,6 +4,7 @@
 //! in it, when it waits in quarantine for a checkpoint, or when a lane has reserved it.
 
 mod holes;
+mod released;
 
 use crate::format::bitmap::{STRETCH_WORDS, StretchBits, replace};
 use crate::format::device_header::FRONT_BLOCKS;
@@ -24,6 +25,10 @@ struct DeviceSpace {
     whole_count: usize,
     /// Stretch where the search for a wholly free one goes on.
     rotor: usize,
+    /// Stretches that are zeros, or whose old bytes do not matter: for each, whether nothing was taken from it since.
+    is_blank: Vec<bool>,
+    /// Whether free stretches are given back.
+    is_trimmable: bool,
     /// What this device is owed of the windows: grows by its free blocks with each one, and shrinks by those of all
     /// devices when it gives one.
     credit: i64,
@@ -39,6 +44,8 @@ pub struct Space {
     block_count: u64,
     /// Stretches that are being emptied.
     closed: BTreeSet<Stretch>,
+    /// Free stretches that were given back to what is under the devices.
+    released: BTreeSet<Stretch>,
 }
 
 impl Space {
@@ -47,7 +54,7 @@ impl Space {
     pub fn new(device_blocks: &[u64]) -> Self {
         let devices: Vec<DeviceSpace> = device_blocks.iter().map(|count| DeviceSpace::new(*count)).collect();
         let free_count = devices.iter().map(|device| device.free_count).sum();
-        Self { devices, free_count, block_count: free_count, closed: BTreeSet::new() }
+        Self { devices, free_count, block_count: free_count, closed: BTreeSet::new(), released: BTreeSet::new() }
     }
 
     /// Blocks that nothing holds.
@@ -243,7 +250,18 @@ impl DeviceSpace {
         let free_in: Vec<u16> = allocated.iter().map(free_bits).collect();
         let free_count = free_in.iter().map(|free| u64::from(*free)).sum();
         let whole_count = free_in.iter().filter(|free| **free == STRETCH_FREE_MAX).count();
-        Self { block_count, allocated, free_in, free_count, whole_count, rotor: 0, credit: 0 }
+        let is_blank = vec![true; stretches];
+        Self {
+            block_count,
+            allocated,
+            free_in,
+            free_count,
+            whole_count,
+            rotor: 0,
+            is_blank,
+            is_trimmable: true,
+            credit: 0,
+        }
     }
 
     fn grow(&mut self, block_count: u64) {
@@ -262,7 +280,8 @@ impl DeviceSpace {
                 }
             }
         }
-        (grown.rotor, grown.credit) = (self.rotor, self.credit);
+        (grown.rotor, grown.credit, grown.is_trimmable) = (self.rotor, self.credit, self.is_trimmable);
+        grown.is_blank[..self.is_blank.len()].copy_from_slice(&self.is_blank);
         *self = grown;
     }
 
@@ -285,6 +304,7 @@ impl DeviceSpace {
                 self.whole_count -= usize::from(*free_in == STRETCH_FREE_MAX);
                 *free_in -= 1;
                 self.free_count -= 1;
+                self.is_blank[stretch] = false;
             }
             (true, false) => {
                 *free_in += 1;

@@ -19,6 +19,10 @@ pub struct PoolStatus {
     pub used_bytes: u64,
     /// What nothing holds.
     pub free_bytes: u64,
+    /// Part of the free space: what was given back to the file systems of the pool's files, and is taken back for use.
+    pub released_bytes: u64,
+    /// Whether that failed when it was tried last.
+    pub is_restock_failing: bool,
     /// What is neither: new data and records since the last checkpoint, windows, and what waits for it.
     pub quarantined_bytes: u64,
     /// Part of the free space that only overwrites and deletions may take.
@@ -63,15 +67,17 @@ impl Pool {
             let stored = self.stored.lock();
             (stored.used_count, stored.checkpoint)
         };
-        let (capacity, free) = {
+        let (capacity, free, released) = {
             let space = self.space.lock();
-            (space.block_count(), space.free_count())
+            (space.block_count(), space.free_count() + space.released_blocks(), space.released_blocks())
         };
         PoolStatus {
             id: self.id,
             capacity_bytes: capacity * BLOCK_SIZE_U64,
             used_bytes: used * BLOCK_SIZE_U64,
             free_bytes: free * BLOCK_SIZE_U64,
+            released_bytes: released * BLOCK_SIZE_U64,
+            is_restock_failing: self.is_restock_failing(),
             quarantined_bytes: capacity.saturating_sub(used + free) * BLOCK_SIZE_U64,
             reserve_bytes: self.reserve_blocks() * BLOCK_SIZE_U64,
             space_level: self.space_level(),

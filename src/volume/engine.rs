@@ -7,7 +7,9 @@ use crate::pool::{DoneBatch, FLIGHT_SOFT_MAX, Log, Pool};
 use crate::units::{AddressRun, LaneIndex, LeafIndex, TreeId, to_u64};
 use crate::volume::range_lock::RangeLocks;
 use crate::volume::read::Reread;
-use crate::volume::request::{Completion, Done, FlushWaiter, Operation, Part, Read, Request, RunningFlush, Ticket};
+use crate::volume::request::{
+    Completion, Done, FlushWaiter, Operation, Part, Read, Request, RunningFlush, Starved, Ticket,
+};
 use async_executor::LocalExecutor;
 use futures_channel::oneshot;
 use slab::Slab;
@@ -58,8 +60,8 @@ pub(super) struct State<D> {
     pub tickets: Slab<Ticket>,
     /// Locked parts that wait for room in the log, oldest first.
     pub backlog: VecDeque<u32>,
-    /// Locked parts that wait for a checkpoint with this number to be done.
-    pub starved: Vec<(u32, u64)>,
+    /// Locked parts that wait for space.
+    pub starved: Vec<Starved>,
     /// Locked parts that wait for a leaf, which says whether they need space.
     pub lookups: Vec<u32>,
     pub flush_waiting: Vec<FlushWaiter>,
@@ -73,6 +75,8 @@ pub(super) struct State<D> {
     completions: Vec<DiskCompletion>,
     /// Blocks that may still be decrypted in this turn.
     pub decrypt_budget: usize,
+    /// Checkpoints that were done when the lane last looked.
+    pub checkpoints_seen: u64,
     /// Writes wait for the lane to submit what there is.
     pub is_yielding: bool,
     task_count: u32,
@@ -122,6 +126,7 @@ impl<D: Disk + 'static> Engine<D> {
                 loads: BTreeMap::new(),
                 completions: Vec::new(),
                 decrypt_budget: 0,
+                checkpoints_seen: 0,
                 is_yielding: false,
                 task_count: 0,
             }),
@@ -171,10 +176,22 @@ impl<D: Disk + 'static> Engine<D> {
             }
         }
         let mut state = self.state.borrow_mut();
+        self.give_back_window(&mut state);
         if state.log.has_open() && state.log.flying_count() < FLIGHT_SOFT_MAX {
             self.close_batch(&mut state);
         }
         state.is_yielding || !state.completions.is_empty()
+    }
+
+    /// Behind a checkpoint, if the lane has written nothing since.
+    fn give_back_window(&self, state: &mut State<D>) {
+        let done = self.pool.checkpoints_done();
+        if std::mem::replace(&mut state.checkpoints_seen, done) != done
+            && state.log.is_idle()
+            && self.pool.is_quiet_since_cut(self.lane, state.log.next_chain())
+        {
+            state.log.give_back_window(&self.pool);
+        }
     }
 
     /// Appends the requests that are done, with their results.

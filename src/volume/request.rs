@@ -124,6 +124,15 @@ impl Part {
     }
 }
 
+/// A part that found no space, and what it waits for: whatever comes first.
+pub(super) struct Starved {
+    pub part: u32,
+    /// A checkpoint with this number is done.
+    pub checkpoint: u64,
+    /// More stretches are fit for use than these; `None` if no more were to come.
+    pub restocked: Option<u64>,
+}
+
 /// A read with device reads under way, all of whose leaves were cached.
 pub(super) struct Read {
     pub done: Done,

@@ -2,13 +2,13 @@
 //!
 //! What overwrites mapped blocks only, and what frees, needs no space in the end: it is privileged, takes from the
 //! reserve, and waits as long as checkpoints help anybody like it. Everything else gets "no space" after checkpoints that
-//! brought it none.
+//! brought it none, unless free space is about to be made fit for use.
 
 use crate::disk::Disk;
 use crate::error::IoError;
 use crate::units::to_usize;
 use crate::volume::engine::{Engine, State};
-use crate::volume::request::{Done, Part};
+use crate::volume::request::{Done, Part, Starved};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -30,16 +30,19 @@ impl<D: Disk + 'static> Engine<D> {
             part.space_attempts = 0;
         }
         part.seen_progress = progress;
-        if part.space_attempts == SPACE_ATTEMPTS_MAX {
-            part.failure = Some(IoError::NoSpace);
-            return false;
+        let restocked = self.pool.is_restock_coming().then(|| self.pool.restocked());
+        if restocked.is_none() {
+            if part.space_attempts == SPACE_ATTEMPTS_MAX {
+                part.failure = Some(IoError::NoSpace);
+                return false;
+            }
+            part.space_attempts += 1;
         }
-        part.space_attempts += 1;
         part.is_queued = true;
         part.lookup = None;
-        let target = self.pool.cuts_begun() + 1;
-        state.starved.push((index, target));
+        state.starved.push(Starved { part: index, checkpoint: self.pool.cuts_begun() + 1, restocked });
         self.pool.want_checkpoint();
+        self.pool.want_stock();
         true
     }
 
@@ -100,14 +103,20 @@ impl<D: Disk + 'static> Engine<D> {
         }
     }
 
-    /// Tries the parts again whose checkpoint is done.
+    /// Tries the parts again for which there may be space now.
     pub(super) fn retry_starved(&self) {
+        let state = &mut *self.state.borrow_mut();
+        if state.starved.is_empty() {
+            return;
+        }
         let done = self.pool.checkpoints_done();
         let is_failed = self.pool.check_writable().is_err();
-        let state = &mut *self.state.borrow_mut();
+        let restocked = self.pool.is_restock_coming().then(|| self.pool.restocked());
+        let is_ready = |starved: &Starved| {
+            is_failed || starved.checkpoint <= done || starved.restocked.is_some() && starved.restocked != restocked
+        };
         let ready: Vec<u32> =
-            state.starved.iter().filter(|(_, target)| *target <= done || is_failed).map(|(part, _)| *part).collect();
-        state.starved.retain(|(_, target)| *target > done && !is_failed);
+            state.starved.extract_if(.., |starved| is_ready(starved)).map(|starved| starved.part).collect();
         for part in ready {
             state.parts[to_usize(u64::from(part))].is_queued = false;
             self.append_part(state, part);

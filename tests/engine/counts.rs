@@ -28,6 +28,9 @@ pub struct Counts {
     pub own_key_blocks: u64,
     pub shredded: u64,
     pub moved_blocks: u64,
+    pub discards: u64,
+    pub restocked: u64,
+    pub restock_failures: u64,
 }
 
 impl Counts {
@@ -58,6 +61,9 @@ impl Counts {
             own_key_blocks,
             shredded,
             moved_blocks,
+            discards,
+            restocked,
+            restock_failures,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -84,5 +90,8 @@ impl Counts {
         self.own_key_blocks += own_key_blocks;
         self.shredded += shredded;
         self.moved_blocks += moved_blocks;
+        self.discards += discards;
+        self.restocked += restocked;
+        self.restock_failures += restock_failures;
     }
 }

@@ -92,7 +92,7 @@ fn no_seed_finds_a_difference_from_the_model() {
         let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
         let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
         let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
-        let Counts { own_key_blocks, moved_blocks, shredded, .. } = counts;
+        let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
         let happened = [
             kills,
             power_losses,
@@ -112,6 +112,8 @@ fn no_seed_finds_a_difference_from_the_model() {
             own_key_blocks,
             shredded,
             moved_blocks,
+            discards,
+            restocked,
         ];
         assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
     }

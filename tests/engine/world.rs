@@ -1,6 +1,8 @@
 //! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
 mod growth;
+mod sizes;
+mod trimming;
 
 use crate::counts::Counts;
 use crate::reserve::SimReserve;
@@ -17,6 +19,7 @@ use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals, Watermarks};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
+pub use sizes::device_bytes;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -39,6 +42,7 @@ impl Signals for SimSignals {
     fn wake_lanes(&self) {}
     fn wake_lane(&self, _lane: LaneIndex) {}
     fn checkpoint_done(&self) {}
+    fn want_stock(&self) {}
 }
 
 #[derive(Default)]
@@ -137,6 +141,7 @@ impl World {
         };
         for (index, device) in (0..).zip(&world.devices) {
             device.reseed(seed.wrapping_add(index << 32));
+            device.set_thin(seed.wrapping_add(index) % 3 != 0);
         }
         world.shred_key.reseed(seed ^ 0x5a17);
         let parts = world.parts(1, false, &world.listed_devices(&world.devices), &world.shred_key);
@@ -226,6 +231,7 @@ impl World {
             0..6 => self.complete_one(life, lane),
             6 => life.run_job(),
             7 | 8 => self.checkpoint_step(life, false),
+            _ if self.random.random_bool(0.5) => self.trim_step(life),
             _ => self.growth_step(life),
         }
         life.lanes[lane].turn();
@@ -281,6 +287,7 @@ impl World {
                 self.complete_one(life, lane);
             }
             life.run_job();
+            self.restock_step(life);
             self.checkpoint_step(life, false);
         }
         panic!("requests hang: nothing completes them");
@@ -303,6 +310,7 @@ impl World {
     ) -> bool {
         self.drain(&mut life, done);
         self.counts.moved_blocks += life.pool.cleaning_status().moved;
+        self.counts.restocked += life.pool.restocked();
         self.store.fill_after(commits_left);
         if life.pool.check_writable().is_err() {
             return false;
@@ -325,7 +333,10 @@ impl World {
 
     /// Ends a life in the middle of whatever it does.
     pub fn crash(&mut self, life: Option<Life>, end: End) {
-        self.counts.moved_blocks += life.as_ref().map_or(0, |life| life.pool.cleaning_status().moved);
+        if let Some(life) = &life {
+            self.counts.moved_blocks += life.pool.cleaning_status().moved;
+            self.counts.restocked += life.pool.restocked();
+        }
         if life.as_ref().is_some_and(|life| life.checkpoint.is_some()) {
             self.counts.crashes_in_checkpoint += 1;
         }
@@ -449,20 +460,6 @@ impl Life {
         if let Some(job) = job {
             job();
         }
-    }
-}
-
-/// Sizes of the devices. Two fifths of the seeds have more than one; together they hold about as much as the one of the
-/// others, and they differ in size.
-pub const fn device_bytes(seed: u64, is_short_of_space: bool) -> &'static [u64] {
-    const MIB: u64 = 1 << 20;
-    match (seed % 5, is_short_of_space) {
-        (3, true) => &[4 * MIB, 2 * MIB],
-        (4, true) => &[2 * MIB, 3 * MIB, 2 * MIB],
-        (_, true) => &[5 * MIB],
-        (3, false) => &[20 * MIB, 28 * MIB],
-        (4, false) => &[24 * MIB, 17 * MIB, 9 * MIB],
-        (_, false) => &[48 * MIB],
     }
 }
 

@@ -194,14 +194,14 @@ fn a_daemon_that_is_killed_while_the_pool_grows_leaves_a_pool_that_opens() {
 }
 
 /// A disk whose blocks are in a file. Dropped, it is taken away.
-struct LoopDevice {
+pub struct LoopDevice {
     path: PathBuf,
     file: PathBuf,
 }
 
 impl LoopDevice {
     /// `None` where there can be none, which is told.
-    fn attach(home: &Home, name: &str, size_bytes: u64) -> Option<Self> {
+    pub fn attach(home: &Home, name: &str, size_bytes: u64) -> Option<Self> {
         if !clients::are_there(&["losetup"]) {
             return None;
         }
@@ -222,7 +222,7 @@ impl LoopDevice {
         clients::run("losetup", [Path::new("--set-capacity"), &self.path]);
     }
 
-    fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         self.path.to_str().expect("a path of /dev")
     }
 }

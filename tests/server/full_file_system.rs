@@ -18,11 +18,11 @@ const FILE_SYSTEM_BYTES: u64 = 256 << 20;
 const BLOCK_COUNT: u64 = 512;
 
 /// A small ext4 in a file, mounted.
-struct SmallFileSystem(PathBuf);
+pub struct SmallFileSystem(PathBuf);
 
 impl SmallFileSystem {
     /// `None` where it cannot be mounted.
-    fn mount(home: &Home) -> Option<Self> {
+    pub fn mount(home: &Home) -> Option<Self> {
         let (image, place) = (home.path("ext4"), home.path("small"));
         File::create(&image).and_then(|file| file.set_len(FILE_SYSTEM_BYTES)).expect("there is space");
         fs::create_dir(&place).expect("it is new");
@@ -33,7 +33,7 @@ impl SmallFileSystem {
     }
 
     /// Takes every free block.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut filler = File::create(self.0.join("filler")).expect("a new file");
         let chunk = vec![0x5a; 1 << 20];
         let mut len = chunk.len();
@@ -46,7 +46,7 @@ impl SmallFileSystem {
         filler.sync_all().expect("what was taken is there");
     }
 
-    fn empty(&self) {
+    pub fn empty(&self) {
         fs::remove_file(self.0.join("filler")).expect("it is there");
     }
 

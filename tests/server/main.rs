@@ -34,5 +34,6 @@ mod schema;
 mod stamp;
 mod support;
 mod thin;
+mod trimming;
 mod victim;
 mod watermarks;

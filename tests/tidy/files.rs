@@ -16,6 +16,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("src/daemon/host.rs", "limits and identity of the process are system calls"),
     ("src/disk/buffer.rs", "buffers that the kernel reads and writes, aligned by hand"),
     ("src/disk/file.rs", "free space of the file system is a system call"),
+    ("src/disk/file/holes.rs", "punching and finding holes are system calls"),
     ("src/disk/file/lock.rs", "locks of an open file are a system call"),
     ("src/disk/file/tests.rs", "finding holes in a file is a system call"),
     ("src/disk/threads.rs", "threads read and write memory that a lane has lent to them"),

@@ -94,6 +94,9 @@ impl Signals for Bell {
     }
     // Whoever wants the pool cleaned does that between two cases.
     fn checkpoint_done(&self) {}
+
+    // Nothing is given back here.
+    fn want_stock(&self) {}
 }
 
 /// Jobs of one lane, which wake it when they are done.

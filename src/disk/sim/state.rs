@@ -10,6 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A generator: given n, a number below n.
@@ -31,6 +32,10 @@ pub(super) struct State {
     faults: BTreeSet<(OpKind, u64)>,
     /// Blocks that cannot be read before they are written again.
     bad_blocks: BTreeSet<u64>,
+    /// Whether discarded ranges are to be written before they are used.
+    pub(super) is_thin: bool,
+    /// Blocks that were discarded and not written since.
+    discarded: BTreeSet<u64>,
     pub(super) counters: SimCounters,
     pub(super) written_log: Option<Vec<WrittenRange>>,
     /// For calls that have no generator of a caller.
@@ -56,6 +61,8 @@ impl State {
             generation: 0,
             faults: BTreeSet::new(),
             bad_blocks: BTreeSet::new(),
+            is_thin: false,
+            discarded: BTreeSet::new(),
             counters: SimCounters::default(),
             written_log: None,
             own_random: SmallRng::seed_from_u64(0),
@@ -70,6 +77,7 @@ impl State {
         copy.pending.clone_from(&self.pending);
         copy.completed_last = self.completed_last;
         copy.bad_blocks.clone_from(&self.bad_blocks);
+        (copy.is_thin, copy.discarded) = (self.is_thin, self.discarded.clone());
         copy
     }
 
@@ -93,6 +101,26 @@ impl State {
     pub(super) fn unflushed(&self) -> Vec<(u64, Arc<[u8]>)> {
         let pending = self.pending.iter().map(|pending| &pending.write);
         pending.chain(self.in_flight.values()).map(|write| (write.offset_bytes, Arc::clone(&write.bytes))).collect()
+    }
+
+    /// Forgets a range at once and durably, with what was on its way there: in a file it reads as zeros, else as what
+    /// nobody wrote.
+    pub(super) fn discard(&mut self, offset_bytes: u64, len_bytes: u64) {
+        self.counters.discards += 1;
+        let byte = if self.is_thin { 0 } else { 0xd1 };
+        let bytes = vec![byte; to_usize(len_bytes)];
+        self.durable.write(offset_bytes, &bytes);
+        self.current.write(offset_bytes, &bytes);
+        let forgotten = Write::new(offset_bytes, bytes.into());
+        self.pending.iter_mut().for_each(|pending| pending.write.supersede(&forgotten));
+        self.pending.retain(|pending| pending.write.alive_count() > 0);
+        self.discarded.extend(blocks_of(offset_bytes, forgotten.bytes.len()));
+    }
+
+    /// Blocks that were discarded and not written since, as ranges of bytes.
+    pub(super) fn holes(&self) -> Vec<Range<u64>> {
+        let bytes = |block: &u64| block * BLOCK_SIZE_U64..(block + 1) * BLOCK_SIZE_U64;
+        if self.is_thin { self.discarded.iter().map(bytes).collect() } else { Vec::new() }
     }
 
     /// Counts an operation that ends now, and tells whether it is one that fails.
@@ -123,6 +151,7 @@ impl State {
         } else {
             let written = blocks_of(write.offset_bytes, write.bytes.len());
             self.bad_blocks.retain(|block| !written.contains(block));
+            self.discarded.retain(|block| !written.contains(block));
         }
         self.keep(write);
         if is_failing { Err(injected()) } else { Ok(()) }

@@ -5,6 +5,7 @@
 
 use crate::disk::{Device, FileDevice};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -68,5 +69,18 @@ impl Device for ListedDevice {
 
     fn flush(&self) -> io::Result<()> {
         self.file.flush()
+    }
+
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.check(offset_bytes, crate::units::to_usize(len_bytes), io::ErrorKind::InvalidInput)?;
+        self.file.discard(offset_bytes, len_bytes)
+    }
+
+    fn is_thin(&self) -> bool {
+        self.file.is_thin()
+    }
+
+    fn holes(&self) -> io::Result<Vec<Range<u64>>> {
+        self.file.holes()
     }
 }

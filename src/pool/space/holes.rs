@@ -29,6 +29,13 @@ pub struct FreeShape {
     pub hole_blocks: u64,
 }
 
+impl Stretch {
+    pub(super) fn new(device: usize, index: usize) -> Self {
+        let device = DeviceIndex::new(u8::try_from(device).expect("a pool has at most 32 devices"));
+        Self { device, index: to_u64(index) }
+    }
+}
+
 impl Space {
     /// Reserves holes, at most `want` blocks together, so that at least `floor` blocks stay free: those of the fullest
     /// stretches first, and none of a closed one. Where there are no holes, as [`Self::reserve`].
@@ -126,11 +133,7 @@ impl Space {
     }
 
     pub(super) fn is_closed(&self, device: usize, stretch: usize) -> bool {
-        if self.closed.is_empty() {
-            return false;
-        }
-        let device = DeviceIndex::new(u8::try_from(device).expect("a pool has at most 32 devices"));
-        self.closed.contains(&Stretch { device, index: to_u64(stretch) })
+        !self.closed.is_empty() && self.closed.contains(&Stretch::new(device, stretch))
     }
 }
 

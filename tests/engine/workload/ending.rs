@@ -23,6 +23,7 @@ impl Workload {
         self.world.counts.torn_writes = counters.torn_writes;
         self.world.counts.dropped_writes = counters.dropped_writes;
         self.world.counts.bad_block_reads = counters.bad_block_reads;
+        self.world.counts.discards = counters.discards;
         self.world.counts.reserves_used = self.world.reserves_used();
         Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
     }

@@ -7,6 +7,7 @@ use rok_blk::disk::{Device, SimDevice};
 use rok_blk::pool::NewBlocks;
 use rok_blk::units::{BLOCK_SIZE_U64, DeviceIndex};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +46,16 @@ impl Device for ListedDevice {
     }
     fn flush(&self) -> io::Result<()> {
         self.device.flush()
+    }
+    fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        assert!(offset_bytes + len_bytes <= self.size_bytes(), "a discard behind what is listed");
+        self.device.discard(offset_bytes, len_bytes)
+    }
+    fn is_thin(&self) -> bool {
+        self.device.is_thin()
+    }
+    fn holes(&self) -> io::Result<Vec<Range<u64>>> {
+        self.device.holes()
     }
 }
 
