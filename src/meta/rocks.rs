@@ -137,6 +137,15 @@ impl RocksStore {
         Ok(())
     }
 
+    /// Writes everything to files and merges these.
+    #[cfg(test)]
+    pub(crate) fn compact(&self) {
+        for table in Table::ALL {
+            self.database.flush_cf(self.family(table)).expect("there is space");
+            self.database.compact_range_cf(self.family(table), None::<&[u8]>, None::<&[u8]>);
+        }
+    }
+
     fn family(&self, table: Table) -> &ColumnFamily {
         self.database.cf_handle(family_name(table)).expect("every table was opened")
     }

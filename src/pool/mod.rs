@@ -11,6 +11,8 @@ mod cleaning;
 mod devices;
 #[cfg(feature = "rocksdb")]
 pub mod directory;
+#[cfg(all(test, feature = "rocksdb"))]
+mod figures_tests;
 mod flushing;
 mod growth;
 mod leaf_work;

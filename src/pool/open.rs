@@ -25,8 +25,8 @@ use crate::pool::trim::release_holes;
 use crate::pool::watermark::Watermarks;
 use crate::pool::{LaneShared, Pool, StoredState};
 use crate::units::{
-    Address, AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex,
-    STRETCH_BLOCKS, Sequence, SessionId, TreeId, to_u64, to_usize,
+    AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, STRETCH_BLOCKS,
+    Sequence, SessionId, TreeId, to_u64, to_usize,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -436,15 +436,10 @@ fn load_used(parts: &Parts, keys: &KeyRing, block_counts: &[u64], space: &mut Sp
         let bits = bitmap::decode(&body).map_err(|error| damaged(&error.to_string()))?;
         let place = used.get_mut(device.as_usize()).and_then(|device| device.get_mut(to_usize(stretch)));
         *place.ok_or_else(|| damaged("it names a place behind the device's end"))? = bits;
-        for block in 0..STRETCH_BLOCKS {
-            if bits[to_usize(block >> 6)] >> (block & 63) & 1 == 1 {
-                let address = Address::new(device, stretch * STRETCH_BLOCKS + block);
-                if !space.is_valid(address) || !space.claim(address) {
-                    return Err(damaged("it names a block that cannot be used"));
-                }
-                used_count += 1;
-            }
+        if !space.claim_stretch(device, stretch, &bits) {
+            return Err(damaged("it names a block that cannot be used"));
         }
+        used_count += bits.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
     }
     Ok(StoredState { used, used_count, checkpoint: CheckpointId::new(0), is_trusted: false })
 }

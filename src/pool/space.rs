@@ -110,6 +110,23 @@ impl Space {
         !was
     }
 
+    /// Allocates blocks of a stretch that a device has; `false`, and nothing is changed, if one of them was allocated
+    /// before, lies in the front or behind the device's end.
+    #[must_use]
+    pub(super) fn claim_stretch(&mut self, device: DeviceIndex, stretch: u64, blocks: &StretchBits) -> bool {
+        let device = &mut self.devices[device.as_usize()];
+        let mut allocated = device.allocated[to_usize(stretch)];
+        // The front and what is behind the end are allocated from the start.
+        if allocated.iter().zip(blocks).any(|(allocated, new)| allocated & new != 0) {
+            return false;
+        }
+        allocated.iter_mut().zip(blocks).for_each(|(allocated, new)| *allocated |= new);
+        let free = device.free_count;
+        device.replace_stretch(to_usize(stretch), allocated);
+        self.free_count -= free - device.free_count;
+        true
+    }
+
     /// Frees a block.
     ///
     /// # Panics
@@ -421,6 +438,25 @@ mod tests {
             [(2000, 200), (310, 3), (1000, 1)].map(|(start, count)| AddressRun { start: block(start), count });
         assert_eq!(window, expected);
         assert_eq!(space.free_count(), 2);
+    }
+
+    #[test]
+    fn stretch_is_claimed_whole_or_not_at_all() {
+        let mut space = Space::new(&[STRETCH_BLOCKS + 100]);
+        let free = space.free_count();
+        let with = |block: u64| {
+            let mut bits = [0; STRETCH_WORDS];
+            replace(&mut bits, block, true);
+            bits
+        };
+        let device = DeviceIndex::new(0);
+
+        assert!(!space.claim_stretch(device, 0, &with(FRONT_BLOCKS - 1)), "in the front");
+        assert!(!space.claim_stretch(device, 1, &with(100)), "behind the end");
+        assert!(space.claim_stretch(device, 1, &with(99)));
+        assert!(!space.claim_stretch(device, 1, &with(99)), "for the second time");
+        assert!(space.is_allocated(block(STRETCH_BLOCKS + 99)));
+        assert_eq!(space.free_count(), free - 1);
     }
 
     #[test]

@@ -1,0 +1,171 @@
+//! What a pool's map takes, measured with the real metadata store and without data: memory when all of it is cached,
+//! space on disk once compacted, and the time to open a pool with 1 TiB mapped. The figures are printed.
+
+use super::*;
+use crate::crypto::{MasterKey, SealKind, Suite};
+use crate::disk::SimDevice;
+use crate::format::bitmap::{self, STRETCH_WORDS};
+use crate::format::entry::Entry;
+use crate::format::key;
+use crate::format::leaf::Leaf;
+use crate::map::{Change, ChangeKey, StoredLeaves};
+use crate::meta::{Durability, MetaOp, MetaStore, RocksOptions, RocksStore, Table};
+use crate::units::{
+    Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LeafIndex, STRETCH_BLOCKS, TreeId, to_u64,
+};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use std::sync::Arc;
+use std::time::Instant;
+use uuid::Uuid;
+
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+/// What is mapped; the figures grow with it in proportion.
+const MAPPED_BLOCKS: u64 = GIB / 4096;
+
+struct Scene {
+    directory: tempfile::TempDir,
+    device: SimDevice,
+    store: Arc<RocksStore>,
+}
+
+impl Scene {
+    fn new(device_bytes: u64) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = Arc::new(open_store(&directory));
+        let scene = Self { directory, device: SimDevice::new("sim", device_bytes), store };
+        create(&scene.parts(), &mut |bytes| bytes.fill(5)).expect("a new pool");
+        scene
+    }
+
+    fn parts(&self) -> Parts {
+        Parts {
+            id: Uuid::from_u128(1),
+            suite: Suite::XtsGmac,
+            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            devices: vec![(Arc::new(self.device.clone()), Uuid::from_u128(2))],
+            store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
+            reserve: None,
+            shred_key: None,
+            lane_count: 1,
+            has_cleaner: false,
+            limits: Limits { map_cache_bytes: GIB, ..Limits::default() },
+        }
+    }
+
+    fn open(&self) -> Arc<Pool> {
+        open(self.parts(), &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool")
+    }
+}
+
+fn open_store(directory: &tempfile::TempDir) -> RocksStore {
+    RocksStore::open(directory.path(), RocksOptions::default()).expect("nothing is in the way")
+}
+
+/// Bytes of memory and of metadata on disk for each mapped block, when block `i` of a volume is at `place(i)` in the order
+/// in which it was written.
+fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
+    let scene = Scene::new(2 * GIB);
+    let pool = scene.open();
+    let record = crate::format::catalog::VolumeRecord {
+        id: Uuid::from_u128(3),
+        name: "vol".to_owned(),
+        size_bytes: GIB,
+        sector_size: 4096,
+        tree: TreeId::new(0),
+        created_at: 0,
+    };
+    let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+    for some in blocks_in_order.chunks(100_000) {
+        for block in some {
+            let address = pool.space.lock().reserve(1, 0)[0].start;
+            let sequence = pool.take_sequences(1);
+            // A mac is as random as anything.
+            let mac = sequence.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let key = ChangeKey { tree, block: BlockIndex::new(*block), epoch: Epoch::new(1) };
+            let entry = Entry::new(address, KeyGeneration::new(0), sequence, mac);
+            pool.changes().lay().lay(key, Change { sequence, entry: Some(entry) });
+        }
+        Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+    }
+    let stored = StoredLeaves { store: &*scene.store, keys: &pool.keys };
+    for index in (0..MAPPED_BLOCKS / LEAF_ENTRIES_U64).map(LeafIndex::new) {
+        let version = pool.leaves().version(tree, index);
+        let mut leaf = stored.newest(tree, Epoch::new(1), index).expect("it is whole").expect("it is there").leaf;
+        assert_eq!(to_u64(leaf.len()), LEAF_ENTRIES_U64);
+        Leaf::shrink(&mut leaf);
+        assert!(pool.leaves().insert(tree, index, Arc::new(leaf), version));
+    }
+    let (memory, leaves) = pool.leaves().size();
+    assert_eq!(leaves, MAPPED_BLOCKS / LEAF_ENTRIES_U64, "all of it is cached");
+    drop(pool);
+    scene.store.compact();
+    let on_disk = scene.store.size_bytes();
+    drop(scene.directory);
+    (per_block(memory), per_block(on_disk))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn per_block(bytes: u64) -> f64 {
+    bytes as f64 / MAPPED_BLOCKS as f64
+}
+
+/// GiB for each TiB, from bytes for each block.
+fn gib_per_tib(bytes_per_block: f64) -> f64 {
+    // A TiB has 2^28 blocks.
+    bytes_per_block / 4.0
+}
+
+#[expect(clippy::print_stdout, reason = "the figures belong to what a run shows")]
+fn assert_figures(what: &str, blocks_in_order: &[u64]) {
+    const MEMORY_GIB_MAX: f64 = 7.0;
+    const DISK_BYTES_MAX: f64 = 64.0;
+    let (memory, on_disk) = map_bytes_per_block(blocks_in_order);
+    let memory = gib_per_tib(memory);
+    println!(
+        "{what}: the map of 1 TiB, in proportion to 1 GiB: {memory:.2} GiB of memory when all is cached, {on_disk:.1} bytes of metadata on disk for each block"
+    );
+    assert!(memory <= MEMORY_GIB_MAX, "{memory} GiB");
+    assert!(on_disk <= DISK_BYTES_MAX, "{on_disk} bytes");
+}
+
+#[test]
+fn map_of_randomly_written_blocks_takes_what_it_may() {
+    let mut blocks: Vec<u64> = (0..MAPPED_BLOCKS).collect();
+    blocks.shuffle(&mut SmallRng::seed_from_u64(1));
+    assert_figures("written in random order", &blocks);
+}
+
+#[test]
+fn map_of_sequentially_written_blocks_takes_what_it_may() {
+    assert_figures("written in order", &(0..MAPPED_BLOCKS).collect::<Vec<_>>());
+}
+
+#[test]
+fn pool_with_a_tebibyte_mapped_opens() {
+    let scene = Scene::new(TIB + GIB);
+    let pool = scene.open();
+    let stretches: Vec<u64> = (1..=TIB / 4096 / STRETCH_BLOCKS).collect();
+    for some in stretches.chunks(4096) {
+        let full = bitmap::encode(&[u64::MAX; STRETCH_WORDS]);
+        let put = |stretch: &u64| {
+            let stretch_key = key::stretch(DeviceIndex::new(0), *stretch);
+            let value = pool.keys.seal(SealKind::Bitmap, &stretch_key, &full);
+            MetaOp::Put(Table::Used, stretch_key, value)
+        };
+        scene.store.commit(&some.iter().map(put).collect::<Vec<_>>(), Durability::Synced).expect("there is space");
+    }
+    drop(pool);
+    let Scene { directory, device, store } = scene;
+    Arc::try_unwrap(store).expect("the pool is closed").close().expect("nothing is in the way");
+    let begun = Instant::now();
+    let scene = Scene { store: Arc::new(open_store(&directory)), directory, device };
+    let store_time = begun.elapsed();
+    let pool = scene.open();
+    println!("a pool with 1 TiB mapped: store opened in {store_time:?}, all open after {:?}", begun.elapsed());
+    assert_eq!(pool.status().used_bytes, TIB);
+    let last = Address::new(DeviceIndex::new(0), TIB / 4096 + STRETCH_BLOCKS - 1);
+    assert!(pool.space.lock().is_allocated(last));
+}
