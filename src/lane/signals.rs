@@ -29,6 +29,11 @@ impl Signals for LaneSignals {
         self.alarms[lane.as_usize()].raise();
     }
 
+    fn wake_other_lanes(&self, lane: LaneIndex) {
+        let others = self.alarms.iter().enumerate().filter(|(index, _)| *index != lane.as_usize());
+        others.for_each(|(_, alarm)| alarm.raise());
+    }
+
     fn checkpoint_done(&self) {
         self.cleaning.checkpoint_done();
         self.trimming.look();

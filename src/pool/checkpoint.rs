@@ -377,7 +377,7 @@ impl Checkpoint {
         if let Err(error) = &written {
             pool.fail(error.to_string());
         }
-        pool.end_flush(&start);
+        pool.end_flush(&start, None);
         written.map(|()| Phase::Release)
     }
 
@@ -421,7 +421,7 @@ impl Pool {
         if let Err(error) = &flushed {
             self.fail(error.to_string());
         }
-        self.end_flush(&start);
+        self.end_flush(&start, None);
         flushed.map(|()| true)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
-use crate::units::{ChainSequence, DeviceIndex};
+use crate::units::{ChainSequence, DeviceIndex, LaneIndex};
 use std::sync::atomic::Ordering;
 
 /// What a flush covers, taken when it starts.
@@ -60,8 +60,9 @@ impl Pool {
         Some(FlushStart { generation, completed, devices })
     }
 
-    /// The flush that began with `start` ended on its devices. If it failed, [`Self::fail`] was called before.
-    pub fn end_flush(&self, start: &FlushStart) {
+    /// The flush that began with `start` ended on its devices. If it failed, [`Self::fail`] was called before. A `lane` that
+    /// ended it does not have to be woken.
+    pub fn end_flush(&self, start: &FlushStart, lane: Option<LaneIndex>) {
         if self.check_writable().is_ok() {
             self.flushed_generation.fetch_max(start.generation, Ordering::AcqRel);
             for (lane, completed) in self.lanes.iter().zip(&start.completed) {
@@ -71,7 +72,11 @@ impl Pool {
         *self.is_flushing.lock() = false;
         self.flush_ended.notify_all();
         if let Some(signals) = self.signals.get() {
-            signals.wake_lanes();
+            // Waking itself costs a lane two system calls.
+            match lane {
+                Some(lane) => signals.wake_other_lanes(lane),
+                None => signals.wake_lanes(),
+            }
         }
     }
 

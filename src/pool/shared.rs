@@ -26,6 +26,8 @@ pub trait Signals: Send + Sync {
     fn wake_lanes(&self);
     /// Something arrived for one lane.
     fn wake_lane(&self, lane: LaneIndex);
+    /// As [`Self::wake_lanes`], from a lane that looks at its requests again by itself.
+    fn wake_other_lanes(&self, lane: LaneIndex);
     /// A checkpoint is done, and may have freed blocks.
     fn checkpoint_done(&self);
     /// Lanes come to the end of the free space that is fit for use: [`Pool::restock_step`] has something to do.

@@ -54,7 +54,7 @@ impl<D: Disk + 'static> Engine<D> {
             return;
         };
         if start.devices().is_empty() {
-            self.pool.end_flush(&start);
+            self.pool.end_flush(&start, Some(self.lane));
             return end(state, waiting, self.pool.check_writable());
         }
         for device in start.devices().iter().copied() {
@@ -76,7 +76,7 @@ impl<D: Disk + 'static> Engine<D> {
             return;
         }
         let Some(running) = state.flush_running.take() else { return };
-        self.pool.end_flush(&running.start);
+        self.pool.end_flush(&running.start, Some(self.lane));
         let result = self.pool.check_writable();
         if result.is_err() {
             self.abandon_writes(state);

@@ -92,6 +92,12 @@ impl Signals for Bell {
     fn wake_lane(&self, lane: LaneIndex) {
         self.wakers[lane.as_usize()].wake();
     }
+
+    fn wake_other_lanes(&self, lane: LaneIndex) {
+        let others = self.wakers.iter().enumerate().filter(|(index, _)| *index != lane.as_usize());
+        others.for_each(|(_, waker)| waker.wake());
+    }
+
     // Whoever wants the pool cleaned does that between two cases.
     fn checkpoint_done(&self) {}
 
