@@ -421,6 +421,8 @@ pub(super) enum BenchGroup {
     Fresh,
     /// The same on a pool that is 80 % full, after random overwrites of three times its free space
     Aged,
+    /// Writes to the aged pool, each time after idle cleaning has nothing more to do
+    Cleaned,
     /// All lanes beside as many raw threads
     AllLanes,
     /// An encrypted pool beside one that is not

@@ -69,16 +69,17 @@ pub(super) fn run(arguments: &Bench, global: &Global, output: &Output) -> Outcom
 /// The cases of the groups with one of the texts among the words of their name, or as all of it; all where nothing is
 /// said.
 fn cases_of(arguments: &Bench) -> Result<Vec<Case>> {
-    let is_name = |text: &String| case::all().iter().any(|case| case.name() == *text);
+    let is_of_group = |case: &Case| {
+        (arguments.groups.is_empty() || arguments.groups.iter().any(|group| case.is_of(*group)))
+            && !(arguments.no_encryption && case.group == BenchGroup::Encryption)
+    };
+    let of_groups: Vec<Case> = case::all().into_iter().filter(is_of_group).collect();
+    let is_name = |text: &String| of_groups.iter().any(|case| case.name() == *text);
     let has = |case: &Case, text: &String| {
         if is_name(text) { case.name() == *text } else { format!("-{}-", case.name()).contains(&format!("-{text}-")) }
     };
-    let is_wanted = |case: &Case| {
-        (arguments.groups.is_empty() || arguments.groups.iter().any(|group| case.is_of(*group)))
-            && (arguments.cases.is_empty() || arguments.cases.iter().any(|text| has(case, text)))
-            && !(arguments.no_encryption && case.group == BenchGroup::Encryption)
-    };
-    let cases: Vec<Case> = case::all().into_iter().filter(is_wanted).collect();
+    let is_wanted = |case: &&Case| arguments.cases.is_empty() || arguments.cases.iter().any(|text| has(case, text));
+    let cases: Vec<Case> = of_groups.iter().filter(is_wanted).copied().collect();
     if cases.is_empty() {
         let names: Vec<String> = case::all().iter().map(Case::name).collect();
         return Err(Error::new(ErrorKind::Usage, "No case of these groups is called like that")

@@ -69,7 +69,7 @@ fn the_table_has_a_row_for_each_case_and_nothing_stays() {
 fn every_group_measures_and_every_rate_is_positive() {
     let place = Place::new();
     let plot = place.home.path("bench.svg");
-    let groups = ["fresh", "aged", "all-lanes", "encryption", "cold-leaves", "memory", "memory-lanes"];
+    let groups = ["fresh", "aged", "cleaned", "all-lanes", "encryption", "cold-leaves", "memory", "memory-lanes"];
     let groups: Vec<&str> = groups.iter().flat_map(|group| ["--group", group]).collect();
     let further = ["--case", "4k-qd32", "--json", "--plot", plot.to_str().expect("UTF-8")];
 
@@ -84,6 +84,7 @@ fn every_group_measures_and_every_rate_is_positive() {
         "random-write-4k-qd32-flush32",
         "aged-random-read-4k-qd32",
         "aged-random-write-4k-qd32",
+        "cleaned-random-write-4k-qd32",
         "all-lanes-random-read-4k-qd32",
         "all-lanes-random-write-4k-qd32",
         "encryption-random-read-4k-qd32",

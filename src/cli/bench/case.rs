@@ -116,6 +116,7 @@ impl Case {
         let group = match self.group {
             BenchGroup::Fresh | BenchGroup::Targets => "",
             BenchGroup::Aged => "aged-",
+            BenchGroup::Cleaned => "cleaned-",
             BenchGroup::AllLanes => "all-lanes-",
             BenchGroup::Encryption => "encryption-",
             BenchGroup::ColdLeaves => "cold-leaves-",
@@ -187,7 +188,7 @@ fn fresh() -> Vec<Case> {
 
 fn others() -> Vec<Case> {
     use Access::{RandomRead, RandomWrite, SequentialRead, SequentialWrite};
-    use BenchGroup::{Aged, AllLanes, ColdLeaves, Encryption, Memory, MemoryLanes, Tail};
+    use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Memory, MemoryLanes, Tail};
     vec![
         Case::new(Aged, RandomWrite, 4 * KIB, 1),
         Case::new(Aged, RandomWrite, 4 * KIB, 8),
@@ -199,6 +200,8 @@ fn others() -> Vec<Case> {
         Case::new(Aged, RandomRead, 4 * KIB, 32),
         Case::new(Aged, RandomRead, 64 * KIB, 32),
         Case::new(Aged, SequentialRead, MIB, 8),
+        Case::new(Cleaned, RandomWrite, 4 * KIB, 32).at_least(2.5),
+        Case::new(Cleaned, RandomWrite, 4 * KIB, 128).at_least(2.5),
         Case::new(AllLanes, RandomRead, 4 * KIB, 32),
         Case::new(AllLanes, RandomRead, 4 * KIB, 128),
         Case::new(AllLanes, RandomWrite, 4 * KIB, 32),
@@ -238,7 +241,7 @@ mod tests {
     #[test]
     fn every_group_has_cases() {
         let groups = all().into_iter().map(|case| format!("{:?}", case.group)).collect::<BTreeSet<_>>();
-        assert_eq!(groups.len(), 8, "{groups:?}");
+        assert_eq!(groups.len(), 9, "{groups:?}");
         assert!(all().iter().any(|case| case.is_of(BenchGroup::Targets)));
     }
 

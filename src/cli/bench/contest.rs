@@ -44,10 +44,12 @@ impl<'a> Contestant<'a> {
 
     fn measure(&self, case: &Case, plan: &Plan, seed: u64) -> Result<Measured> {
         let Some(engine) = self.engine else { return self.team.measure(case, plan, (seed, self.worker_count)) };
-        if case.access.is_write() && case.group != BenchGroup::Aged {
-            engine.empty()?;
-        } else if !case.access.is_read() || case.group == BenchGroup::Aged {
-            engine.store()?;
+        match case.group {
+            BenchGroup::Cleaned => engine.clean()?,
+            BenchGroup::Aged => engine.store()?,
+            _ if case.access.is_write() => engine.empty()?,
+            _ if !case.access.is_read() => engine.store()?,
+            _ => {}
         }
         engine.set_checkpoints_back_to_back(self.has_checkpoints);
         let measured = self.team.measure(case, plan, (seed, self.worker_count));

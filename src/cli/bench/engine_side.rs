@@ -11,7 +11,7 @@ use super::ring_turn::Turn;
 use crate::disk::IoBuffer;
 use crate::error::{Error, ErrorKind, IoError, Result};
 use crate::lane::Jobs;
-use crate::pool::Pool;
+use crate::pool::{AddressGroup, Pool};
 use crate::units::{LaneIndex, to_u64, to_usize};
 use crate::volume::{Completion, Engine, EngineParts, OpenVolume, RangeLocks, RemoveMode, Volumes};
 
@@ -35,6 +35,7 @@ pub(super) struct EngineSide<T: Turn> {
     /// The engine's tasks are its, and end with it.
     _executor: Rc<LocalExecutor<'static>>,
     turn: T,
+    volumes: Arc<Volumes>,
     volume: OpenVolume,
     done: Vec<(Completion, std::result::Result<(), IoError>)>,
     /// The engine has more to do, once the lane has submitted what there is.
@@ -57,7 +58,8 @@ impl<T: Turn> EngineSide<T> {
             blocking: Rc::new(LaneJobs { jobs: parts.jobs, waker: parts.waker }),
             executor: Rc::clone(&executor),
         });
-        Ok(Self { engine, _executor: executor, turn, volume, done: Vec::new(), is_yielding: false })
+        let volumes = parts.volumes;
+        Ok(Self { engine, _executor: executor, turn, volumes, volume, done: Vec::new(), is_yielding: false })
     }
 }
 
@@ -73,25 +75,9 @@ impl<T: Turn> Side for EngineSide<T> {
     }
 
     fn wait(&mut self, done: &mut Vec<usize>) -> Result<()> {
-        loop {
-            // As a lane: what was handed in goes to the device before the engine goes on.
-            if self.is_yielding {
-                self.turn.end(&self.engine, false)?;
-            }
-            self.is_yielding = self.engine.turn();
-            self.engine.drain_done(&mut self.done);
-            if !self.done.is_empty() {
-                break;
-            }
-            if !self.is_yielding {
-                self.turn.end(&self.engine, true)?;
-            }
-        }
+        self.wait_for_some()?;
         for (completion, result) in self.done.drain(..) {
-            result.map_err(|error| {
-                Error::new(ErrorKind::Other, format!("A request to the engine failed: {error}"))
-                    .with_hint("Run it again with -v")
-            })?;
+            result.map_err(failure)?;
             done.push(to_usize(completion.cookie));
         }
         Ok(())
@@ -102,6 +88,39 @@ impl<T: Turn> Side for EngineSide<T> {
         let range = (0, volume.size_bytes());
         self.engine.remove(volume, range, RemoveMode::Discard, false, Completion { owner: 0, cookie: 0 });
         self.wait(&mut Vec::new())
+    }
+
+    fn move_group(&mut self, group: AddressGroup) -> Result<bool> {
+        self.engine.clean(&self.volumes, group, Completion { owner: 0, cookie: 0 });
+        self.wait_for_some()?;
+        match self.done.drain(..).try_for_each(|(_, result)| result) {
+            Err(IoError::NoSpace) => Ok(false),
+            result => result.map(|()| true).map_err(failure),
+        }
+    }
+}
+
+fn failure(error: IoError) -> Error {
+    Error::new(ErrorKind::Other, format!("A request to the engine failed: {error}")).with_hint("Run it again with -v")
+}
+
+impl<T: Turn> EngineSide<T> {
+    /// Runs the lane until some requests are done.
+    fn wait_for_some(&mut self) -> Result<()> {
+        loop {
+            // As a lane: what was handed in goes to the device before the engine goes on.
+            if self.is_yielding {
+                self.turn.end(&self.engine, false)?;
+            }
+            self.is_yielding = self.engine.turn();
+            self.engine.drain_done(&mut self.done);
+            if !self.done.is_empty() {
+                return Ok(());
+            }
+            if !self.is_yielding {
+                self.turn.end(&self.engine, true)?;
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lane::Alarm;
 use crate::meta::MemoryStore;
 use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool};
-use crate::pool::{Limits, Parts, Pool, Watermarks};
+use crate::pool::{Cleaner, CleanerStep, Limits, Parts, Pool, Urgency, Watermarks};
 use crate::units::LaneIndex;
 use crate::volume::{NewVolume, RangeLocks, Volumes};
 
@@ -40,6 +40,8 @@ pub(super) struct PoolPlan {
 
 /// See the head of the file. The lanes end before the threads beside them.
 pub(super) struct EngineTeam {
+    pool: Arc<Pool>,
+    /// The lanes that are measured; behind them the cleaner's, where the pool has one.
     team: Team,
     background: Background,
 }
@@ -107,7 +109,7 @@ impl EngineTeam {
 
     /// Lanes with a ring each.
     fn on_devices(pool: &Arc<Pool>, plan: &PoolPlan, devices: &[Arc<FileDevice>]) -> Result<Self> {
-        let alarms = (0..plan.lane_count).map(|_| Alarm::new().map(Arc::new)).collect::<std::io::Result<Vec<_>>>();
+        let alarms = (0..pool.lane_count()).map(|_| Alarm::new().map(Arc::new)).collect::<std::io::Result<Vec<_>>>();
         let alarms =
             alarms.map_err(|error| Error::new(ErrorKind::Other, "An eventfd could not be made").with_source(error))?;
         let wakers = alarms.iter().map(|alarm| Arc::new(Waker::Ring(Arc::clone(alarm)))).collect();
@@ -131,7 +133,7 @@ impl EngineTeam {
         volumes.create(&NewVolume { sector_size: SECTOR_SIZE, ..volume })?;
         let background = Background::start(pool, wakers.clone())?;
         let locks = Arc::new(RangeLocks::new(wakers.len()));
-        let lanes = (0..plan.lane_count).map(LaneIndex::new).zip(wakers);
+        let lanes = (0..).map(LaneIndex::new).zip(wakers);
         let builds = lanes.map(|(lane, waker)| {
             build(LaneParts {
                 pool: Arc::clone(pool),
@@ -142,7 +144,7 @@ impl EngineTeam {
                 lane,
             })
         });
-        Ok(Self { team: Team::start(builds.collect())?, background })
+        Ok(Self { pool: Arc::clone(pool), team: Team::start(builds.collect())?, background })
     }
 
     /// Its lanes.
@@ -157,6 +159,29 @@ impl EngineTeam {
     pub(super) fn empty(&self) -> Result<()> {
         self.team.discard()?;
         self.store()
+    }
+
+    /// Cleans until there is nothing more to clean, as the server does while nobody uses the pool.
+    ///
+    /// # Errors
+    /// If a request or a checkpoint fails.
+    pub(super) fn clean(&self) -> Result<()> {
+        self.store()?;
+        let mut cleaner = Cleaner::new(Arc::clone(&self.pool));
+        loop {
+            match cleaner.next(Urgency::Idle) {
+                CleanerStep::Move(group) => {
+                    if !self.team.move_group(group)? {
+                        cleaner.refused();
+                    }
+                }
+                CleanerStep::Checkpoint => {
+                    self.store()?;
+                    cleaner.checkpointed();
+                }
+                CleanerStep::Rest => return Ok(()),
+            }
+        }
     }
 
     /// Stores the changes, so that what follows does not pay for them.

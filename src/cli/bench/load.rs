@@ -8,6 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 use super::case::{Access, Case};
 use crate::disk::IoBuffer;
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::AddressGroup;
 use crate::units::to_u64;
 
 /// What ends a measurement.
@@ -58,6 +59,14 @@ pub(super) trait Side {
     /// If that failed.
     fn discard(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// Moves what lives in a group of addresses; `false` if there was no space.
+    ///
+    /// # Errors
+    /// If that failed.
+    fn move_group(&mut self, _group: AddressGroup) -> Result<bool> {
+        Ok(true)
     }
 }
 

@@ -55,7 +55,7 @@ impl Stages<'_> {
     /// # Errors
     /// If a pool cannot be made, or a request fails.
     pub(super) fn run(&mut self, cases: &[Case]) -> Result<()> {
-        use BenchGroup::{Aged, AllLanes, ColdLeaves, Encryption, Fresh, Memory, MemoryLanes, Tail};
+        use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Fresh, Memory, MemoryLanes, Tail};
         let of = |groups: &[BenchGroup]| {
             let mut chosen: Vec<Case> = cases.iter().filter(|case| groups.contains(&case.group)).copied().collect();
             // Reads first: they find the volume as it was filled. Each write begins with an empty one.
@@ -63,7 +63,7 @@ impl Stages<'_> {
             chosen
         };
         self.run_fresh(&of(&[Fresh, AllLanes, Encryption, Tail]))?;
-        self.run_aged(&of(&[Aged]))?;
+        self.run_aged(&[of(&[Aged]), of(&[Cleaned])].concat())?;
         self.run_cold(&of(&[ColdLeaves]))?;
         self.run_memory(&of(&[Memory, MemoryLanes]))
     }

@@ -6,18 +6,27 @@ use std::thread::JoinHandle;
 use super::case::Case;
 use super::load::{Measured, Plan, Side, measure, random_buffers};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pool::AddressGroup;
 use crate::units::to_u64;
 
 /// What a worker is to do.
 enum Order {
     Measure { case: Case, plan: Plan, seeds: (u64, u64, u64), start: Arc<Barrier> },
     Discard,
+    Move(AddressGroup),
+}
+
+/// How that ended.
+enum Answer {
+    Measured(Measured),
+    Done,
+    NoSpace,
 }
 
 struct Worker {
     /// Taken when the thread is to end.
     orders: Option<mpsc::Sender<Order>>,
-    answers: mpsc::Receiver<Result<Option<Measured>>>,
+    answers: mpsc::Receiver<Result<Answer>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -28,7 +37,7 @@ impl Worker {
         let work = move || {
             let built = build();
             let (mut side, answer) = match built {
-                Ok(side) => (side, Ok(None)),
+                Ok(side) => (side, Ok(Answer::Done)),
                 Err(error) => return drop(sender.send(Err(error))),
             };
             if sender.send(answer).is_err() {
@@ -53,7 +62,7 @@ impl Worker {
         let _is_there = self.orders.as_ref().is_some_and(|orders| orders.send(order).is_ok());
     }
 
-    fn answer(&self) -> Result<Option<Measured>> {
+    fn answer(&self) -> Result<Answer> {
         let gone = |_| Err(Error::new(ErrorKind::Other, "A measuring thread has ended"));
         self.answers.recv().unwrap_or_else(gone)
     }
@@ -69,14 +78,17 @@ impl Drop for Worker {
     }
 }
 
-fn obey(side: &mut impl Side, order: &Order) -> Result<Option<Measured>> {
+fn obey(side: &mut impl Side, order: &Order) -> Result<Answer> {
     match order {
         Order::Measure { case, plan, seeds, start } => {
             let buffers = random_buffers(case);
             start.wait();
-            measure(side, case, plan, &buffers, *seeds).map(Some)
+            measure(side, case, plan, &buffers, *seeds).map(Answer::Measured)
         }
-        Order::Discard => side.discard().map(|()| None),
+        Order::Discard => side.discard().map(|()| Answer::Done),
+        Order::Move(group) => {
+            side.move_group(*group).map(|has_space| if has_space { Answer::Done } else { Answer::NoSpace })
+        }
     }
 }
 
@@ -114,9 +126,14 @@ impl Team {
             let seeds = (seed, index, to_u64(worker_count));
             worker.order(Order::Measure { case: *case, plan: *plan, seeds, start: Arc::clone(&start) });
         }
-        let found: Vec<Result<Option<Measured>>> = workers.iter().map(Worker::answer).collect();
-        let found = found.into_iter().collect::<Result<Vec<_>>>()?;
-        let sum = found.into_iter().flatten().reduce(|sum, one| Measured {
+        // All of them, also after an error.
+        let answers: Vec<Result<Answer>> = workers.iter().map(Worker::answer).collect();
+        let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
+        let found = answers.into_iter().filter_map(|answer| match answer {
+            Answer::Measured(measured) => Some(measured),
+            Answer::Done | Answer::NoSpace => None,
+        });
+        let sum = found.reduce(|sum, one| Measured {
             request_count: sum.request_count + one.request_count,
             duration: sum.duration.max(one.duration),
             cpu: sum.cpu + one.cpu,
@@ -133,5 +150,15 @@ impl Team {
         let Some(worker) = self.workers.first() else { return Ok(()) };
         worker.order(Order::Discard);
         worker.answer().map(|_| ())
+    }
+
+    /// Has the last worker move what lives in a group of addresses; `false` if there was no space.
+    ///
+    /// # Errors
+    /// If that fails.
+    pub(super) fn move_group(&self, group: AddressGroup) -> Result<bool> {
+        let Some(worker) = self.workers.last() else { return Ok(false) };
+        worker.order(Order::Move(group));
+        worker.answer().map(|answer| !matches!(answer, Answer::NoSpace))
     }
 }
