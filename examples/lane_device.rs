@@ -60,7 +60,7 @@ fn run() -> Result<(), Failure> {
     generate_key_file(&key_file)?;
     let device = DeviceSource::Block { path: block_device.into() };
     let credential = Some(Credential::KeyFile(key_file.clone()));
-    create(directory, &CreateOptions { device, suite: Suite::XtsGmac, credential })?;
+    create(directory, &CreateOptions { devices: vec![device], suite: Suite::XtsGmac, credential })?;
     serve(directory, &key_file, Path::new(socket), size_bytes)?;
     // Whoever drives the devices compares the data; what is asked here is that the pool opens again.
     drop(open_pool(directory, &key_file)?);

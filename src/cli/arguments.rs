@@ -286,7 +286,7 @@ pub(super) struct AddPoolDevice {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("device_source").required(true).args(["size", "device"]))]
+#[command(group = clap::ArgGroup::new("device_source").required(true).multiple(true).args(["size", "devices"]))]
 #[command(group = clap::ArgGroup::new("protection").required(true)
     .args(["key_file", "passphrase", "passphrase_file", "no_encryption"]))]
 pub(super) struct CreatePool {
@@ -296,9 +296,9 @@ pub(super) struct CreatePool {
     /// Store data in a file of this size in DIR
     #[arg(long, value_parser = parse_size)]
     pub(super) size: Option<u64>,
-    /// Store data on this block device; what it holds is lost
-    #[arg(long, value_name = "PATH")]
-    pub(super) device: Option<PathBuf>,
+    /// Store data on this block device; may be given several times, and beside --size
+    #[arg(long = "device", value_name = "PATH")]
+    pub(super) devices: Vec<PathBuf>,
     #[command(flatten)]
     pub(super) credential: CredentialArguments,
     /// Write a new random key to the key file first

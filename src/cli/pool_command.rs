@@ -26,11 +26,9 @@ pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
             .with_hint("Choose another directory");
         return Err(Failed::about(error, &shown));
     }
-    let device = match (&arguments.device, arguments.size) {
-        (Some(path), _) => DeviceSource::Block { path: path.clone() },
-        (None, Some(size_bytes)) => DeviceSource::File { size_bytes },
-        (None, None) => unreachable!("the arguments require one of them"),
-    };
+    let file = arguments.size.map(|size_bytes| DeviceSource::File { size_bytes });
+    let disks = arguments.devices.iter().map(|path| DeviceSource::Block { path: path.clone() });
+    let devices = file.into_iter().chain(disks).collect();
     if arguments.dry_run.is_dry_run {
         output.message(&format!("Would create a pool in {shown}."));
         let plan = json!({"api": "rok-blk/v1", "kind": "Pool", "path": shown, "is_dry_run": true});
@@ -42,7 +40,7 @@ pub(super) fn create(arguments: &CreatePool, output: &Output) -> Outcome<()> {
         generate_key(key_file, output)?;
     }
     let suite = if arguments.no_encryption { Suite::Plain } else { Suite::XtsGmac };
-    let options = CreateOptions { device, suite, credential };
+    let options = CreateOptions { devices, suite, credential };
     let description =
         directory::create(&arguments.directory, &options).map_err(|error| Failed::about(error, &shown))?;
     Ok(output.reference(&PoolAnswer::new(&arguments.directory, description), &shown)?)

@@ -135,7 +135,7 @@ impl Place {
             self.pool().display()
         ));
         let options = CreateOptions {
-            device: DeviceSource::File { size_bytes },
+            devices: vec![DeviceSource::File { size_bytes }],
             suite: Suite::XtsGmac,
             credential: Some(Credential::KeyFile(self.key_file())),
         };

@@ -27,7 +27,7 @@ const BUSY_SHARE: u64 = 16;
 /// A stretch that was emptied in vain is tried again when so many more of its blocks are free.
 const RETRY_BLOCKS: u64 = 64;
 
-/// Addresses whose owners are stored together: [`GROUP_BLOCKS`] of them, the first a multiple of that.
+/// Addresses whose owners are stored together: 256 of them, the first a multiple of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressGroup {
     first: Address,

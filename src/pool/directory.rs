@@ -75,8 +75,8 @@ pub enum DeviceSource {
 /// What [`create`] makes.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
-    /// The first device.
-    pub device: DeviceSource,
+    /// The devices, 1 to 32.
+    pub devices: Vec<DeviceSource>,
     /// How blocks are protected.
     pub suite: Suite,
     /// What opens the first key slot; needed with [`Suite::XtsGmac`], refused with [`Suite::Plain`].

@@ -274,3 +274,27 @@ fn disks_that_became_larger_are_taken_in_and_further_ones_added() {
     serving.stop();
     home.check();
 }
+
+#[test]
+fn a_pool_is_created_on_a_file_and_a_disk_at_once() {
+    let home = Home::new();
+    let Some(disk) = LoopDevice::attach(&home, "disk-0", 40 * MIB) else { return };
+    let (pool, key) = (home.text("pool"), home.text("pool.key"));
+    let create = ["pool", "create", &pool, "--size", "24M", "--key-file", &key];
+    // The second device is no disk: nothing of the pool stays.
+    home.run(create.iter().chain(&["--generate-key", "--device", &home.text("pool.key")])).failure(2);
+    assert!(!home.path("pool").exists());
+    assert!(home.run(create.iter().chain(&["--device", disk.text(), "--device", disk.text()])).code != Some(0));
+    assert!(!home.path("pool").exists());
+
+    home.run(create.iter().chain(&["--device", disk.text()])).success();
+
+    let serving = home.serve(&[]);
+    assert_eq!(devices(&home), [("data-0".to_owned(), 24 * MIB), ("data-1".to_owned(), 40 * MIB)]);
+    let mut filling = Filling::new(&home);
+    assert!(filling.fill() > 44 * MIB, "on both");
+    drop(filling.client);
+    compare(&home, filling.chunk_count);
+    serving.stop();
+    home.check();
+}

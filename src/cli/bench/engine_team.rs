@@ -65,7 +65,10 @@ impl EngineTeam {
         let credential = plan.is_encrypted.then(|| Credential::KeyFile(key_file));
         let device = DeviceSource::File { size_bytes: plan.size_bytes };
         let path = place.path(plan.name);
-        directory::create(&path, &CreateOptions { device, suite: plan.suite(), credential: credential.clone() })?;
+        directory::create(
+            &path,
+            &CreateOptions { devices: vec![device], suite: plan.suite(), credential: credential.clone() },
+        )?;
         let (lane_count, map_cache_bytes, meta_cache_bytes) =
             (plan.lane_count, plan.map_cache_bytes, plan.meta_cache_bytes);
         let options = OpenOptions {

@@ -1,4 +1,4 @@
-//! Making a pool: directory, device, reserve, metadata store, and at last the superblock.
+//! Making a pool: directory, devices, reserve, metadata store, and at last the superblock.
 //!
 //! A creation that fails removes what it made and nothing else. One that is killed leaves a directory without a
 //! superblock, which is no pool and is never filled again.
@@ -14,7 +14,7 @@ use crate::crypto::{MasterKey, Purpose, Suite, system_random};
 use crate::disk::{Device, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::device_header::{DeviceHeader, FRONT_BLOCKS, HEADER_OFFSETS};
-use crate::format::superblock::{DeviceRecord, KeySlotRecord, Superblock};
+use crate::format::superblock::{DEVICES_MAX, DeviceRecord, KeySlotRecord, Superblock};
 use crate::pool::{self, Limits, Parts};
 use crate::units::{Address, BLOCK_SIZE, BLOCK_SIZE_U64, blocks_to_bytes, to_usize};
 use std::fs::{self, DirBuilder, Permissions};
@@ -29,7 +29,7 @@ const MIB: u64 = 1 << 20;
 const DEVICE_BYTES_MIN: u64 = 16 * MIB;
 /// The slot that a new pool's key is in.
 const FIRST_SLOT: u8 = 0;
-const DEVICE_NAME: &str = "data-0";
+const FIRST_DEVICE_NAME: &str = "data-0";
 
 /// Makes a pool in `directory`, which must be missing (its parent not) or empty. Writes all of a file-backed device.
 ///
@@ -40,21 +40,27 @@ pub fn create(directory: &Path, options: &CreateOptions) -> Result<PoolDescripti
     let id = random_id();
     let master = MasterKey::generate(&mut system_random);
     let slot = wrap_master(&master, options, id)?;
-    check_source(&options.device)?;
+    if !(1..=DEVICES_MAX).contains(&options.devices.len()) {
+        let message = format!("A pool cannot have {} devices", options.devices.len());
+        return Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Choose 1 to {DEVICES_MAX}")));
+    }
+    options.devices.iter().try_for_each(check_source)?;
     let mut made = make_directory(directory)?;
-    let device = make_device(directory, &options.device, &mut made)?;
-    let record =
-        DeviceRecord { id: random_id(), block_count: device.size_bytes() / BLOCK_SIZE_U64, name: DEVICE_NAME.into() };
-    let is_block_device = matches!(options.device, DeviceSource::Block { .. });
-    let device = Arc::new(device);
-    let superblock =
-        Superblock { pool: id, generation: 1, suite: options.suite, devices: vec![record], slots: vec![slot] };
-    let filled = fill(directory, superblock, master, &device, &mut made).and_then(|()| {
+    let mut devices = Vec::new();
+    let mut records = Vec::new();
+    for (index, source) in options.devices.iter().enumerate() {
+        let name = format!("data-{index}");
+        let device = make_device(&directory.join(&name), source, &mut made)?;
+        records.push(DeviceRecord { id: random_id(), block_count: device.size_bytes() / BLOCK_SIZE_U64, name });
+        devices.push(Arc::new(device));
+    }
+    let superblock = Superblock { pool: id, generation: 1, suite: options.suite, devices: records, slots: vec![slot] };
+    let filled = fill(directory, superblock, master, &devices, &mut made).and_then(|()| {
         let synced = sync_directory_of(directory);
         synced.map_err(|source| Error::from_io("Flushing the directory of", directory, source))
     });
-    if filled.is_err() && is_block_device {
-        clear_headers(&device);
+    if filled.is_err() {
+        devices.iter().filter(|device| device.is_block_device()).for_each(|device| clear_headers(device));
     }
     filled?;
     made.keep();
@@ -129,7 +135,7 @@ fn check_is_empty(directory: &Path) -> Result<()> {
     if directory.join(superblock_file::FILE_NAME).exists() {
         return Err(exists("holds a pool already").with_hint("Choose another path"));
     }
-    if directory.join(DEVICE_NAME).symlink_metadata().is_ok() {
+    if directory.join(FIRST_DEVICE_NAME).symlink_metadata().is_ok() {
         let hint = "Remove it if nothing in it is needed: a creation that was killed leaves this behind";
         return Err(exists("holds parts of a pool without a superblock").with_hint(hint));
     }
@@ -171,17 +177,16 @@ pub(super) fn check_size(what: &str, size_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn make_device(directory: &Path, source: &DeviceSource, made: &mut Made) -> Result<FileDevice> {
-    let path = directory.join(DEVICE_NAME);
+fn make_device(path: &Path, source: &DeviceSource, made: &mut Made) -> Result<FileDevice> {
     match source {
         DeviceSource::File { size_bytes } => {
-            let device = FileDevice::create(&path, *size_bytes)?;
-            made.paths.push(path);
+            let device = FileDevice::create(path, *size_bytes)?;
+            made.paths.push(path.to_path_buf());
             Ok(device)
         }
         DeviceSource::Block { path: target } => {
-            made.paths.push(path.clone());
-            let device = link_device(&path, target)?;
+            made.paths.push(path.to_path_buf());
+            let device = link_device(path, target)?;
             check_size(&format!("Device {}", target.display()), device.size_bytes())?;
             Ok(device)
         }
@@ -220,15 +225,15 @@ pub(super) fn clear_headers(device: &FileDevice) {
     }
 }
 
-/// Everything but the device's file: reserve, metadata, headers, and at last the superblock.
+/// Everything but the devices' files: reserve, metadata, headers, and at last the superblock.
 fn fill(
     directory: &Path,
     superblock: Superblock,
     master: MasterKey,
-    device: &Arc<FileDevice>,
+    devices: &[Arc<FileDevice>],
     made: &mut Made,
 ) -> Result<()> {
-    let reserve = MetaReserve::of_pool(directory, device.size_bytes());
+    let reserve = MetaReserve::of_pool(directory, devices[0].size_bytes());
     reserve.create()?;
     made.paths.push(reserve.path().to_path_buf());
     if superblock.suite == Suite::XtsGmac {
@@ -239,11 +244,13 @@ fn fill(
     made.paths.push(meta.clone());
     let mac = master.static_mac(Purpose::Superblock);
     let store = Arc::new(open_store(&meta, META_CACHE_BYTES_MIN)?);
+    let parts_of =
+        |(device, record): (&Arc<FileDevice>, &DeviceRecord)| (Arc::clone(device) as Arc<dyn Device>, record.id);
     let parts = Parts {
         id: superblock.pool,
         suite: superblock.suite,
         master: Arc::new(master),
-        devices: vec![(Arc::clone(device) as Arc<dyn Device>, superblock.devices[0].id)],
+        devices: devices.iter().zip(&superblock.devices).map(parts_of).collect(),
         store: Arc::clone(&store) as _,
         reserve: None,
         shred_key: None,

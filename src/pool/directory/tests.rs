@@ -76,7 +76,7 @@ impl Place {
 }
 
 fn plain(size_bytes: u64) -> CreateOptions {
-    CreateOptions { device: DeviceSource::File { size_bytes }, suite: Suite::Plain, credential: None }
+    CreateOptions { devices: vec![DeviceSource::File { size_bytes }], suite: Suite::Plain, credential: None }
 }
 
 fn open_options(key_file: Option<PathBuf>) -> OpenOptions {
@@ -556,7 +556,7 @@ fn impossible_sizes_and_options_are_refused_before_anything_is_made() {
     let needless_key = CreateOptions { credential: Some(Credential::KeyFile(place.key())), ..plain(SIZE_BYTES) };
     assert_eq!(create(&place.pool(), &needless_key).expect_err("not both").kind(), ErrorKind::Usage);
     let no_block_device =
-        CreateOptions { device: DeviceSource::Block { path: place.path("file") }, ..plain(SIZE_BYTES) };
+        CreateOptions { devices: vec![DeviceSource::Block { path: place.path("file") }], ..plain(SIZE_BYTES) };
     fs::write(place.path("file"), [0; 4096]).expect("written");
     assert_eq!(create(&place.pool(), &no_block_device).expect_err("a file").kind(), ErrorKind::Usage);
     assert!(!place.pool().exists());
@@ -594,7 +594,7 @@ fn linked_device_must_have_an_empty_front() {
 fn device_whose_end_has_no_address_is_refused() {
     let place = Place::new();
     // 2^40 blocks: the last one has an address, the end has none.
-    let options = CreateOptions { device: DeviceSource::File { size_bytes: 1 << 52 }, ..plain(SIZE_BYTES) };
+    let options = CreateOptions { devices: vec![DeviceSource::File { size_bytes: 1 << 52 }], ..plain(SIZE_BYTES) };
 
     let error = create(&place.pool(), &options).expect_err("it is too large");
 
