@@ -208,7 +208,8 @@ pub(super) struct Resources {
     /// How lanes do their I/O: auto takes io_uring if this host allows it, else threads, which are slower
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(super) io: Io,
-    /// Memory for the map: 1 MiB of it maps about 170 MiB of scattered blocks, and the rest is read when it is needed
+    /// Memory for the map: 1 MiB of it maps about 160 MiB of scattered blocks, 440 MiB of blocks that were written in order;
+    /// the rest is read when it is needed
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
     pub(super) map_cache: u64,
     /// Memory for the metadata store: its own cache and what it has not written yet

@@ -1,4 +1,4 @@
-//! The map entry: 24 bytes in memory; on disk in runs (see `leaf`).
+//! The map entry: 24 bytes by itself; on disk in runs (see `leaf`), and as the cache keeps it too.
 
 use crate::format::FormatError;
 use crate::units::{Address, KeyGeneration, Sequence};
@@ -48,6 +48,11 @@ impl Entry {
             return Err(FormatError::Field("entry sequence"));
         }
         Ok(entry)
+    }
+
+    /// From what [`Self::place`], [`Self::sequence`] and [`Self::mac`] of an entry returned; nothing is checked again.
+    pub(crate) const fn from_entry_parts(place: u64, sequence: u64, mac: u64) -> Self {
+        Self { place, sequence: Sequence::new(sequence), mac }
     }
 
     /// Where the block is.

@@ -41,10 +41,16 @@ impl SlotSet {
     /// Slots of the set below `slot`.
     #[must_use]
     pub fn rank(&self, slot: u8) -> usize {
-        let word = usize::from(slot >> 6);
-        let below = self.0[word] & ((1 << (slot & 63)) - 1);
-        let count = self.0[..word].iter().map(|bits| bits.count_ones()).sum::<u32>() + below.count_ones();
-        to_usize(u64::from(count))
+        let words = &self.0[..usize::from(slot >> 6)];
+        let count = words.iter().map(|bits| bits.count_ones()).sum::<u32>();
+        to_usize(u64::from(count)) + self.rank_in_quarter(slot)
+    }
+
+    /// Slots of the set below `slot` in the same quarter: from 0, 64, 128 or 192 on.
+    #[must_use]
+    pub fn rank_in_quarter(&self, slot: u8) -> usize {
+        let below = self.0[usize::from(slot >> 6)] & ((1 << (slot & 63)) - 1);
+        to_usize(u64::from(below.count_ones()))
     }
 
     /// Whether no slot is in the set.
@@ -97,6 +103,12 @@ impl Leaf {
         self.present.iter().zip(self.entries.iter().copied())
     }
 
+    /// Mapped slots.
+    #[must_use]
+    pub const fn present(&self) -> SlotSet {
+        self.present
+    }
+
     /// Number of mapped blocks.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -107,17 +119,6 @@ impl Leaf {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    /// Bytes of memory that it takes.
-    #[must_use]
-    pub const fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.entries.capacity() * size_of::<Entry>()
-    }
-
-    /// Gives back memory that it does not need, before it is kept.
-    pub fn shrink(&mut self) {
-        self.entries.shrink_to_fit();
     }
 
     /// Applies a change that was encoded behind this leaf.

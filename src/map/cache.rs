@@ -1,4 +1,4 @@
-//! Decoded leaves, bounded in bytes, evicted by use (second chance).
+//! Leaves in memory, packed, bounded in bytes, evicted by use (second chance).
 //!
 //! Invariants: what the leaves of a stripe take is counted in `bytes`, and is at most the stripe's share, but for a
 //! single leaf, which always fits. A cached leaf is the stored one. A load that a checkpoint overtook is refused by
@@ -6,22 +6,24 @@
 
 use crate::format::leaf::Leaf;
 use crate::map::changes::stripe_of;
+use crate::map::packed::PackedLeaf;
 use crate::units::{LeafIndex, TreeId, to_u64, to_usize};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 
 const STRIPE_COUNT_MAX: u64 = 64;
 /// A stripe has at least this much, so that a small cache is not all edges.
 const STRIPE_BYTES_MIN: u64 = 64 << 10;
-/// What a leaf takes beside itself: its counts, its slot in the table (half empty at worst), its place in the queue.
-const SLOT_BYTES: usize = 160;
+/// What a leaf takes beside itself: the rest of its slot, 24 that the allocator adds to the slot and to the leaf's words,
+/// an entry of the table with its tag, 25 by 16 for each 7 at worst, and a place in the queue, 16 by 2 at worst.
+const SLOT_BYTES: usize = size_of::<Slot>() - size_of::<PackedLeaf>() + 24 + 25 * 16 / 7 + 1 + 32;
+const _: () = assert!(size_of::<(Key, Box<Slot>)>() == 24);
 
 type Key = (TreeId, LeafIndex);
 
 struct Slot {
-    leaf: Arc<Leaf>,
+    leaf: PackedLeaf,
     is_used: bool,
 }
 
@@ -29,7 +31,7 @@ struct Slot {
 struct Stripe {
     /// Counts the replacements by checkpoints.
     version: u64,
-    slots: HashMap<Key, Slot, BuildHasherDefault<PlaceHasher>>,
+    slots: HashMap<Key, Box<Slot>, BuildHasherDefault<PlaceHasher>>,
     /// Keys in the order in which they are considered for eviction.
     queue: VecDeque<Key>,
     /// What the slots take.
@@ -43,7 +45,7 @@ pub struct LeafCache {
 }
 
 impl LeafCache {
-    /// A cache of at most about `bytes_max` (a full leaf has 6 KiB). A smaller one than a leaf keeps one leaf.
+    /// A cache of at most about `bytes_max` (a full leaf has 2 to 6 KiB). A smaller one than a leaf keeps one leaf.
     #[must_use]
     pub fn new(bytes_max: u64) -> Self {
         let stripe_count = (bytes_max / STRIPE_BYTES_MIN).clamp(1, STRIPE_COUNT_MAX);
@@ -63,7 +65,7 @@ impl LeafCache {
     }
 
     /// Looks at a cached leaf; `None` if it is not cached.
-    pub fn look<R>(&self, tree: TreeId, leaf: LeafIndex, look: impl FnOnce(&Leaf) -> R) -> Option<R> {
+    pub fn look<R>(&self, tree: TreeId, leaf: LeafIndex, look: impl FnOnce(&PackedLeaf) -> R) -> Option<R> {
         let mut stripe = self.stripe(tree, leaf).lock();
         let slot = stripe.slots.get_mut(&(tree, leaf))?;
         slot.is_used = true;
@@ -77,14 +79,15 @@ impl LeafCache {
     }
 
     /// Caches a loaded leaf; `false` if a checkpoint replaced leaves since `version`: load it again.
-    pub fn insert(&self, tree: TreeId, leaf_index: LeafIndex, leaf: Arc<Leaf>, version: u64) -> bool {
+    pub fn insert(&self, tree: TreeId, leaf_index: LeafIndex, leaf: &Leaf, version: u64) -> bool {
+        let slot = Box::new(Slot { leaf: PackedLeaf::from(leaf), is_used: true });
         let mut stripe = self.stripe(tree, leaf_index).lock();
         if stripe.version != version {
             return false;
         }
         let key = (tree, leaf_index);
-        stripe.bytes += bytes_of(&leaf);
-        match stripe.slots.insert(key, Slot { leaf, is_used: true }) {
+        stripe.bytes += bytes_of(&slot.leaf);
+        match stripe.slots.insert(key, slot) {
             Some(old) => stripe.bytes -= bytes_of(&old.leaf),
             None => stripe.queue.push_back(key),
         }
@@ -93,13 +96,19 @@ impl LeafCache {
     }
 
     /// Puts what a checkpoint stored in the place of what is cached. Call it after the commit.
-    pub fn replace(&self, tree: TreeId, leaf_index: LeafIndex, leaf: &Arc<Leaf>) {
+    pub fn replace(&self, tree: TreeId, leaf_index: LeafIndex, leaf: &Leaf) {
+        let key = (tree, leaf_index);
+        // Most leaves that a checkpoint changes may not be cached; the others are packed outside the lock.
+        let is_cached = self.stripe(tree, leaf_index).lock().slots.contains_key(&key);
+        let packed = is_cached.then(|| PackedLeaf::from(leaf));
         let stripe = &mut *self.stripe(tree, leaf_index).lock();
         stripe.version += 1;
-        if let Some(slot) = stripe.slots.get_mut(&(tree, leaf_index)) {
-            stripe.bytes += bytes_of(leaf);
+        if let Some(slot) = stripe.slots.get_mut(&key) {
+            // One that was not cached a moment ago is packed here: a load came between.
+            let packed = packed.unwrap_or_else(|| PackedLeaf::from(leaf));
+            stripe.bytes += bytes_of(&packed);
             stripe.bytes -= bytes_of(&slot.leaf);
-            slot.leaf = Arc::clone(leaf);
+            slot.leaf = packed;
         }
         stripe.evict(self.stripe_bytes_max);
     }
@@ -132,7 +141,7 @@ impl Hasher for PlaceHasher {
     }
 }
 
-fn bytes_of(leaf: &Leaf) -> usize {
+fn bytes_of(leaf: &PackedLeaf) -> usize {
     leaf.memory_bytes() + SLOT_BYTES
 }
 
@@ -165,19 +174,23 @@ mod tests {
 
     const TREE: TreeId = TreeId::new(1);
 
-    fn full_leaf() -> Arc<Leaf> {
+    /// No entry follows from another: all have one sequence.
+    fn full_leaf() -> Leaf {
         let mut leaf = Leaf::default();
         for slot in 0..=u8::MAX {
             let address = Address::new(DeviceIndex::new(0), u64::from(slot));
             leaf.set(slot, Some(Entry::new(address, KeyGeneration::new(1), Sequence::new(1), 0)));
         }
-        leaf.shrink();
-        Arc::new(leaf)
+        leaf
+    }
+
+    fn full_bytes() -> u64 {
+        to_u64(bytes_of(&PackedLeaf::from(&full_leaf())))
     }
 
     fn insert(cache: &LeafCache, index: u64) {
         let index = LeafIndex::new(index);
-        assert!(cache.insert(TREE, index, full_leaf(), cache.version(TREE, index)));
+        assert!(cache.insert(TREE, index, &full_leaf(), cache.version(TREE, index)));
     }
 
     #[test]
@@ -189,7 +202,7 @@ mod tests {
         assert!(bytes <= bytes_max, "{bytes}");
         // A stripe of 64 KiB has place for ten full leaves.
         assert!(bytes > bytes_max * 3 / 4, "{bytes}");
-        assert_eq!(bytes, count * to_u64(bytes_of(&full_leaf())));
+        assert_eq!(bytes, count * full_bytes());
     }
 
     #[test]
@@ -205,15 +218,15 @@ mod tests {
     fn a_leaf_that_a_checkpoint_made_larger_counts_with_its_new_size() {
         let cache = LeafCache::new(1 << 20);
         let index = LeafIndex::new(3);
-        assert!(cache.insert(TREE, index, Arc::new(Leaf::default()), 0));
+        assert!(cache.insert(TREE, index, &Leaf::default(), 0));
         cache.replace(TREE, index, &full_leaf());
-        assert_eq!(cache.size(), (to_u64(bytes_of(&full_leaf())), 1));
+        assert_eq!(cache.size(), (full_bytes(), 1));
     }
 
     #[test]
     fn a_leaf_that_is_used_outlives_those_that_are_not() {
         // One stripe with place for eight leaves.
-        let cache = LeafCache::new(8 * to_u64(bytes_of(&full_leaf())));
+        let cache = LeafCache::new(8 * full_bytes());
         (0..8).for_each(|index| insert(&cache, index));
         for index in 8..100 {
             assert!(cache.look(TREE, LeafIndex::new(7), |_| ()).is_some(), "before {index}");
@@ -228,6 +241,6 @@ mod tests {
         let index = LeafIndex::new(5);
         let version = cache.version(TREE, index);
         cache.replace(TREE, index, &full_leaf());
-        assert!(!cache.insert(TREE, index, full_leaf(), version));
+        assert!(!cache.insert(TREE, index, &full_leaf(), version));
     }
 }

@@ -5,8 +5,10 @@
 
 mod cache;
 mod changes;
+mod packed;
 mod stored;
 
 pub use cache::LeafCache;
 pub use changes::{Change, ChangeKey, Changes, DroppedSet, LayGuard};
+pub use packed::PackedLeaf;
 pub use stored::{Lineage, StoredLeaf, StoredLeaves};

@@ -211,7 +211,7 @@ impl Checkpoint {
             bits.set.extend(&applied.mapped);
             bits.clear.extend(&applied.unmapped);
             dead.extend(applied.unmapped.iter().chain(&applied.obsolete));
-            replaced.push((work.tree, work.leaf, Arc::new(applied.leaf)));
+            replaced.push((work.tree, work.leaf, applied.leaf));
         }
         let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
         let records: Vec<TreeRecord> =

@@ -7,7 +7,6 @@ use crate::disk::SimDevice;
 use crate::format::bitmap::{self, STRETCH_WORDS};
 use crate::format::entry::Entry;
 use crate::format::key;
-use crate::format::leaf::Leaf;
 use crate::map::{Change, ChangeKey, StoredLeaves};
 use crate::meta::{Durability, MetaOp, MetaStore, RocksOptions, RocksStore, Table};
 use crate::units::{
@@ -24,6 +23,8 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 /// What is mapped; the figures grow with it in proportion.
 const MAPPED_BLOCKS: u64 = GIB / 4096;
+/// A record goes in front of so many blocks: a lane closes a batch with them while the device has little to do.
+const BATCH_BLOCKS: usize = 64;
 
 struct Scene {
     directory: tempfile::TempDir,
@@ -64,6 +65,16 @@ fn open_store(directory: &tempfile::TempDir) -> RocksStore {
     RocksStore::open(directory.path(), RocksOptions::default()).expect("nothing is in the way")
 }
 
+/// The next block of a window, as a lane takes them.
+fn next_address(pool: &Pool, window: &mut std::vec::IntoIter<Address>) -> Address {
+    window.next().unwrap_or_else(|| {
+        let runs = pool.space.lock().reserve(STRETCH_BLOCKS, 0);
+        let blocks = runs.iter().flat_map(|run| (0..run.count).map(|step| run.start.plus(step)));
+        *window = blocks.collect::<Vec<_>>().into_iter();
+        window.next().expect("there is space")
+    })
+}
+
 /// Bytes of memory and of metadata on disk for each mapped block, when block `i` of a volume is at `place(i)` in the order
 /// in which it was written.
 fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
@@ -78,9 +89,13 @@ fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
         created_at: 0,
     };
     let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+    let mut free = Vec::new().into_iter();
     for some in blocks_in_order.chunks(100_000) {
-        for block in some {
-            let address = pool.space.lock().reserve(1, 0)[0].start;
+        for (index, block) in some.iter().enumerate() {
+            if index.is_multiple_of(BATCH_BLOCKS) {
+                next_address(&pool, &mut free);
+            }
+            let address = next_address(&pool, &mut free);
             let sequence = pool.take_sequences(1);
             // A mac is as random as anything.
             let mac = sequence.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -93,10 +108,9 @@ fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
     let stored = StoredLeaves { store: &*scene.store, keys: &pool.keys };
     for index in (0..MAPPED_BLOCKS / LEAF_ENTRIES_U64).map(LeafIndex::new) {
         let version = pool.leaves().version(tree, index);
-        let mut leaf = stored.newest(tree, Epoch::new(1), index).expect("it is whole").expect("it is there").leaf;
+        let leaf = stored.newest(tree, Epoch::new(1), index).expect("it is whole").expect("it is there").leaf;
         assert_eq!(to_u64(leaf.len()), LEAF_ENTRIES_U64);
-        Leaf::shrink(&mut leaf);
-        assert!(pool.leaves().insert(tree, index, Arc::new(leaf), version));
+        assert!(pool.leaves().insert(tree, index, &leaf, version));
     }
     let (memory, leaves) = pool.leaves().size();
     assert_eq!(leaves, MAPPED_BLOCKS / LEAF_ENTRIES_U64, "all of it is cached");
@@ -119,15 +133,14 @@ fn gib_per_tib(bytes_per_block: f64) -> f64 {
 }
 
 #[expect(clippy::print_stdout, reason = "the figures belong to what a run shows")]
-fn assert_figures(what: &str, blocks_in_order: &[u64]) {
-    const MEMORY_GIB_MAX: f64 = 7.0;
+fn assert_figures(what: &str, blocks_in_order: &[u64], memory_gib_max: f64) {
     const DISK_BYTES_MAX: f64 = 64.0;
     let (memory, on_disk) = map_bytes_per_block(blocks_in_order);
     let memory = gib_per_tib(memory);
     println!(
         "{what}: the map of 1 TiB, in proportion to 1 GiB: {memory:.2} GiB of memory when all is cached, {on_disk:.1} bytes of metadata on disk for each block"
     );
-    assert!(memory <= MEMORY_GIB_MAX, "{memory} GiB");
+    assert!(memory <= memory_gib_max, "{memory} GiB");
     assert!(on_disk <= DISK_BYTES_MAX, "{on_disk} bytes");
 }
 
@@ -135,12 +148,12 @@ fn assert_figures(what: &str, blocks_in_order: &[u64]) {
 fn map_of_randomly_written_blocks_takes_what_it_may() {
     let mut blocks: Vec<u64> = (0..MAPPED_BLOCKS).collect();
     blocks.shuffle(&mut SmallRng::seed_from_u64(1));
-    assert_figures("written in random order", &blocks);
+    assert_figures("written in random order", &blocks, 7.0);
 }
 
 #[test]
 fn map_of_sequentially_written_blocks_takes_what_it_may() {
-    assert_figures("written in order", &(0..MAPPED_BLOCKS).collect::<Vec<_>>());
+    assert_figures("written in order", &(0..MAPPED_BLOCKS).collect::<Vec<_>>(), 2.31);
 }
 
 #[test]

@@ -172,9 +172,9 @@ impl<D: Disk + 'static> Engine<D> {
                 continue;
             }
             self.pool.leaves().look(volume.tree, leaf, |leaf| {
-                for (index, entry) in visited.iter_mut().enumerate() {
+                for (index, (entry, stored)) in visited.iter_mut().zip(leaf.entries_from(start.slot())).enumerate() {
                     if !changed[index] {
-                        *entry = leaf.get(start.plus(to_u64(index)).slot());
+                        *entry = stored;
                     }
                 }
             })?;
@@ -238,17 +238,16 @@ impl<D: Disk + 'static> Engine<D> {
                 drop(sender.send(stored.resolve(&lineage, leaf)));
             }));
             let loaded = receiver.await.map_err(|_| IoError::ShuttingDown)?;
-            let mut loaded: Leaf = loaded.map_err(|error| {
+            let loaded: Leaf = loaded.map_err(|error| {
                 tracing::error!(%error, "loading a leaf failed");
                 IoError::Io
             })?;
-            loaded.shrink();
             let version = if is_planted(Bug::OvertakenLoadCached) {
                 self.pool.leaves().version(volume.tree, leaf)
             } else {
                 version
             };
-            if self.pool.leaves().insert(volume.tree, leaf, Arc::new(loaded), version) {
+            if self.pool.leaves().insert(volume.tree, leaf, &loaded, version) {
                 return Ok(());
             }
         }
