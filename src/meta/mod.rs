@@ -117,6 +117,15 @@ pub trait MetaStore: MetaRead {
     /// The store's failure; then nothing of the batch is visible.
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError>;
 
+    /// As [`Self::commit`] by a caller who knows that there is space again after a lack of it: waits, for a bounded time,
+    /// until the store has noticed.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    fn commit_with_new_space(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
+        self.commit(batch, durability)
+    }
+
     /// Gives `look` the store as it is when this is called. It sees no later commit, and none waits for it.
     fn view(&self, look: &mut dyn FnMut(&dyn MetaRead));
 

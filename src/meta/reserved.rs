@@ -16,6 +16,9 @@ pub trait SpaceReserve: Send + Sync {
     /// Gives it up. False if it was not there, or could not be given up.
     fn give_up(&self) -> bool;
 
+    /// Whether there is about as much free space beside the store as it has.
+    fn is_replaced(&self) -> bool;
+
     /// Takes it back, if there is much more space than it needs. Whether it is there then.
     fn take_back(&self) -> bool;
 }
@@ -48,6 +51,18 @@ impl ReservedStore {
             self.is_gone.store(false, Ordering::Release);
         }
     }
+
+    /// Sees to space after a commit that found none. Whether there is some now.
+    fn make_space(&self, error: &MetaError) -> bool {
+        let Some(reserve) = &self.reserve else { return false };
+        if reserve.give_up() {
+            self.is_gone.store(true, Ordering::Release);
+            tracing::warn!(%error, "the metadata store has no space: its reserve is given up");
+            return true;
+        }
+        // Another commit gave it up a moment ago, and the store has not noticed yet.
+        self.is_reserve_gone() && reserve.is_replaced()
+    }
 }
 
 impl MetaRead for ReservedStore {
@@ -67,10 +82,8 @@ impl MetaRead for ReservedStore {
 impl MetaStore for ReservedStore {
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
         match self.store.commit(batch, durability) {
-            Err(error) if error.is_out_of_space && self.reserve.as_ref().is_some_and(|reserve| reserve.give_up()) => {
-                self.is_gone.store(true, Ordering::Release);
-                tracing::warn!(%error, "the metadata store has no space: its reserve is given up");
-                self.store.commit(batch, durability)
+            Err(error) if error.is_out_of_space && self.make_space(&error) => {
+                self.store.commit_with_new_space(batch, durability)
             }
             result => result,
         }
@@ -97,6 +110,7 @@ mod tests {
     struct Commits {
         store: Arc<MemoryStore>,
         is_there: AtomicBool,
+        is_replaced: AtomicBool,
         may_come_back: Mutex<bool>,
     }
 
@@ -110,6 +124,10 @@ mod tests {
             self.is_there.swap(false, Ordering::Relaxed)
         }
 
+        fn is_replaced(&self) -> bool {
+            self.is_replaced.load(Ordering::Relaxed)
+        }
+
         fn take_back(&self) -> bool {
             let is_back = *self.may_come_back.lock();
             self.is_there.fetch_or(is_back, Ordering::Relaxed);
@@ -120,7 +138,8 @@ mod tests {
     fn reserved() -> (Arc<MemoryStore>, Arc<Commits>, ReservedStore) {
         let store = Arc::new(MemoryStore::new());
         let is_there = AtomicBool::new(true);
-        let reserve = Commits { store: Arc::clone(&store), is_there, may_come_back: Mutex::new(false) };
+        let is_replaced = AtomicBool::new(false);
+        let reserve = Commits { store: Arc::clone(&store), is_there, is_replaced, may_come_back: Mutex::new(false) };
         let reserve = Arc::new(reserve);
         let reserved = ReservedStore::new(Arc::clone(&store) as Arc<dyn MetaStore>, Some(Arc::clone(&reserve) as _));
         (store, reserve, reserved)
@@ -169,5 +188,56 @@ mod tests {
         let store = Arc::new(MemoryStore::new());
         let reserved = ReservedStore::new(store, Some(reserve));
         assert!(reserved.is_reserve_gone());
+    }
+
+    /// A store that notices new space only when it is waited for.
+    struct Slow(Arc<MemoryStore>);
+
+    impl MetaRead for Slow {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+            self.0.get(table, key)
+        }
+
+        fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+            self.0.seek(table, prefix, from)
+        }
+
+        fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
+            self.0.scan(table, from, end, limit)
+        }
+    }
+
+    impl MetaStore for Slow {
+        fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
+            self.0.commit(batch, durability)
+        }
+
+        fn commit_with_new_space(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
+            self.0.fill_after(None);
+            self.0.commit(batch, durability)
+        }
+
+        fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
+            self.0.view(look);
+        }
+
+        fn size_bytes(&self) -> u64 {
+            self.0.size_bytes()
+        }
+    }
+
+    #[test]
+    fn commit_beside_the_one_that_gave_the_reserve_up_waits_for_the_same_space() {
+        let (store, reserve, _) = reserved();
+        let slow = Arc::new(Slow(Arc::clone(&store)));
+        let reserved = ReservedStore::new(slow, Some(Arc::clone(&reserve) as _));
+        store.fill_after(Some(1));
+        reserved.commit(&BATCH, Durability::Synced).expect("from the reserve");
+        store.fill_after(Some(1));
+        let error = reserved.commit(&BATCH, Durability::Synced).expect_err("others took the space");
+        assert!(error.is_out_of_space);
+
+        reserve.is_replaced.store(true, Ordering::Relaxed);
+        reserved.commit(&BATCH, Durability::Synced).expect("the store notices the space");
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! A commit is one entry of the log. Commits reach the disk in order: a table's memory is only flushed to a file after
 //! the logs of what came before are synced, so that what a crash leaves is a prefix in all tables alike. After an
-//! error in writing RocksDB refuses further commits; after a lack of space it tries again by itself every five seconds
-//! and accepts commits once it succeeded. Left to itself it would let commits wait for that, without a bound; here they
-//! fail, so that the pool can give up its reserve.
+//! error in writing RocksDB refuses further commits; after a lack of space it tries again by itself every five seconds:
+//! once the buffer of one table is free it flushes all changes in memory, and accepts commits if that succeeds. So what
+//! may be in memory is bounded by the reserve. Left to itself RocksDB would let commits wait for that, without a bound;
+//! here they fail, so that the pool can give up its reserve, and only the commit behind that waits.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,16 +27,23 @@ const LEAF_PREFIX_BYTES: usize = 16;
 const BLOOM_BITS: f64 = 10.0;
 /// Part of a table's memory that is a Bloom filter of prefixes.
 const MEMORY_BLOOM_RATIO: f64 = 0.1;
-/// Unwritten changes may take this part of the cache.
+/// Unwritten changes may take this part of the cache, and this part of the reserve: with it all of them are flushed, and
+/// as much is left for what follows.
 const WRITE_BUFFER_DIVISOR: usize = 4;
-/// One table's unwritten changes are flushed at this part of the cache. After a lack of space RocksDB goes on only when
-/// that much is free.
+const RESERVE_DIVISOR: u64 = 2;
+/// One table's unwritten changes are flushed at this part of the cache, and this part of the reserve. After a lack of
+/// space RocksDB goes on only when that much is free.
 const FAMILY_BUFFER_DIVISOR: usize = 16;
+const FAMILY_RESERVE_DIVISOR: u64 = 4;
 /// Files of level 0 at which commits wait. Below it nothing slows them down: they either pass or wait.
 const LEVEL_0_FILE_COUNT_MAX: i32 = 36;
 /// How often, and after which pauses, a commit that has to wait for flushes tries again: two minutes.
 const STALL_TRY_COUNT: u32 = 60_000;
 const STALL_PAUSE: Duration = Duration::from_millis(2);
+/// How often, and after which pauses, a commit is tried again for which there is new space: 15 seconds, in which RocksDB
+/// itself tries three times.
+const NEW_SPACE_TRY_COUNT: u32 = 300;
+const NEW_SPACE_PAUSE: Duration = Duration::from_millis(50);
 /// The largest size of one file of RocksDB's messages; two are kept.
 const MESSAGE_FILE_BYTES_MAX: usize = 1 << 20;
 const MESSAGE_FILE_COUNT: usize = 2;
@@ -55,11 +63,35 @@ pub struct RocksOptions {
     pub open_file_count_max: u16,
     /// Threads that flush and compact, at least 1.
     pub background_thread_count: u8,
+    /// Space that the store gets when the file system has none left: unwritten changes stay well below it.
+    pub reserve_bytes: u64,
+}
+
+impl RocksOptions {
+    /// Memory for the unwritten changes of all tables.
+    fn write_buffer_bytes(self) -> usize {
+        bounded(self.cache_size_bytes / WRITE_BUFFER_DIVISOR, self.reserve_bytes / RESERVE_DIVISOR)
+    }
+
+    /// Memory for those of one table.
+    fn family_buffer_bytes(self) -> usize {
+        bounded(self.cache_size_bytes / FAMILY_BUFFER_DIVISOR, self.reserve_bytes / FAMILY_RESERVE_DIVISOR)
+    }
+}
+
+/// The smaller of a number of bytes in memory and one on disk.
+fn bounded(memory_bytes: usize, disk_bytes: u64) -> usize {
+    usize::try_from(disk_bytes).map_or(memory_bytes, |disk_bytes| memory_bytes.min(disk_bytes))
 }
 
 impl Default for RocksOptions {
     fn default() -> Self {
-        Self { cache_size_bytes: 256 << 20, open_file_count_max: 512, background_thread_count: 2 }
+        Self {
+            cache_size_bytes: 256 << 20,
+            open_file_count_max: 512,
+            background_thread_count: 2,
+            reserve_bytes: 64 << 20,
+        }
     }
 }
 
@@ -291,6 +323,18 @@ impl MetaStore for RocksStore {
         self.write(batch, &options)
     }
 
+    fn commit_with_new_space(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
+        let mut result = self.commit(batch, durability);
+        for _ in 0..NEW_SPACE_TRY_COUNT {
+            if !result.as_ref().is_err_and(|error| error.is_out_of_space) {
+                break;
+            }
+            std::thread::sleep(NEW_SPACE_PAUSE);
+            result = self.commit(batch, durability);
+        }
+        result
+    }
+
     fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
         look(&RocksView { store: self, snapshot: self.database.snapshot() });
     }
@@ -347,7 +391,7 @@ const fn family_name(table: Table) -> &'static str {
 }
 
 fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
-    let buffer_size = limits.cache_size_bytes / WRITE_BUFFER_DIVISOR;
+    let buffer_size = limits.write_buffer_bytes();
     // A log that takes space before it needs it would take the last of a file system, and with it the reserve.
     let options = Options::default().get_options_from_string("allow_fallocate=false");
     let mut options = options.expect("RocksDB knows its own option");
@@ -378,7 +422,7 @@ fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
 
 fn common_family_options(limits: RocksOptions) -> Options {
     let mut options = Options::default();
-    options.set_write_buffer_size(limits.cache_size_bytes / FAMILY_BUFFER_DIVISOR);
+    options.set_write_buffer_size(limits.family_buffer_bytes());
     options.set_compression_type(DBCompressionType::None);
     options.set_level_zero_slowdown_writes_trigger(LEVEL_0_FILE_COUNT_MAX);
     options.set_level_zero_stop_writes_trigger(LEVEL_0_FILE_COUNT_MAX);

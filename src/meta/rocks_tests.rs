@@ -10,8 +10,12 @@ use super::super::{MemoryStore, behaviours};
 use super::*;
 
 /// Small, so that the tests flush and evict.
-const OPTIONS: RocksOptions =
-    RocksOptions { cache_size_bytes: 4 << 20, open_file_count_max: 64, background_thread_count: 1 };
+const OPTIONS: RocksOptions = RocksOptions {
+    cache_size_bytes: 4 << 20,
+    open_file_count_max: 64,
+    background_thread_count: 1,
+    reserve_bytes: 1 << 20,
+};
 
 fn open(directory: &Path) -> RocksStore {
     RocksStore::open(directory, OPTIONS).expect("nothing is in the way of the store")
@@ -284,6 +288,36 @@ fn rotten_bit_in_a_file_is_an_error() {
         RocksStore::open(directory.path(), OPTIONS).and_then(|store| store.scan(Table::Used, b"", b"", usize::MAX));
 
     assert!(!result.expect_err("the bit is detected").is_out_of_space);
+}
+
+/// RocksDB goes on after a lack of space only when a table's buffer is free: the reserve must have that.
+#[test]
+fn table_buffers_are_small_beside_the_reserve() {
+    for (reserve_bytes, expected) in [(1_u64 << 20, 256 << 10), (4 << 20, 1 << 20), (64 << 20, 16 << 20)] {
+        let directory = TempDir::new().expect("a temporary directory");
+        let options = RocksOptions { reserve_bytes, ..RocksOptions::default() };
+        drop(RocksStore::open(directory.path(), options).expect("nothing is in the way of the store"));
+        let mut files: Vec<_> = fs::read_dir(directory.path()).expect("it is there").flatten().collect();
+        files.retain(|file| file.file_name().to_string_lossy().starts_with("OPTIONS-"));
+        let kept: String = files.iter().map(|file| fs::read_to_string(file.path()).expect("it is text")).collect();
+
+        let mut sizes = kept.lines().filter_map(|line| line.trim().strip_prefix("write_buffer_size="));
+
+        // A column family for each table, and the one that RocksDB insists on.
+        assert_eq!(sizes.clone().count(), Table::ALL.len() + 1);
+        assert!(sizes.all(|size| size == expected.to_string()), "{kept}");
+    }
+}
+
+#[test]
+fn unwritten_changes_take_half_of_the_reserve_and_a_quarter_of_the_cache() {
+    let of = |cache_size_bytes, reserve_bytes| {
+        RocksOptions { cache_size_bytes, reserve_bytes, ..RocksOptions::default() }.write_buffer_bytes()
+    };
+
+    assert_eq!(of(256 << 20, 4 << 20), 2 << 20);
+    assert_eq!(of(256 << 20, 64 << 20), 32 << 20);
+    assert_eq!(of(8 << 20, 64 << 20), 2 << 20);
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn open_locked(
     reserve: &Arc<MetaReserve>,
 ) -> Result<Arc<Pool>> {
     let meta = meta_of(directory)?;
-    let store = open_store(&meta, options.meta_cache_bytes)?;
+    let store = open_store(&meta, options.meta_cache_bytes, reserve)?;
     let shred_key = match superblock.suite {
         _ if options.without_own_keys => None,
         Suite::Plain => None,
@@ -284,9 +284,9 @@ pub fn metadata_free_bytes(directory: &Path) -> Option<u64> {
     free.filter(|bytes| *bytes != u64::MAX)
 }
 
-fn open_store(path: &Path, cache_bytes: u64) -> Result<RocksStore> {
+fn open_store(path: &Path, cache_bytes: u64, reserve: &MetaReserve) -> Result<RocksStore> {
     let cache_size_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
-    let options = RocksOptions { cache_size_bytes, ..RocksOptions::default() };
+    let options = RocksOptions { cache_size_bytes, reserve_bytes: reserve.kept_bytes(), ..RocksOptions::default() };
     RocksStore::open(path, options).map_err(|error| store_error("Opening", path, error))
 }
 

@@ -40,6 +40,10 @@ impl SpaceReserve for SimReserve {
         was_there
     }
 
+    fn is_replaced(&self) -> bool {
+        self.store.has_space()
+    }
+
     fn take_back(&self) -> bool {
         let has_space = self.store.has_space();
         self.is_there.fetch_or(has_space, Ordering::Relaxed);

@@ -232,3 +232,81 @@ fn pool_comes_back_each_time_it_was_filled_and_freed() {
     serving.stop();
     home.check();
 }
+
+/// Blocks of the volume that is removed.
+const REMOVED_BLOCKS: u64 = 4096;
+
+fn used_bytes(home: &Home) -> u64 {
+    home.run(["df", "--json"]).json()["used"].as_u64().expect("a number")
+}
+
+/// Waits until checkpoints have made of the pool's used space what is wanted.
+#[track_caller]
+fn await_used(home: &Home, is_wanted: impl Fn(u64) -> bool) {
+    let begun = Instant::now();
+    while !is_wanted(used_bytes(home)) {
+        assert!(begun.elapsed() < WAIT_MAX, "{} bytes are used", used_bytes(home));
+    }
+}
+
+/// A pool that is served while the file system around it fills up.
+#[test]
+fn served_pool_removes_a_volume_on_a_full_file_system_and_has_its_blocks_back() {
+    let home = Home::new();
+    let Some(small) = SmallFileSystem::mount(&home) else {
+        return skip("a loop device cannot be mounted here");
+    };
+    let (pool, key) = (home.text("small/pool"), home.text("pool.key"));
+    home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
+    symlink(&pool, home.path("pool")).expect("it is new");
+    let socket = home.path("run/rok-blk/nbd.sock");
+    let serving = home.serve(&[]);
+    for name in ["vol1", "vol2", "vol3"] {
+        home.run(["create", name, "--size", "1G"]).success();
+    }
+    let mut client = connect(&socket);
+    for index in 0..BLOCK_COUNT {
+        client.write(index * BLOCK_BYTES_U64, &block_of(index, 1));
+    }
+    client.flush();
+    let mut removed = NbdClient::connect(&socket, "vol2").expect("the server is ready");
+    for first in (0..REMOVED_BLOCKS).step_by(64) {
+        let data: Vec<u8> = (first..first + 64).flat_map(|index| block_of(index, 1)).collect();
+        removed.write(first * BLOCK_BYTES_U64, &data);
+    }
+    removed.flush();
+    removed.disconnect();
+    let removed_bytes = REMOVED_BLOCKS * BLOCK_BYTES_U64;
+    await_used(&home, |bytes| bytes >= removed_bytes);
+
+    small.fill();
+    home.run(["rm", "vol2", "--now"]).success();
+    await_used(&home, |bytes| bytes < removed_bytes);
+    home.run(["rm", "vol3", "--now"]).success();
+    assert_holds(&mut client, 5, Value::Stamp { client: 0, sequence: 1 });
+    assert_eq!(write(&mut client, 7, 2), Ok(Vec::new()), "it overwrites");
+    client.flush();
+    let discarded = client.call(RequestKind::Trim, (8 * BLOCK_BYTES_U64, 4096), &[]).expect("the server goes on");
+    assert_eq!(discarded, Ok(Vec::new()));
+    client.flush();
+    let state = home.run(["status", "--json"]).json()["pool"].clone();
+    assert_eq!(state["is_meta_reserve_gone"], true, "{state}");
+    home.run(["check"]).success();
+
+    small.empty();
+    await_reserve(&home);
+    assert_eq!(write(&mut client, BLOCK_COUNT, 3), Ok(Vec::new()));
+    home.run(["create", "vol4", "--size", "1G"]).success();
+    client.disconnect();
+    serving.stop();
+    home.check();
+
+    let serving = home.serve(&[]);
+    let mut client = connect(&socket);
+    assert_holds(&mut client, 6, Value::Stamp { client: 0, sequence: 1 });
+    assert_holds(&mut client, 7, Value::Stamp { client: 0, sequence: 2 });
+    assert_holds(&mut client, 8, Value::Zeros);
+    assert_holds(&mut client, BLOCK_COUNT, Value::Stamp { client: 0, sequence: 3 });
+    client.disconnect();
+    serving.stop();
+}

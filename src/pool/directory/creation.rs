@@ -243,7 +243,7 @@ fn fill(
     DirBuilder::new().mode(0o700).create(&meta).map_err(|source| Error::from_io("Creating", &meta, source))?;
     made.paths.push(meta.clone());
     let mac = master.static_mac(Purpose::Superblock);
-    let store = Arc::new(open_store(&meta, META_CACHE_BYTES_MIN)?);
+    let store = Arc::new(open_store(&meta, META_CACHE_BYTES_MIN, &reserve)?);
     let parts_of =
         |(device, record): (&Arc<FileDevice>, &DeviceRecord)| (Arc::clone(device) as Arc<dyn Device>, record.id);
     let parts = Parts {

@@ -10,11 +10,16 @@ use std::path::{Path, PathBuf};
 
 const NAME: &str = "meta-reserve";
 const BYTES_MAX: u64 = 64 << 20;
+/// That of the smallest device.
+const BYTES_MIN: u64 = 1 << 20;
 /// The part of a small device that the reserve beside it has.
 const DIVISOR: u64 = 16;
 
 /// The reserve comes back when so many times its size is free: else the next files of the store would take it again.
 const FREE_SIZES_MIN: u64 = 3;
+
+/// The store goes on with this part of the reserve: the rest is for what others took meanwhile.
+const REPLACED_DIVISOR: u64 = 2;
 
 /// The file of one pool.
 pub(super) struct MetaReserve {
@@ -30,6 +35,12 @@ impl MetaReserve {
         let share = device_bytes / DIVISOR;
         let size_bytes = (share - share % BLOCK_SIZE_U64).min(BYTES_MAX);
         Self { path: directory.join(NAME), size_bytes, changing: Mutex::new(()) }
+    }
+
+    /// What the store can count on. The file of a pool that has grown is smaller than one made anew.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        let made_bytes = std::fs::metadata(&self.path).map_or(self.size_bytes, |file| file.len());
+        made_bytes.clamp(BYTES_MIN, self.size_bytes.max(BYTES_MIN))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -69,6 +80,13 @@ impl SpaceReserve for MetaReserve {
         }
     }
 
+    fn is_replaced(&self) -> bool {
+        // A reserve that is being given up counts once it is free.
+        let _guard = self.changing.lock();
+        let Some(directory) = self.path.parent() else { return false };
+        free_space_bytes(directory).is_ok_and(|free_bytes| free_bytes >= self.size_bytes / REPLACED_DIVISOR)
+    }
+
     fn take_back(&self) -> bool {
         let _guard = self.changing.lock();
         if self.path.exists() {
@@ -106,6 +124,18 @@ mod tests {
     }
 
     #[test]
+    fn reserve_of_a_pool_that_has_grown_counts_as_what_it_is() {
+        let directory = tempfile::tempdir().expect("the temporary folder is writable");
+        MetaReserve::of_pool(directory.path(), DEVICE_BYTES).create().expect("there is space for 2 MiB");
+
+        let reserve = MetaReserve::of_pool(directory.path(), 2 * DEVICE_BYTES);
+
+        assert_eq!(reserve.kept_bytes(), 2 << 20);
+        assert!(reserve.give_up());
+        assert_eq!(reserve.kept_bytes(), 4 << 20, "it is made anew");
+    }
+
+    #[test]
     fn reserve_stays_away_while_there_is_too_little_space_for_it() {
         let directory = tempfile::tempdir().expect("the temporary folder is writable");
         let free_bytes = free_space_bytes(directory.path()).expect("it is there");
@@ -113,5 +143,9 @@ mod tests {
             MetaReserve { size_bytes: free_bytes / 2, ..MetaReserve::of_pool(directory.path(), DEVICE_BYTES) };
         assert!(!reserve.take_back());
         assert!(!reserve.is_there());
+        assert!(reserve.is_replaced(), "a quarter of what is free suffices the store");
+
+        let reserve = MetaReserve { size_bytes: free_bytes * 3, ..reserve };
+        assert!(!reserve.is_replaced());
     }
 }
