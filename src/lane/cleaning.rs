@@ -1,6 +1,6 @@
 //! The thread that runs the cleaner: at full speed while nobody uses the pool, and a little where long runs are scarce.
 //!
-//! It is woken by checkpoints, since only they free blocks. While there is nothing to clean it sleeps without a timeout.
+//! It is woken when blocks become free, which is when checkpoints are done and idle lanes give windows back. While there is nothing to clean it sleeps without a timeout.
 
 use super::limits::{CLEANING_PAUSE, IDLE_PERIOD};
 use crate::error::IoError;
@@ -45,8 +45,8 @@ impl Quiet {
 }
 
 impl Cleaning {
-    /// A checkpoint is done: there may be something to clean.
-    pub(super) fn checkpoint_done(&self) {
+    /// Blocks became free: there may be something to clean.
+    pub(super) fn space_freed(&self) {
         self.wishes.lock().is_due = true;
         self.changed.notify_all();
     }

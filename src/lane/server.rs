@@ -308,11 +308,8 @@ impl Server {
             self.shared.exports.shut_down();
             std::mem::take(&mut *addresses)
         };
-        // First, since what it has begun is work of a lane.
+        // It begins nothing more; what it has begun a lane ends.
         self.shared.cleaning.close();
-        threads.cleaner.map_or(Ok(()), |cleaner| join(cleaner, "cleaner"))?;
-        self.shared.trimming.close();
-        join(threads.trimmer, "trimmer")?;
         for mailbox in &self.shared.mailboxes {
             // A lane that has failed has closed its mailbox; the error comes when it is joined.
             if let Err(error) = mailbox.send(Message::Close) {
@@ -328,6 +325,10 @@ impl Server {
             }
         }
         let result = join_lanes(threads.lanes);
+        threads.cleaner.map_or(Ok(()), |cleaner| join(cleaner, "cleaner"))?;
+        // Behind the lanes, whose writes may have waited for what it makes fit for use.
+        self.shared.trimming.close();
+        join(threads.trimmer, "trimmer")?;
         self.shared.checkpoints.close();
         join(threads.checkpoint, "checkpoint")?;
         let stored = if self.pool.check_writable().is_ok() {

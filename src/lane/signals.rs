@@ -34,8 +34,8 @@ impl Signals for LaneSignals {
         others.for_each(|(_, alarm)| alarm.raise());
     }
 
-    fn checkpoint_done(&self) {
-        self.cleaning.checkpoint_done();
+    fn space_freed(&self) {
+        self.cleaning.space_freed();
         self.trimming.look();
     }
 

@@ -138,6 +138,8 @@ impl Lane {
     /// Lets the clients see the end, when the driver has failed.
     pub(super) fn break_off(&mut self) {
         self.connections.iter_mut().for_each(|(_, connection)| connection.break_off());
+        // Whoever waits for an answer sees that there will be none.
+        self.controls.clear();
     }
 
     /// Submits what is queued; waits if there is nothing else to do.

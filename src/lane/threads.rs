@@ -39,6 +39,8 @@ pub(super) fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &Se
         let (devices, end) = (options.devices.clone(), end.clone());
         lanes.push(spawn(format!("lane-{index}"), move || {
             let result = run_lane(&pool, &shared, &locks, index, devices);
+            // Also where the lane could not begin: what was sent to it is dropped, and who sent it sees that.
+            shared.mailboxes[index.as_usize()].close();
             if let Err(error) = &result {
                 tracing::error!(%error, %index, "a lane ended");
                 pool.fail(format!("Lane {index} ended: {error}"));

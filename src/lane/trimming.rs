@@ -69,14 +69,16 @@ impl Trimming {
         wishes.is_due = false;
     }
 
-    /// Waits until there may be something to do, at most for so long; `false` if the thread is to end.
+    /// Waits until there may be something to do, or for that long if it is said; `false` if the thread is to end.
     fn wait_until_due(&self, time_max: Option<Duration>) -> bool {
         let until = time_max.map(|time| Instant::now() + time);
         let mut wishes = self.wishes.lock();
-        while !wishes.is_due && !wishes.is_closing {
+        while !wishes.is_closing {
             match until {
+                // Lanes that come to the end of the stock wake it again and again.
                 Some(until) if self.changed.wait_until(&mut wishes, until).timed_out() => break,
                 Some(_) => {}
+                None if wishes.is_due => break,
                 None => self.changed.wait(&mut wishes),
             }
         }

@@ -397,7 +397,7 @@ impl Checkpoint {
         pool.checkpoints_done.fetch_add(1, Ordering::AcqRel);
         if let Some(signals) = pool.signals.get() {
             signals.wake_lanes();
-            signals.checkpoint_done();
+            signals.space_freed();
         }
         if pool.catalog.lock().deleting().is_some() {
             pool.want_checkpoint();

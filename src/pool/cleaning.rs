@@ -22,7 +22,8 @@ pub const GROUP_BLOCKS: u64 = 1 << OWNER_GROUP_SHIFT;
 pub const WRITE_AMPLIFICATION_MAX: u64 = 2;
 /// Sparse stretches among which the next one is chosen.
 const CANDIDATES_MAX: usize = 64;
-/// A stretch in which more than this share of the blocks is neither free nor stored is being written.
+/// A stretch of a pool in use in which more than this share of the blocks is neither free nor stored is being written. In
+/// an idle pool such a block stays where it is, the place of a lane's next record, and emptying the rest would gain nothing.
 const BUSY_SHARE: u64 = 16;
 /// A stretch that was emptied in vain is tried again when so many more of its blocks are free.
 const RETRY_BLOCKS: u64 = 64;
@@ -110,20 +111,24 @@ impl Pool {
     pub fn close_sparse_stretch(&self, urgency: Urgency, tried: &Tried) -> Option<Stretch> {
         let status = self.cleaning_status();
         let moves_left = (status.written * (WRITE_AMPLIFICATION_MAX - 1)).saturating_sub(status.moved);
-        let free_min = match urgency {
-            Urgency::Idle => STRETCH_BLOCKS / 16,
-            Urgency::Scarce => STRETCH_BLOCKS / 2,
+        let (free_min, pinned_max) = match urgency {
+            Urgency::Idle => (STRETCH_BLOCKS / 16, 0),
+            Urgency::Scarce => (STRETCH_BLOCKS / 2, STRETCH_BLOCKS / BUSY_SHARE),
         };
-        let mut space = self.space.lock();
-        let shape = space.shape();
-        let room = space.free_count().saturating_sub(2 * self.reserve_blocks());
-        for (stretch, free) in space.sparsest(free_min, CANDIDATES_MAX) {
+        // Never both locks: who checks the pool holds the stored state when it looks at the free space.
+        let (shape, room, sparsest) = {
+            let space = self.space.lock();
+            let room = space.free_count().saturating_sub(2 * self.reserve_blocks());
+            (space.shape(), room, space.sparsest(free_min, CANDIDATES_MAX))
+        };
+        for (stretch, free) in sparsest {
             if tried.get(&stretch).is_some_and(|then| free < then + RETRY_BLOCKS) {
                 continue;
             }
             let live = self.live_count(stretch);
-            let allocated = space.free_in(stretch).1 - free;
-            let is_busy = allocated.saturating_sub(live) > STRETCH_BLOCKS / BUSY_SHARE;
+            let mut space = self.space.lock();
+            let (free_now, capacity) = space.free_in(stretch);
+            let is_busy = (capacity - free_now).saturating_sub(live) > pinned_max;
             // Into a whole stretch what lives here goes only if that gains as much as it takes.
             let has_holes = shape.hole_blocks.saturating_sub(free) >= live || free >= STRETCH_BLOCKS / 2;
             if !is_busy && has_holes && live <= moves_left && live + GROUP_BLOCKS <= room {

@@ -185,9 +185,9 @@ fn open_locked(
 ) -> Result<Arc<Pool>> {
     let meta = meta_of(directory)?;
     let store = open_store(&meta, options.meta_cache_bytes, reserve)?;
-    let shred_key = match superblock.suite {
-        _ if options.without_own_keys => None,
-        Suite::Plain => None,
+    let (shred_key, is_shred_key_new) = match superblock.suite {
+        _ if options.without_own_keys => (None, false),
+        Suite::Plain => (None, false),
         Suite::XtsGmac => shred_key_file::open_or_create(directory)?,
     };
     let parts_of = |(device, record): (&Arc<ListedDevice>, &DeviceRecord)| (Arc::clone(device) as _, record.id);
@@ -207,7 +207,11 @@ fn open_locked(
             ..Limits::default()
         },
     };
-    super::open(parts, &mut system_random)
+    let opened = super::open(parts, &mut system_random);
+    if opened.is_err() && is_shred_key_new {
+        shred_key_file::remove_new(directory);
+    }
+    opened
 }
 
 /// Checks that `credential` opens the pool in `directory`. Takes no lock, changes nothing.

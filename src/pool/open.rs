@@ -158,7 +158,8 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let next_sequence = checkpoint.next_sequence.max(sessions_sequence);
     let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
     claim(&mut space, &recovered)?;
-    release_holes(&mut space, &devices)?;
+    let kept_blocks = reserve_blocks(space.block_count()) + HOME_RESERVE_BLOCKS;
+    release_holes(&mut space, &devices, kept_blocks);
     catch_up_headers(&parts, &devices, &headers, checkpoint.id)?;
     // Ends or takes back a shredding that was cut off.
     if let Err(error) = shred_keys.settle() {
@@ -255,6 +256,7 @@ fn assemble(
         trimmed_blocks: AtomicU64::new(0),
         restocked: AtomicU64::new(0),
         is_restock_failing: AtomicBool::new(false),
+        is_restocking: AtomicBool::new(false),
         signals: OnceLock::new(),
         recovery: recovered.report,
         window_blocks: AtomicU64::new(window_blocks),

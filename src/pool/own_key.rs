@@ -59,6 +59,10 @@ impl Pool {
         let mut shred_keys = self.shred_keys.lock();
         self.check_catalog_writable()?;
         let domain = self.check_shred(name)?;
+        if self.is_meta_reserve_gone() {
+            return Err(Error::new(ErrorKind::NoSpace, "The file system that holds meta/ is full")
+                .with_hint("Free some space there, or remove the volume without --shred; nothing was changed"));
+        }
         let (next, wrapping) = shred_keys.begin_next(random)?;
         let removed = self.change_catalog(|catalog, at| {
             let others = at.keys.volume_domains().into_iter().filter(|other| *other != domain);
@@ -66,8 +70,10 @@ impl Pool {
             catalog.shred(at, name, wrapped.collect())
         });
         if let Err(error) = removed {
-            // The key is still needed: nothing was changed, or the pool has failed and its next opening decides.
-            if self.check_writable().is_ok()
+            // The key is still needed: nothing was changed, or the next opening decides.
+            if error.kind() == ErrorKind::NoSpace {
+                shred_keys.leave_undecided();
+            } else if self.check_writable().is_ok()
                 && let Err(error) = shred_keys.settle()
             {
                 tracing::warn!(%error, "a copy of the shred key could not be put back");

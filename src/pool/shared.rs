@@ -28,8 +28,8 @@ pub trait Signals: Send + Sync {
     fn wake_lane(&self, lane: LaneIndex);
     /// As [`Self::wake_lanes`], from a lane that looks at its requests again by itself.
     fn wake_other_lanes(&self, lane: LaneIndex);
-    /// A checkpoint is done, and may have freed blocks.
-    fn checkpoint_done(&self);
+    /// Blocks became free: a checkpoint is done, or an idle lane gave its window back.
+    fn space_freed(&self);
     /// Lanes come to the end of the free space that is fit for use: [`Pool::restock_step`] has something to do.
     fn want_stock(&self);
 }
@@ -78,6 +78,8 @@ pub(crate) struct StoredState {
 }
 
 /// An open pool.
+///
+/// Locks are taken in this order: `shred_keys`, `catalog`, `stored`, `space`.
 pub struct Pool {
     pub(super) id: Uuid,
     pub(super) session: SessionId,
@@ -127,6 +129,8 @@ pub struct Pool {
     /// Stretches that were taken back, and whether the last of them could not be.
     pub(super) restocked: AtomicU64,
     pub(super) is_restock_failing: AtomicBool,
+    /// One is being taken back.
+    pub(super) is_restocking: AtomicBool,
     /// Blocks that the cleaner moved since then.
     pub(super) moved_blocks: AtomicU64,
     pub(super) signals: OnceLock<Arc<dyn Signals>>,
@@ -287,7 +291,9 @@ impl Pool {
         let mut space = self.space.lock();
         window.iter().for_each(|run| space.free_run(*run));
         drop(space);
-        self.want_stock();
+        if let Some(signals) = self.signals.get() {
+            signals.space_freed();
+        }
     }
 
     /// Whether a lane has written nothing since the last checkpoint, given its next record.

@@ -22,6 +22,8 @@ pub(super) struct ShredKeys {
     copies: [Copy; 2],
     /// The key that counts; none as long as no volume has a key of its own.
     current: Option<NumberedKey>,
+    /// A shredding found no space in `meta/`, and a crash may nevertheless bring what it stored: both keys stay.
+    is_undecided: bool,
 }
 
 /// What a copy holds.
@@ -46,7 +48,8 @@ impl ShredKeys {
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a newer format.
     pub(super) fn read(device: Option<Arc<dyn Device>>, pool: Uuid, master: Arc<MasterKey>) -> Result<Self> {
-        let mut keys = Self { device, pool, master, copies: [Copy::Zeros, Copy::Zeros], current: None };
+        let mut keys =
+            Self { device, pool, master, copies: [Copy::Zeros, Copy::Zeros], current: None, is_undecided: false };
         let [first, second] = COPY_OFFSETS;
         keys.copies = [keys.read_copy(first)?, keys.read_copy(second)?];
         Ok(keys)
@@ -180,7 +183,17 @@ impl ShredKeys {
         self.settle()
     }
 
+    /// `meta/` had no space for what names the next key, as far as is known: both copies stay until the next opening, which
+    /// sees what is stored.
+    pub(super) fn leave_undecided(&mut self) {
+        self.is_undecided = true;
+    }
+
     fn check(&self) -> Result<()> {
+        if self.is_undecided {
+            return Err(Error::new(ErrorKind::NoSpace, "The metadata store had no space for an earlier shredding")
+                .with_hint("Free some in its file system, then restart the daemon, which ends or undoes that one"));
+        }
         if self.is_there() {
             return Ok(());
         }

@@ -48,11 +48,16 @@ impl Pool {
         let discarded = device.device.discard(stretch.index * STRETCH_BYTES, STRETCH_BYTES);
         let mut space = self.space.lock();
         if let Err(error) = discarded {
-            // Free space is as good as before, whatever it holds now.
-            space.give_back(stretch);
             space.keep(stretch);
-            if error.kind() != std::io::ErrorKind::Unsupported {
+            let is_refused = error.kind() == std::io::ErrorKind::Unsupported;
+            if !is_refused {
                 tracing::warn!(device = device.device.name(), %error, "free space is no longer given back");
+            }
+            // A part of it may be gone, which in a file is to be written again before it is used.
+            if device.device.is_thin() && !is_refused {
+                space.release(stretch)
+            } else {
+                space.give_back(stretch)
             }
             return TrimProgress::Worked;
         }
@@ -80,28 +85,32 @@ impl Pool {
                 return Ok(TrimProgress::Rested);
             }
             let Some(stretch) = space.take_released() else { return Ok(TrimProgress::Rested) };
+            self.is_restocking.store(true, Ordering::Release);
             stretch
         };
         let device = self.device_of(stretch);
-        if let Err(source) = write_zeros(&*device.device, stretch) {
-            self.space.lock().release(stretch);
-            self.is_restock_failing.store(true, Ordering::Release);
-            self.wake_waiting_for_stock();
-            let name = device.device.name();
-            let kind =
-                if source.kind() == std::io::ErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Other };
-            return Err(Error::new(
-                kind,
-                format!("Free space of {name} that was given back cannot be used again: {source}"),
-            )
-            .with_hint("Free some space in the file system of that file; it is tried again by itself")
-            .with_source(source));
-        }
-        self.space.lock().give_back(stretch);
-        self.is_restock_failing.store(false, Ordering::Release);
-        self.restocked.fetch_add(1, Ordering::AcqRel);
+        let result = match write_zeros(&*device.device, stretch) {
+            Ok(()) => {
+                self.space.lock().give_back(stretch);
+                self.is_restock_failing.store(false, Ordering::Release);
+                self.restocked.fetch_add(1, Ordering::AcqRel);
+                Ok(TrimProgress::Worked)
+            }
+            Err(source) if is_full(&source) => {
+                self.space.lock().release(stretch);
+                self.is_restock_failing.store(true, Ordering::Release);
+                Err(cannot_be_taken(device.device.name(), source))
+            }
+            Err(source) => {
+                // It stays out of use until the next opening: others may be sound.
+                let name = device.device.name();
+                tracing::error!(device = name, ?stretch, error = %source, "free space cannot be written, and is left out");
+                Ok(TrimProgress::Worked)
+            }
+        };
+        self.is_restocking.store(false, Ordering::Release);
         self.wake_waiting_for_stock();
-        Ok(TrimProgress::Worked)
+        result
     }
 
     /// Blocks that were given back and are not counted as free by lanes.
@@ -125,7 +134,8 @@ impl Pool {
     /// Whether a write that finds no space may find some soon, without a checkpoint.
     #[must_use]
     pub fn is_restock_coming(&self) -> bool {
-        !self.is_restock_failing() && self.released_blocks() > 0
+        let is_possible = !self.is_restock_failing() && !self.is_meta_reserve_gone();
+        is_possible && (self.is_restocking.load(Ordering::Acquire) || self.released_blocks() > 0)
     }
 
     fn wake_waiting_for_stock(&self) {
@@ -135,18 +145,17 @@ impl Pool {
     }
 
     fn take_stale_stretch(&self) -> Option<Stretch> {
-        let mut space = self.space.lock();
         if is_planted(Bug::TrimTrustsStoredMap) {
             let device = DeviceIndex::new(0);
             let stretch = Stretch { device, index: 1 };
             let is_unused = self.stored.lock().used[0].get(1).is_some_and(|bits| bits.iter().all(|word| *word == 0));
-            if is_unused && space.free_in(stretch).1 == STRETCH_BLOCKS {
-                drop(space);
+            if is_unused && self.space.lock().free_in(stretch).1 == STRETCH_BLOCKS {
                 // The bug: changes and records of the log are there, and only the stored map was asked.
                 let _is_done = self.device_of(stretch).device.discard(STRETCH_BYTES, STRETCH_BYTES).is_ok();
                 return None;
             }
         }
+        let mut space = self.space.lock();
         let stock_blocks = stock_blocks(&space);
         space.take_stale(stock_blocks)
     }
@@ -156,23 +165,33 @@ impl Pool {
     }
 }
 
-/// Takes the free stretches out of the free space that a file has holes in: at open.
-///
-/// # Errors
-/// The device's.
-pub(super) fn release_holes(space: &mut Space, devices: &[Arc<PoolDevice>]) -> Result<()> {
+/// Takes the free stretches out of the free space that a file has holes in: at open. `kept_blocks` stay free nevertheless,
+/// so that the pool can be used, as it can where the holes of a file are not known.
+pub(super) fn release_holes(space: &mut Space, devices: &[Arc<PoolDevice>], kept_blocks: u64) {
     for (index, device) in (0..).map(DeviceIndex::new).zip(devices) {
-        let holes = device.device.holes().map_err(|source| {
-            let message = format!("Looking for holes in {} failed: {source}", device.device.name());
-            Error::new(ErrorKind::Other, message).with_source(source)
-        })?;
+        let holes = device.device.holes().unwrap_or_else(|error| {
+            tracing::warn!(device = device.device.name(), %error, "its holes are not known: they are used as they are");
+            Vec::new()
+        });
         for hole in holes {
             for stretch in hole.start / STRETCH_BYTES..hole.end.div_ceil(STRETCH_BYTES) {
-                space.release_free(Stretch { device: index, index: stretch });
+                if space.free_count() >= kept_blocks + STRETCH_BLOCKS {
+                    space.release_free(Stretch { device: index, index: stretch });
+                }
             }
         }
     }
-    Ok(())
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+fn cannot_be_taken(name: &str, source: std::io::Error) -> Error {
+    let message = format!("Free space of {name} that was given back cannot be used again: {source}");
+    Error::new(ErrorKind::NoSpace, message)
+        .with_hint("Free some space in the file system of that file; it is tried again by itself")
+        .with_source(source)
 }
 
 /// Blocks in wholly free stretches that are kept.

@@ -166,6 +166,12 @@ impl<D: Disk + 'static> Engine<D> {
                 state.parts[usize_of(index)].failure = Some(IoError::Io);
                 continue;
             }
+            let is_move = part.is_move;
+            // A move waits for nothing: it is not worth it.
+            if is_move && (self.pool.is_change_limit_reached() || self.pool.is_meta_reserve_gone()) {
+                state.parts[usize_of(index)].failure = Some(IoError::NoSpace);
+                continue;
+            }
             if self.pool.is_change_limit_reached() {
                 self.pool.want_checkpoint();
                 return queue(state, index);
@@ -174,11 +180,6 @@ impl<D: Disk + 'static> Engine<D> {
                 self.close_batch(state);
                 state.is_yielding = true;
                 return queue(state, index);
-            }
-            let is_move = part.is_move;
-            if is_move && self.pool.is_meta_reserve_gone() {
-                state.parts[usize_of(index)].failure = Some(IoError::NoSpace);
-                continue;
             }
             if !part.is_privileged && self.pool.is_meta_reserve_gone() {
                 // What overwrites needs no space in the end, and a checkpoint may bring the reserve back.

@@ -42,7 +42,7 @@ impl Signals for SimSignals {
     fn wake_lanes(&self) {}
     fn wake_lane(&self, _lane: LaneIndex) {}
     fn wake_other_lanes(&self, _lane: LaneIndex) {}
-    fn checkpoint_done(&self) {}
+    fn space_freed(&self) {}
     fn want_stock(&self) {}
 }
 

@@ -99,7 +99,7 @@ impl Signals for Bell {
     }
 
     // Whoever wants the pool cleaned does that between two cases.
-    fn checkpoint_done(&self) {}
+    fn space_freed(&self) {}
 
     // Nothing is given back here.
     fn want_stock(&self) {}

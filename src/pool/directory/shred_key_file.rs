@@ -32,17 +32,34 @@ pub(super) fn create(directory: &Path) -> Result<PathBuf> {
 }
 
 /// Opens the file, and makes it first where it is missing: a pool of before has none. Without space for that the pool can
-/// be used but for volumes with a key of their own.
+/// be used but for volumes with a key of their own. Says also whether it was made.
 ///
 /// # Errors
 /// As [`open`].
-pub(super) fn open_or_create(directory: &Path) -> Result<Option<Arc<dyn Device>>> {
-    if !directory.join(NAME).exists()
-        && let Err(error) = create(directory)
-    {
-        tracing::warn!(%error, "no volume can have a key of its own: the file shred-key cannot be made");
+pub(super) fn open_or_create(directory: &Path) -> Result<(Option<Arc<dyn Device>>, bool)> {
+    let path = directory.join(NAME);
+    let is_missing = match fs::symlink_metadata(&path) {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(source) => return Err(Error::from_io("Opening", &path, source)),
+    };
+    let mut is_new = false;
+    if is_missing {
+        match create(directory) {
+            Ok(_) => is_new = true,
+            Err(error) => {
+                tracing::warn!(%error, "no volume can have a key of its own: the file shred-key cannot be made");
+            }
+        }
     }
-    open(directory)
+    Ok((open(directory)?, is_new))
+}
+
+/// Removes the file that [`open_or_create`] made, for a pool that turned out to need the one that is missing.
+pub(super) fn remove_new(directory: &Path) {
+    if let Err(error) = fs::remove_file(directory.join(NAME)) {
+        tracing::warn!(%error, "an empty shred-key that was made just now could not be removed");
+    }
 }
 
 /// Opens the file, if it is there.
@@ -51,7 +68,7 @@ pub(super) fn open_or_create(directory: &Path) -> Result<Option<Arc<dyn Device>>
 /// Those of opening it; `Integrity` if it is too short.
 pub(super) fn open(directory: &Path) -> Result<Option<Arc<dyn Device>>> {
     let path = directory.join(NAME);
-    if !path.exists() {
+    if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(None);
     }
     let device = FileDevice::open(&path)?;

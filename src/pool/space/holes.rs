@@ -23,7 +23,7 @@ pub struct Stretch {
 /// How the free blocks lie.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FreeShape {
-    /// In stretches that are as free as they can be: long runs.
+    /// In stretches that are as free as they can be, also those that were given back: long runs.
     pub whole_blocks: u64,
     /// In the others: holes among blocks in use.
     pub hole_blocks: u64,
@@ -56,7 +56,7 @@ impl Space {
     /// How the free blocks lie.
     #[must_use]
     pub fn shape(&self) -> FreeShape {
-        let mut shape = FreeShape::default();
+        let mut shape = FreeShape { whole_blocks: self.released_blocks(), hole_blocks: 0 };
         for device in &self.devices {
             for (stretch, free) in device.free_in.iter().enumerate() {
                 let free = u64::from(*free);
