@@ -8,7 +8,7 @@ use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{IoChoice, ListenAddress, Server, ServerOptions};
+use crate::lane::{ExportInfo, IoChoice, ListenAddress, Server, ServerOptions};
 use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
@@ -42,6 +42,8 @@ pub(super) struct PoolSetup {
     pub without_own_keys: bool,
     /// When space counts as low.
     pub watermarks: Watermarks,
+    /// Volumes that the listeners do not offer.
+    pub unexported: Vec<String>,
 }
 
 impl PoolSetup {
@@ -64,6 +66,11 @@ impl PoolSetup {
         )?;
         let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };
         let server = Server::start(pool.pool, ServerOptions { devices: pool.devices, io: self.io })?;
+        for name in &self.unexported {
+            if let Err(error) = server.set_exported(name, false) {
+                tracing::warn!(name, %error, "a volume that was not exported is gone");
+            }
+        }
         let listeners = match listen_everywhere(&server, self) {
             Ok(listeners) => listeners,
             Err(error) => {
@@ -77,8 +84,10 @@ impl PoolSetup {
         Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners))
     }
 
-    /// Takes where it listened, so that clients find it there again.
-    pub fn keep_listeners(&mut self, listeners: &[ListenAddress]) {
+    /// Takes where it listened and what it did not offer, so that clients find the same again.
+    pub fn keep_exports(&mut self, listeners: &[ListenAddress], exports: &[ExportInfo]) {
+        let hidden = exports.iter().filter(|export| !export.is_exported);
+        self.unexported = hidden.map(|export| export.name.clone()).collect();
         let tcp = listeners.iter().filter_map(|listener| match listener {
             ListenAddress::Tcp(address) => Some(TcpListen { address: *address, port_tries: 1 }),
             ListenAddress::Unix(_) => None,

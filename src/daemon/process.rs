@@ -106,6 +106,7 @@ impl Daemon {
             meta_cache_bytes: options.meta_cache_bytes,
             without_own_keys: options.without_own_keys,
             watermarks: options.watermarks,
+            unexported: Vec::new(),
         }));
         if !options.is_locked {
             gate.open(options.credential)?;

@@ -151,6 +151,23 @@ fn pool_that_another_process_has_stays_locked() {
 }
 
 #[test]
+fn volume_that_was_not_exported_is_not_exported_behind_a_lock() {
+    let home = Home::with_pool();
+    let serving = home.serve(&[]);
+    write_canary(&home);
+    home.run(["unexport", "vol1"]).success();
+    assert!(connect(&home).is_err(), "it is not offered");
+
+    home.run(["key", "lock"]).success();
+    home.run(["key", "unlock", "--key-file", &home.text("pool.key")]).success();
+
+    assert!(connect(&home).is_err(), "nor now");
+    home.run(["export", "vol1"]).success();
+    assert_canary(&home);
+    serving.stop();
+}
+
+#[test]
 fn pool_without_encryption_cannot_be_locked() {
     let home = Home::new();
     let pool = home.text("pool");
