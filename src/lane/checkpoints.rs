@@ -1,8 +1,8 @@
 //! The thread that runs checkpoints: when the pool wants one, and for changes that are a few seconds old.
 //!
-//! While there are no changes it sleeps without a timeout.
+//! While there are no changes it sleeps without a timeout, unless the reserve of `meta/` is gone.
 
-use super::limits::{CHECKPOINT_PERIOD, CHECKPOINT_RETRY_PERIOD};
+use super::limits::{CHECKPOINT_PERIOD, CHECKPOINT_RETRY_PERIOD, RESERVE_RETRY_PERIOD};
 use crate::error::{ErrorKind, Result};
 use crate::pool::{Checkpoint, Pool};
 use parking_lot::{Condvar, Mutex};
@@ -54,7 +54,7 @@ impl Checkpoints {
 
     /// What the thread does.
     pub(super) fn work(&self, pool: &Arc<Pool>) {
-        while self.wait_until_due() {
+        while self.wait_until_due(pool) {
             if pool.check_writable().is_ok()
                 && let Err(error) = self.run(pool, None)
             {
@@ -98,8 +98,9 @@ impl Checkpoints {
         }
     }
 
-    /// Whether to run a checkpoint now; if not, the thread ends.
-    fn wait_until_due(&self) -> bool {
+    /// Whether to run a checkpoint now; if not, the thread ends. While the reserve of `meta/` is gone it tries to take that
+    /// back now and then: nobody may write anything that a checkpoint would come for.
+    fn wait_until_due(&self, pool: &Pool) -> bool {
         let mut wishes = self.wishes.lock();
         loop {
             let now = Instant::now();
@@ -113,9 +114,14 @@ impl Checkpoints {
                 self.has_due.store(false, Ordering::Release);
                 return true;
             }
-            match wishes.due {
-                Some(due) => drop(self.changed.wait_until(&mut wishes, due)),
-                None => self.changed.wait(&mut wishes),
+            if let Some(due) = wishes.due {
+                self.changed.wait_until(&mut wishes, due);
+            } else if !pool.is_meta_reserve_gone() {
+                self.changed.wait(&mut wishes);
+            } else if self.changed.wait_for(&mut wishes, RESERVE_RETRY_PERIOD).timed_out() {
+                drop(wishes);
+                pool.restore_meta_reserve();
+                wishes = self.wishes.lock();
             }
         }
     }

@@ -31,6 +31,8 @@ pub(super) const CLEANING_PAUSE: Duration = Duration::from_millis(20);
 pub(super) const TRIM_PAUSE: Duration = Duration::from_millis(20);
 /// How long free space that could not be made fit for use waits for the next try.
 pub(super) const RESTOCK_RETRY_PERIOD: Duration = Duration::from_secs(5);
+/// Pause before the reserve of `meta/` is tried to be taken back, while nothing else asks for a checkpoint.
+pub(super) const RESERVE_RETRY_PERIOD: Duration = Duration::from_secs(5);
 /// Messages that wait for a lane.
 pub(super) const MESSAGES_MAX: usize = 1024;
 /// Threads for what blocks.

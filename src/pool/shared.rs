@@ -338,6 +338,11 @@ impl Pool {
         self.changes.active_count() >= self.limits.changes_hard_max
     }
 
+    /// Takes the reserve of `meta/` back if it is gone and there is space for it. Never on a lane.
+    pub fn restore_meta_reserve(&self) {
+        self.store.restore_reserve();
+    }
+
     /// Whether `meta/` lives on its reserve: then nothing may be begun that needs more space.
     #[must_use]
     pub fn is_meta_reserve_gone(&self) -> bool {

@@ -179,6 +179,14 @@ fn use_full_pool(client: &mut NbdClient, filled: u64, sequence: u64) {
     assert_holds(client, 2, Value::Zeros);
 }
 
+/// Waits until a checkpoint has stored everything.
+fn await_stored(home: &Home) {
+    let begun = Instant::now();
+    while home.run(["status", "--json"]).json()["pool"]["changes"] != 0 {
+        assert!(begun.elapsed() < WAIT_MAX, "changes are not stored");
+    }
+}
+
 /// Waits until the metadata has its reserve back.
 fn await_reserve(home: &Home) {
     let begun = Instant::now();
@@ -292,6 +300,8 @@ fn served_pool_removes_a_volume_on_a_full_file_system_and_has_its_blocks_back() 
     let state = home.run(["status", "--json"]).json()["pool"].clone();
     assert_eq!(state["is_meta_reserve_gone"], true, "{state}");
     home.run(["check"]).success();
+    // Nothing is left to be stored: no checkpoint comes for anything but the reserve.
+    await_stored(&home);
 
     small.empty();
     await_reserve(&home);
