@@ -70,7 +70,7 @@ fn print(answer: &CheckAnswer, output: &Output) -> Outcome<()> {
     }
     output.list(answer, &answer.items, &table)?;
     let looked = format!(
-        "{} trees, {} leaves that map {} blocks, {} records of the log",
+        "trees: {}, leaves: {}, blocks that they map: {}, records of the log: {}",
         answer.trees, answer.leaves, answer.mapped_blocks, answer.records
     );
     let listed = crate::units::to_u64(answer.items.len());

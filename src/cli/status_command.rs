@@ -48,7 +48,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("cleaner", cleaner(&pool.cleaning, output)),
         ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
-        ("damaged blocks", pool.damaged_blocks.to_string()),
+        ("damage found", format!("{} times by reads", pool.damaged_blocks)),
         ("daemon", daemon),
     ];
     Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)

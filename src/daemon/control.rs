@@ -417,7 +417,10 @@ fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
             .push(format!("The pool takes no writes any more: {failure}. Restart the daemon when that is repaired."));
     }
     if pool.damaged_blocks > 0 {
-        warnings.push(format!("{} blocks failed verification; reads of them give errors.", pool.damaged_blocks));
+        warnings.push(format!(
+            "Reads found a damaged block, times: {}. The log names the blocks; they read as errors.",
+            pool.damaged_blocks
+        ));
     }
     if pool.is_meta_reserve_gone {
         warnings.push(

@@ -343,7 +343,7 @@ pub struct PoolState {
     pub lost_blocks: u64,
     /// How long it took to open the pool, recovery included.
     pub open_ms: u64,
-    /// Blocks that failed verification in this session.
+    /// Damaged blocks that reads met in this session, one that is read again counted again.
     pub damaged_blocks: u64,
     /// Whether the metadata store found no space and lives on its reserve.
     pub is_meta_reserve_gone: bool,

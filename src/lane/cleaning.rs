@@ -1,6 +1,7 @@
 //! The thread that runs the cleaner: at full speed while nobody uses the pool, and a little where long runs are scarce.
 //!
-//! It is woken when blocks become free, which is when checkpoints are done and idle lanes give windows back. While there is nothing to clean it sleeps without a timeout.
+//! It is woken when blocks become free, which is when checkpoints are done and idle lanes give windows back. While there is
+//! nothing to clean it sleeps without a timeout.
 
 use super::limits::{CLEANING_PAUSE, IDLE_PERIOD};
 use crate::error::IoError;

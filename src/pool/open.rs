@@ -253,7 +253,6 @@ fn assemble(
         space_level: Mutex::default(),
         damaged_blocks: AtomicU64::new(0),
         moved_blocks: AtomicU64::new(0),
-        trimmed_blocks: AtomicU64::new(0),
         restocked: AtomicU64::new(0),
         is_restock_failing: AtomicBool::new(false),
         is_restocking: AtomicBool::new(false),

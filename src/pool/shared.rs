@@ -124,8 +124,6 @@ pub struct Pool {
     pub(super) space_level: Mutex<SpaceLevel>,
     /// Blocks whose mac did not match, counted since the pool was opened.
     pub(super) damaged_blocks: AtomicU64,
-    /// Blocks that were given back to what is under the devices since then, some again and again.
-    pub(super) trimmed_blocks: AtomicU64,
     /// Stretches that were taken back, and whether the last of them could not be.
     pub(super) restocked: AtomicU64,
     pub(super) is_restock_failing: AtomicBool,

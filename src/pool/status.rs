@@ -55,7 +55,7 @@ pub struct PoolStatus {
     pub recovered_records: u64,
     /// Blocks of the last batches that a crash lost or tore, found at this open.
     pub lost_blocks: u64,
-    /// Blocks found damaged by reads since the pool was opened.
+    /// Damaged blocks that reads met since the pool was opened, one that is read again counted again.
     pub damaged_blocks: u64,
 }
 

@@ -61,7 +61,6 @@ impl Pool {
             }
             return TrimProgress::Worked;
         }
-        self.trimmed_blocks.fetch_add(STRETCH_BLOCKS, Ordering::Relaxed);
         if device.device.is_thin() {
             space.release(stretch)
         } else {

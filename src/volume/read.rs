@@ -255,8 +255,8 @@ impl<D: Disk + 'static> Engine<D> {
 
     fn report_damage(&self, volume: &Volume, block: u64, entry: Option<Entry>) {
         self.pool.count_damaged_block();
-        let address = entry.map(|entry| entry.address().to_string());
-        tracing::error!(volume = %volume.id(), block, ?address, "a block is damaged: its mac does not match");
+        let address = entry.map_or_else(|| "nowhere".to_owned(), |entry| entry.address().to_string());
+        tracing::error!(volume = %volume.id(), block, address, "a block is damaged: its mac does not match");
     }
 }
 
