@@ -23,6 +23,7 @@ use super::resource::{
 use super::volume_rule;
 use crate::crypto::system_random;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::OnFull;
 use crate::lane::{ExportInfo, ListenAddress, Server};
 use crate::pool::directory::{DeviceList, KeyChange, KeySlots};
 use crate::volume::{NewVolume, VolumeInfo};
@@ -138,6 +139,7 @@ impl Control {
                 size_bytes: request.size_bytes,
                 sector_size: request.sector_size,
                 created_at,
+                on_full: OnFull::Error,
             };
             let volumes = self.server.volumes();
             let info = if request.own_key {

@@ -14,6 +14,33 @@ pub const NAME_BYTES_MAX: usize = 63;
 /// Lanes of a pool.
 pub const LANES_MAX: usize = 64;
 
+/// What a write to a volume does that finds no space in the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// It fails with "no space".
+    #[default]
+    Error,
+    /// It waits until there is space.
+    Pause,
+}
+
+impl OnFull {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Error => 0,
+            Self::Pause => 1,
+        }
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Error),
+            1 => Some(Self::Pause),
+            _ => None,
+        }
+    }
+}
+
 /// A writable virtual disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRecord {
@@ -29,6 +56,8 @@ pub struct VolumeRecord {
     pub tree: TreeId,
     /// Seconds since 1970 when it was created.
     pub created_at: u64,
+    /// What its writes do that find no space.
+    pub on_full: OnFull,
 }
 
 impl VolumeRecord {
@@ -42,7 +71,8 @@ impl VolumeRecord {
         writer.u64(self.created_at);
         writer.u32(self.sector_size);
         writer.u16(len_u16(self.name.len()));
-        writer.zeros(2);
+        writer.u8(self.on_full.code());
+        writer.zeros(1);
         writer.bytes(self.name.as_bytes());
         writer.finish()
     }
@@ -57,13 +87,14 @@ impl VolumeRecord {
         let (size_bytes, tree, created_at) = (reader.u64()?, TreeId::new(reader.u64()?), reader.u64()?);
         let sector_size = reader.u32()?;
         let name_len = usize::from(reader.u16()?);
-        reader.reserved(2)?;
+        let on_full = OnFull::from_code(reader.u8()?).ok_or(FormatError::Field("what writes do without space"))?;
+        reader.reserved(1)?;
         let name = std::str::from_utf8(reader.bytes(name_len)?).map_err(|_| FormatError::Field("volume name"))?;
         reader.finish()?;
         if !matches!(sector_size, 512 | 4096) {
             return Err(FormatError::Field("sector size"));
         }
-        Ok(Self { id, name: name.to_owned(), size_bytes, sector_size, tree, created_at })
+        Ok(Self { id, name: name.to_owned(), size_bytes, sector_size, tree, created_at, on_full })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::crypto::{
     ShredKey, Suite, domain_place,
 };
 use crate::format::bitmap::{self, STRETCH_WORDS};
-use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, TreeRecord, TreeState, VolumeRecord};
+use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, OnFull, TreeRecord, TreeState, VolumeRecord};
 use crate::format::device_header::DeviceHeader;
 use crate::format::entry::Entry;
 use crate::format::leaf::{Leaf, LeafChange, frames, push_frame};
@@ -58,6 +58,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("device-header", device_header().encode(&master().static_mac(Purpose::DeviceHeader)).1),
         ("session", session().encode(&master().static_mac(Purpose::Session))),
         ("volume", volume().encode()),
+        ("volume-on-full-pause", pausing_volume().encode()),
         ("tree", tree().encode()),
         ("domain", domain().encode()),
         ("domain-of-volume", domain_of_volume().encode()),
@@ -164,7 +165,12 @@ fn volume() -> VolumeRecord {
         sector_size: 512,
         tree: TreeId::new(7),
         created_at: 1_700_000_000,
+        on_full: OnFull::Error,
     }
+}
+
+fn pausing_volume() -> VolumeRecord {
+    VolumeRecord { on_full: OnFull::Pause, ..volume() }
 }
 
 fn tree() -> TreeRecord {
@@ -408,11 +414,20 @@ fn golden_superblock_with_a_passphrase_decodes_and_opens_both_ways() {
 #[test]
 fn golden_catalog_decodes() {
     assert_eq!(VolumeRecord::decode(&golden("volume")), Ok(volume()));
+    assert_eq!(VolumeRecord::decode(&golden("volume-on-full-pause")), Ok(pausing_volume()));
     assert_eq!(TreeRecord::decode(&golden("tree")), Ok(tree()));
     assert_eq!(CheckpointRecord::decode(&golden("checkpoint")), Ok(checkpoint()));
     let domain = DomainRecord::decode(&golden("domain")).expect("our own");
     let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
     assert!(DomainKey::unwrap(&DomainWrapping::of_pool(&master()), &place, &domain.keys[0].1).is_some());
+}
+
+#[test]
+fn what_a_volume_does_without_space_is_one_of_the_known() {
+    let mut body = golden("volume-on-full-pause");
+    body[46] = 2;
+
+    assert_eq!(VolumeRecord::decode(&body), Err(FormatError::Field("what writes do without space")));
 }
 
 #[test]

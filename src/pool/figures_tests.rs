@@ -87,6 +87,7 @@ fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
         sector_size: 4096,
         tree: TreeId::new(0),
         created_at: 0,
+        on_full: crate::format::catalog::OnFull::Error,
     };
     let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
     let mut free = Vec::new().into_iter();

@@ -4,7 +4,7 @@ use super::*;
 use crate::crypto::{MasterKey, Suite};
 use crate::disk::SimDevice;
 use crate::error::ErrorKind;
-use crate::format::catalog::VolumeRecord;
+use crate::format::catalog::{OnFull, VolumeRecord};
 use crate::format::entry::Entry;
 use crate::format::key;
 use crate::map::{Change, ChangeKey};
@@ -54,6 +54,7 @@ fn create_volume(pool: &Pool, name: &str) -> TreeId {
         sector_size: 4096,
         tree: TreeId::new(0),
         created_at: 0,
+        on_full: OnFull::Error,
     };
     pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree
 }

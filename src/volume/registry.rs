@@ -2,7 +2,7 @@
 
 use crate::crypto::Random;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalog::VolumeRecord;
+use crate::format::catalog::{OnFull, VolumeRecord};
 use crate::map::Lineage;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, Pool};
@@ -76,13 +76,15 @@ pub struct NewVolume<'a> {
     pub sector_size: u32,
     /// Seconds since 1970.
     pub created_at: u64,
+    /// What its writes do that find no space.
+    pub on_full: OnFull,
 }
 
 impl<'a> NewVolume<'a> {
     /// A volume with sectors of 512 bytes and nothing special.
     #[must_use]
     pub const fn new(id: Uuid, name: &'a str, size_bytes: u64) -> Self {
-        Self { id, name, size_bytes, sector_size: 512, created_at: 0 }
+        Self { id, name, size_bytes, sector_size: 512, created_at: 0, on_full: OnFull::Error }
     }
 }
 
@@ -300,14 +302,14 @@ impl Volumes {
 }
 
 fn new_record(new: &NewVolume<'_>) -> Result<VolumeRecord> {
-    let NewVolume { id, name, size_bytes, sector_size, created_at } = *new;
+    let NewVolume { id, name, size_bytes, sector_size, created_at, on_full } = *new;
     check_size(size_bytes)?;
     if !matches!(sector_size, 512 | 4096) {
         return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
             .with_hint("Use 512 or 4096"));
     }
     let (name, tree) = (name.to_owned(), TreeId::new(0));
-    Ok(VolumeRecord { id, name, size_bytes, sector_size, tree, created_at })
+    Ok(VolumeRecord { id, name, size_bytes, sector_size, tree, created_at, on_full })
 }
 
 fn busy(name: &str, users: u32) -> Error {

@@ -4,7 +4,7 @@ use super::*;
 use crate::crypto::{MasterKey, SealKind, Suite};
 use crate::disk::SimDevice;
 use crate::format::bitmap;
-use crate::format::catalog::VolumeRecord;
+use crate::format::catalog::{OnFull, VolumeRecord};
 use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::leaf::{Leaf, LeafChange};
@@ -34,6 +34,7 @@ impl Scene {
             sector_size: 4096,
             tree: TreeId::new(0),
             created_at: 0,
+            on_full: OnFull::Error,
         };
         let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
         let scene = Self { device, store, pool, tree };
