@@ -31,8 +31,9 @@ impl MemoryDevice {
         assert!(size_bytes.is_multiple_of(BLOCK_SIZE_U64), "a device has whole blocks");
         let chunk_count = to_usize(size_bytes).div_ceil(CHUNK_BYTES);
         let chunk = || {
-            // Zeros that were never written have no page yet.
-            let mut bytes = vec![u8::MAX; CHUNK_BYTES];
+            // Zeros that were never written have no page yet. The compiler must not see that these will be zeros: it would
+            // ask the allocator for them.
+            let mut bytes = std::hint::black_box(vec![u8::MAX; CHUNK_BYTES]);
             bytes.fill(0);
             RwLock::new(bytes)
         };
