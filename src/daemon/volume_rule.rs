@@ -4,27 +4,10 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BLOCK_SIZE_U64, VOLUME_SIZE_BYTES_MAX};
 
-/// Longest name, in bytes.
-pub const NAME_LEN_MAX: usize = 63;
+pub use crate::volume::reference::check_name;
+
 /// Sector size of a volume whose creator names none: what every system boots from.
 pub const SECTOR_SIZE_DEFAULT: u32 = 512;
-
-/// Checks a name: a letter, then letters, digits, `_` and `-`, at most [`NAME_LEN_MAX`] in all.
-///
-/// # Errors
-/// `Usage` for anything else.
-pub fn check_name(name: &str) -> Result<()> {
-    let is_valid = name.len() <= NAME_LEN_MAX
-        && name.starts_with(|first: char| first.is_ascii_alphabetic())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    if is_valid {
-        return Ok(());
-    }
-    // The name may be long or hold control characters: it is shown escaped and cut.
-    let shown: String = name.chars().take(NAME_LEN_MAX + 1).collect();
-    Err(Error::new(ErrorKind::Usage, format!("{shown:?} is not a name for a volume"))
-        .with_hint("A name is a letter and up to 62 more letters, digits, - and _"))
-}
 
 /// Checks the size of a volume: a multiple of 4 KiB from 4 KiB to 1 PiB.
 ///
@@ -63,30 +46,6 @@ pub fn check_sector_size(sector_size: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_follow_the_rule() {
-        let longest = format!("a{}", "0".repeat(62));
-        for name in ["a", "Z9_-", longest.as_str()] {
-            check_name(name).expect(name);
-        }
-    }
-
-    #[test]
-    fn other_names_are_refused_as_usage() {
-        let too_long = format!("a{}", "0".repeat(63));
-        for name in ["", "1a", "-a", "_a", "a.b", "a/b", "a b", "ä", "a\n", "a@1", too_long.as_str()] {
-            assert_eq!(check_name(name).expect_err(name).kind(), ErrorKind::Usage, "{name:?}");
-        }
-    }
-
-    #[test]
-    fn the_message_about_a_name_is_bounded_and_escaped() {
-        let error = check_name(&"\u{1b}".repeat(100_000)).expect_err("control characters");
-
-        assert!(error.message().len() < 1024);
-        assert!(!error.message().contains('\u{1b}'));
-    }
 
     #[test]
     fn sizes_are_whole_blocks_from_one_block_to_one_pebibyte() {

@@ -53,6 +53,8 @@ const BANS: &[Ban] = &[
         layers: BELOW_LANE,
         parts: &[
             &["Instant", "now"],
+            &["Timestamp", "now"],
+            &["Zoned", "now"],
             &["SystemTime"],
             &["UNIX_EPOCH"],
             &["thread", "spawn"],
