@@ -13,8 +13,11 @@ pub mod gate;
 pub mod host;
 pub mod key_resource;
 pub mod lock_resource;
+pub mod name_template;
 pub mod request;
 pub mod resource;
+pub mod retention;
+pub mod version_rule;
 pub mod volume_rule;
 
 mod answer;
