@@ -43,13 +43,15 @@ pub enum Bug {
     ShredNotSynced,
     /// The cleaner moves what the map said before it had the lock.
     MoveTrustsEarlyLook,
+    /// A walk over the map looks at what is stored only.
+    WalkWithoutChanges,
     /// What the stored map leaves free is given back, although the log has blocks there.
     TrimTrustsStoredMap,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -70,6 +72,7 @@ impl Bug {
         Self::ShredNotSynced,
         Self::MoveTrustsEarlyLook,
         Self::TrimTrustsStoredMap,
+        Self::WalkWithoutChanges,
     ];
 }
 

@@ -5,7 +5,7 @@
 //!
 //! 1. A connection starts with a [`server::Handshake`]. The owner feeds it what arrives, sends what it appends, and
 //!    answers its questions about exports through [`server::Exports`].
-//! 2. The handshake ends with [`server::Negotiated`]. From then on each request is a [`Request`], parsed from 28
+//! 2. The handshake ends with [`server::Negotiated`]. From then on each request is a [`Request`], parsed from 28 or 32
 //!    bytes by [`Request::parse`] and judged by [`server::RequestRules::check`]. Neither allocates.
 //! 3. Replies are a [`ReplyHeader`] (a small `Copy` value) that the owner sends in front of a payload it never copies.
 //!
@@ -13,7 +13,7 @@
 //! bound of [`limits`]; every loop consumes input. The specification is `doc/proto.md` of the NetworkBlockDevice
 //! project; the doc comments name its sections.
 //!
-//! Not here: metadata contexts and block status, extended headers, TLS, resize.
+//! Not here: TLS, resize.
 
 #![forbid(unsafe_code)]
 
@@ -28,8 +28,8 @@ pub use wire::error::WireError;
 pub use wire::flags::{ChunkFlags, ClientFlags, CommandFlags, HandshakeFlags, TransmissionFlags};
 pub use wire::magic;
 pub use wire::option::{InfoKind, OptionError, OptionKind, OptionReplyKind};
-pub use wire::reply::{ChunkKind, ReplyHeader};
-pub use wire::request::{BadMagic, Request, RequestKind};
+pub use wire::reply::{ChunkKind, ReplyForm, ReplyHeader, ReplyTo, StatusExtent};
+pub use wire::request::{BadMagic, Request, RequestForm, RequestKind};
 
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,19 @@ pub const OPTION_DATA_SIZE_MAX: u32 = 16 * 1024;
 /// closes, since a peer could otherwise make the server read 4 GiB for each of its options (CVE-2017-15119).
 pub const OPTION_SKIP_SIZE_MAX: u32 = 1024 * 1024;
 
+/// The longest option with queries for metadata contexts that is kept in memory, in bytes: a name, and a few of the longest
+/// queries.
+pub const META_OPTION_DATA_SIZE_MAX: u32 = 64 * 1024;
+
+/// How many metadata contexts a client may ask for at once, and so have at most.
+pub const META_QUERY_COUNT_MAX: u32 = 64;
+
+/// The most runs that one chunk of block status tells (the specification allows 2^20): 1 MiB of them with extended headers.
+pub const STATUS_EXTENT_COUNT_MAX: usize = 65_536;
+
+/// The longest payload of a BLOCK_STATUS, in bytes: a length, and the id of each context.
+pub const STATUS_PAYLOAD_SIZE_MAX: u64 = 8 + 4 * (META_QUERY_COUNT_MAX as u64);
+
 /// How many options a client may send before it must have chosen an export.
 pub const OPTION_COUNT_MAX: u32 = 32;
 
@@ -43,6 +56,9 @@ pub const OPTION_REPLY_DATA_SIZE_MAX: u32 = 16 * 1024;
 
 /// How many exports a client takes from one LIST.
 pub const LISTED_EXPORT_COUNT_MAX: usize = 65_536;
+
+/// How many metadata contexts a client takes for one LIST or SET of them.
+pub const LISTED_CONTEXT_COUNT_MAX: usize = 4096;
 
 /// How many INFO replies a client takes for one INFO or GO.
 pub const INFO_REPLY_COUNT_MAX: u32 = 64;

@@ -10,7 +10,9 @@ use super::handshake::Session;
 use super::limits::{HANDSHAKE_TIME_MAX, STREAM_BYTES};
 use super::sender::{Head, Reply, Sender, Sent};
 use super::server::Permit;
+use super::status::PendingStatus;
 use crate::disk::{IoBuffer, LentToDevice};
+use crate::units::to_usize;
 use rok_nbd::Request;
 use rok_nbd::server::Handshake;
 use slab::Slab;
@@ -62,15 +64,17 @@ impl Incoming {
     }
 }
 
-/// Length of a request's data in bytes.
+/// Length of the data of a READ or WRITE in bytes.
 pub(super) fn payload_len(request: &Request) -> usize {
-    usize::try_from(request.length).expect("a pointer has at least 32 bits")
+    to_usize(request.length)
 }
 
 /// A request that the engine works on.
 pub(super) struct Pending {
     pub request: Request,
     pub buffer: Option<IoBuffer>,
+    /// What a BLOCK_STATUS asks for.
+    pub status: Option<Box<PendingStatus>>,
 }
 
 /// Where a connection stands.

@@ -1,6 +1,7 @@
 //! What a server exports: every volume, unless it is hidden or being shrunk.
 
 use super::limits::REQUEST_BYTES_MAX;
+use super::status::StatusContext;
 use crate::error::ErrorKind;
 use crate::volume::{OpenVolume, VolumeInfo, Volumes};
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ const FEATURES: ExportFeatures = ExportFeatures {
     has_trim: true,
     has_write_zeroes: true,
     has_fast_zero: true,
+    has_cache: true,
     // One engine behind all connections, and its flush covers all lanes.
     is_multi_connection_safe: true,
     is_rotational: false,
@@ -137,6 +139,7 @@ impl Exports for ExportView<'_> {
         let mut export = Export::new(name, volume.volume().size_bytes(), FEATURES);
         export.block_sizes = BlockSizes::DEFAULT;
         export.payload_size_bytes_max = REQUEST_BYTES_MAX;
+        export.contexts = StatusContext::ALL.map(|context| context.name().to_owned()).to_vec();
         self.found.replace(Some(volume));
         Ok(export)
     }

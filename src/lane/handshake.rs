@@ -2,6 +2,7 @@
 
 use super::exports::ExportTable;
 use super::exports::ExportView;
+use super::status::StatusContext;
 use crate::volume::OpenVolume;
 use rok_nbd::server::{Handshake, Negotiated, Outcome, RequestRules};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub(super) enum NextStep {
 pub(super) struct Session {
     pub volume: OpenVolume,
     pub rules: RequestRules,
+    /// The metadata contexts that the client chose, in the order of their ids.
+    pub contexts: Vec<StatusContext>,
 }
 
 /// Takes a turn.
@@ -55,7 +58,9 @@ pub(super) fn advance(mut handshake: Box<Handshake>, input: &[u8], table: &Arc<E
 }
 
 fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {
-    let rules = RequestRules::new(&negotiated.export, negotiated.has_structured_replies);
+    let rules = negotiated.rules();
+    let contexts: Option<Vec<_>> = negotiated.contexts.iter().map(StatusContext::named).collect();
+    let contexts = contexts.expect("only contexts that there are can be chosen");
     // The handshake ends in the very call in which it found the export.
-    view.into_found().map_or(NextStep::Close, |volume| NextStep::Serve(Session { volume, rules }))
+    view.into_found().map_or(NextStep::Close, |volume| NextStep::Serve(Session { volume, rules, contexts }))
 }

@@ -8,6 +8,8 @@ pub const CONNECTIONS_MAX: usize = 128;
 pub const REQUESTS_MAX: usize = 128;
 /// Bytes of payload that the requests of a connection hold; a single request may always go ahead.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// What a BLOCK_STATUS under way counts for among these: the longest reply to it, and what it is made of.
+pub(super) const STATUS_BYTES: usize = 1 << 20;
 /// Longest READ or WRITE.
 pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// How long a client may take to choose an export.

@@ -24,6 +24,7 @@ mod requests;
 mod sender;
 mod server;
 mod signals;
+mod status;
 mod tcp;
 mod thread;
 mod threads;

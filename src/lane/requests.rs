@@ -3,13 +3,15 @@
 use super::buffers::Buffers;
 use super::connection::{Connection, Incoming, Pending, Phase, payload_len};
 use super::driver::LaneDisk;
-use super::limits::{COPIED_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REQUESTS_MAX};
+use super::limits::{COPIED_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REQUESTS_MAX, STATUS_BYTES};
 use super::sender::{Head, Reply};
+use super::status::PendingStatus;
 use crate::disk::IoBuffer;
 use crate::error::IoError;
+use crate::units::{to_u64, to_usize};
 use crate::volume::{Completion, Engine, RemoveMode};
-use rok_nbd::server::{Refusal, append_error, error_header, read_header};
-use rok_nbd::{ReplyHeader, Request, RequestKind, WireError};
+use rok_nbd::server::Refusal;
+use rok_nbd::{ReplyForm, ReplyTo, Request, RequestKind, WireError};
 use std::rc::Rc;
 
 /// What requests are handed to.
@@ -59,8 +61,15 @@ impl Connection {
 
     /// Takes the engine's answer to a request.
     pub(super) fn answered(&mut self, cookie: usize, result: Result<(), IoError>, buffers: &mut Buffers) {
-        let Pending { request, buffer } = self.pending.remove(cookie);
-        let has_structured_replies = self.has_structured_replies();
+        let Pending { request, buffer, status } = self.pending.remove(cookie);
+        let to = self.reply_to(&request);
+        if let (Some(status), Ok(())) = (&status, result) {
+            let head = Head::Bytes(status.reply(to));
+            return self.reply(Reply { head, payload: None, held_bytes: STATUS_BYTES, is_request: true });
+        }
+        if status.is_some() {
+            self.held_bytes -= STATUS_BYTES;
+        }
         let mut held_bytes = 0;
         let mut payload = None;
         if let Some(buffer) = buffer {
@@ -73,18 +82,22 @@ impl Connection {
             }
         }
         let header = match result {
-            Ok(()) if request.kind == RequestKind::Read => read_header(&request, has_structured_replies),
-            Ok(()) => ReplyHeader::simple(request.cookie, None),
+            Ok(()) if request.kind == RequestKind::Read => to.read(&request),
+            Ok(()) => to.success(),
             Err(error) => {
                 let error = WireError::from_errno(error.errno(), request.is_fast_zero());
-                error_header(request.cookie, error, has_structured_replies)
+                to.error(error)
             }
         };
         self.reply(Reply { head: Head::Header(header), payload, held_bytes, is_request: true });
     }
 
-    fn has_structured_replies(&self) -> bool {
-        matches!(&self.phase, Phase::Transmission(session) if session.rules.has_structured_replies())
+    fn reply_to(&self, request: &Request) -> ReplyTo {
+        match &self.phase {
+            Phase::Transmission(session) => session.rules.reply_to(request),
+            // What is left to answer then has no reader.
+            Phase::Handshake { .. } | Phase::Over => ReplyTo::new(ReplyForm::Simple, request),
+        }
     }
 
     fn drop_payload(&mut self) -> Step {
@@ -116,7 +129,9 @@ impl Connection {
     fn take_request(&mut self, service: &mut Service<'_>) -> Step {
         let Phase::Transmission(session) = &self.phase else { return Step::Starved };
         let there = self.stream.buffer.slice(self.stream.start..self.stream.end);
-        let request = match there.with_bytes(Request::parse) {
+        let rules = session.rules;
+        let front = rules.request_form().size();
+        let request = match there.with_bytes(|bytes| Request::parse(bytes, rules.request_form())) {
             Ok(Some(request)) => request,
             Ok(None) => return Step::Starved,
             Err(error) => {
@@ -128,11 +143,13 @@ impl Connection {
         if self.open_requests >= REQUESTS_MAX {
             return Step::Blocked;
         }
-        let rules = session.rules;
         if let Err(refusal) = rules.check(&request) {
-            self.stream.take(Request::SIZE);
+            self.stream.take(front);
             self.refuse(&request, refusal);
             return Step::Again;
+        }
+        if request.kind == RequestKind::BlockStatus {
+            return self.take_status_request(request, service);
         }
         let has_data = matches!(request.kind, RequestKind::Read | RequestKind::Write);
         let data_len = if has_data { payload_len(&request) } else { 0 };
@@ -140,10 +157,10 @@ impl Connection {
             return Step::Blocked;
         }
         let is_write = request.kind == RequestKind::Write && data_len > 0;
-        if is_write && data_len <= COPIED_PAYLOAD_BYTES_MAX && self.stream.len() < Request::SIZE + data_len {
+        if is_write && data_len <= COPIED_PAYLOAD_BYTES_MAX && self.stream.len() < front + data_len {
             return Step::Starved;
         }
-        self.stream.take(Request::SIZE);
+        self.stream.take(front);
         if request.kind == RequestKind::Disconnect {
             self.is_draining = true;
             return Step::Starved;
@@ -158,22 +175,57 @@ impl Connection {
         Step::Again
     }
 
+    /// Takes a BLOCK_STATUS, whose payload is short if it has one.
+    fn take_status_request(&mut self, request: Request, service: &Service<'_>) -> Step {
+        let Phase::Transmission(session) = &self.phase else { return Step::Starved };
+        let rules = session.rules;
+        let (front, payload_len) = (rules.request_form().size(), to_usize(request.payload_size_bytes()));
+        if self.held_bytes > 0 && self.held_bytes + STATUS_BYTES > PAYLOAD_BYTES_MAX {
+            return Step::Blocked;
+        }
+        if self.stream.len() < front + payload_len {
+            return Step::Starved;
+        }
+        let payload_start = self.stream.start + front;
+        let payload = self.stream.buffer.slice(payload_start..payload_start + payload_len);
+        let asked = payload.with_bytes(|payload| rules.status_request(&request, payload));
+        self.stream.take(front + payload_len);
+        self.open_requests += 1;
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err((error, message)) => {
+                self.fail(&request, error, message);
+                return Step::Again;
+            }
+        };
+        let Phase::Transmission(session) = &self.phase else { return Step::Starved };
+        let range = (request.offset, asked.size_bytes);
+        let status = PendingStatus::new(asked, &session.contexts, request.wants_one_extent());
+        let runs = status.runs();
+        self.held_bytes += STATUS_BYTES;
+        let cookie = self.pending.insert(Pending { request, buffer: None, status: Some(Box::new(status)) });
+        let completion = Completion { owner: service.owner, cookie: to_u64(cookie) };
+        service.engine.list_mapped(session.volume.volume(), range, runs, completion);
+        Step::Again
+    }
+
     /// Hands a request to the engine.
     fn start(&mut self, request: Request, buffer: Option<IoBuffer>, service: &Service<'_>) {
         if request.is_fast_zero() && !request.may_punch_hole() {
             return self.fail(&request, WireError::NotSupported, "Zeroing of provisioned space is not fast here");
         }
         let data = buffer.as_ref().map(|buffer| buffer.slice(0..payload_len(&request)));
-        let cookie = self.pending.insert(Pending { request, buffer });
+        let cookie = self.pending.insert(Pending { request, buffer, status: None });
         let Phase::Transmission(session) = &self.phase else { unreachable!("requests come in this phase only") };
         let volume = session.volume.volume();
         let (engine, is_fua) = (service.engine, request.is_durable());
-        let completion = Completion { owner: service.owner, cookie: crate::units::to_u64(cookie) };
-        let range = (request.offset, u64::from(request.length));
+        let completion = Completion { owner: service.owner, cookie: to_u64(cookie) };
+        let range = (request.offset, request.length);
         match (request.kind, data) {
             (RequestKind::Read, Some(data)) => engine.read(volume, request.offset, data, completion),
             (RequestKind::Write, Some(data)) => engine.write(volume, request.offset, data, is_fua, completion),
             (RequestKind::Flush, _) => engine.flush(completion),
+            (RequestKind::Cache, _) => engine.cache(volume, range, completion),
             (RequestKind::Trim, _) => engine.remove(volume, range, RemoveMode::Discard, is_fua, completion),
             (RequestKind::WriteZeroes, _) => {
                 let mode = if request.may_punch_hole() { RemoveMode::Zero } else { RemoveMode::ZeroProvisioned };
@@ -198,7 +250,7 @@ impl Connection {
 
     fn fail(&mut self, request: &Request, error: WireError, message: &str) {
         let mut bytes = Vec::new();
-        append_error(&mut bytes, request.cookie, error, message, self.has_structured_replies());
+        self.reply_to(request).append_error(&mut bytes, error, message);
         self.reply(Reply { head: Head::Bytes(bytes), payload: None, held_bytes: 0, is_request: true });
     }
 }

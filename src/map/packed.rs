@@ -30,6 +30,12 @@ impl PackedLeaf {
         size_of::<Self>() + size_of_val(&*self.words)
     }
 
+    /// Mapped slots.
+    #[must_use]
+    pub const fn present(&self) -> SlotSet {
+        self.present.slots
+    }
+
     /// What the slots from `first` on hold, in order; `None` is a block that is not mapped.
     pub fn entries_from(&self, first: u8) -> impl Iterator<Item = Option<Entry>> {
         let mut next_mac = self.present.rank(first);

@@ -7,6 +7,7 @@
 mod clean;
 mod engine;
 mod flush;
+mod mapped;
 mod range_lock;
 mod read;
 pub mod reference;
@@ -19,6 +20,7 @@ mod valid_time;
 mod write;
 
 pub use engine::{Blocking, Engine, EngineParts};
+pub use mapped::{MapRun, MapRuns};
 pub use range_lock::{BlockRange, RangeLocks};
 pub use reference::{Reference, Selector};
 pub use registry::{NewVolume, OpenVolume, Volume, VolumeInfo, Volumes};

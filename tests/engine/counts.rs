@@ -31,6 +31,7 @@ pub struct Counts {
     pub discards: u64,
     pub restocked: u64,
     pub restock_failures: u64,
+    pub blocks_walked: u64,
 }
 
 impl Counts {
@@ -64,6 +65,7 @@ impl Counts {
             discards,
             restocked,
             restock_failures,
+            blocks_walked,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -93,5 +95,6 @@ impl Counts {
         self.discards += discards;
         self.restocked += restocked;
         self.restock_failures += restock_failures;
+        self.blocks_walked += blocks_walked;
     }
 }

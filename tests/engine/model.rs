@@ -86,6 +86,11 @@ impl Model {
         (values.len() == 1 && !found.is_busy()).then(|| values[0])
     }
 
+    /// Whether the block was ever written.
+    pub fn is_touched(&self, block: u64) -> bool {
+        self.blocks.contains_key(&block)
+    }
+
     /// Blocks that were ever written.
     pub fn touched(&self) -> Vec<u64> {
         self.blocks.keys().copied().collect()

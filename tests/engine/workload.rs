@@ -3,6 +3,7 @@
 mod cleaning;
 mod ending;
 mod faults;
+mod mapped;
 mod own_keys;
 mod volumes;
 
@@ -16,7 +17,7 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Stretch;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, RemoveMode};
+use rok_blk::volume::{Completion, MapRuns, RemoveMode};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SECTOR: u64 = 512;
@@ -29,6 +30,8 @@ const IN_FLIGHT_MAX: usize = 24;
 enum Pending {
     Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64 },
     Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>> },
+    Walk { volume: usize, first: u64, count: u64, runs: MapRuns, allowed: BTreeMap<u64, Vec<Value>> },
+    Cache { volume: usize },
     Flush { begin: u64 },
     Clean,
 }
@@ -115,7 +118,8 @@ impl Workload {
             420..650 => self.read(),
             650..720 => self.remove(),
             720..810 => self.flush(),
-            810..900 => {}
+            810..840 => self.ask_mapped(),
+            840..900 => {}
             900..920 => self.clean(),
             920..935 => self.world.wants_growth = true,
             935..950 => self.fill_or_empty_meta(),
@@ -233,7 +237,7 @@ impl Workload {
     fn begin(&mut self, volume: usize, block: u64, write: u64, value: Value) {
         self.models[volume].begin(block, write, value, self.now);
         for pending in self.pending.values_mut() {
-            if let Pending::Read { volume: of, allowed, .. } = pending
+            if let Pending::Read { volume: of, allowed, .. } | Pending::Walk { volume: of, allowed, .. } = pending
                 && *of == volume
                 && let Some(values) = allowed.get_mut(&block)
             {
@@ -334,6 +338,11 @@ impl Workload {
                     Err(_) => self.failed(),
                 },
                 Pending::Clean => self.cleaned(result),
+                Pending::Cache { .. } if result.is_err() => self.failed(),
+                Pending::Cache { .. } => {}
+                Pending::Walk { volume, first, count, runs, allowed } => {
+                    self.walked(volume, (first, count), &runs, &allowed, result);
+                }
                 Pending::Read { volume, offset, target, allowed } => {
                     self.read_done(volume, offset, &target, allowed, result)
                 }

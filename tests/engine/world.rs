@@ -78,6 +78,11 @@ impl Life {
     pub fn job_count(&self) -> usize {
         self.blocking.jobs.borrow().len()
     }
+
+    /// Does the jobs that wait, before anything else happens.
+    pub fn run_jobs(&self) {
+        self.blocking.jobs.take().into_iter().for_each(|job| job());
+    }
 }
 
 /// The machine. Its devices and store outlive the lives of the pool.

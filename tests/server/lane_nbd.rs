@@ -2,11 +2,14 @@
 
 #![expect(clippy::print_stdout, reason = "seeds and reasons of skipped parts are for who reads the test's output")]
 
+mod client;
 mod control;
 mod gate;
 mod handshake_time;
 mod programs;
+mod status;
 
+use client::Client;
 use gate::GatedStore;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -17,7 +20,7 @@ use rok_blk::lane::{IoChoice, ListenAddress, Server, ServerOptions, limits};
 use rok_blk::pool::{self, Limits, Parts};
 use rok_blk::volume::NewVolume;
 use rok_nbd::client::{Handshake, Outcome, Reply};
-use rok_nbd::{ChunkKind, CommandFlags, Request, RequestKind, WireError};
+use rok_nbd::{ChunkKind, CommandFlags, ReplyForm, Request, RequestForm, RequestKind, WireError};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -111,133 +114,6 @@ impl Running {
 
 fn random() -> SmallRng {
     SmallRng::from_os_rng()
-}
-
-/// What a request came to: the bytes of a read.
-pub type Answer = Result<Vec<u8>, WireError>;
-
-/// A client that says what it means, also nonsense.
-pub struct Client {
-    pub stream: UnixStream,
-    next_cookie: u64,
-    reads: BTreeMap<u64, u32>,
-    pub size_bytes: u64,
-}
-
-impl Client {
-    pub fn connect(socket: &Path, name: &str, has_structured_replies: bool) -> Self {
-        Self::try_connect(socket, name, has_structured_replies)
-            .expect("the server answers")
-            .expect("there is an export")
-    }
-
-    /// `None` if the server refuses the export.
-    pub fn try_connect(socket: &Path, name: &str, has_structured_replies: bool) -> io::Result<Option<Self>> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut handshake = Handshake::new();
-        let mut output = Vec::new();
-        let mut byte = [0];
-        loop {
-            stream.write_all(&output)?;
-            output.clear();
-            stream.read_exact(&mut byte)?;
-            match handshake.advance(&byte, &mut output).outcome {
-                Outcome::NeedMore => {}
-                Outcome::Ready if has_structured_replies => handshake.request_structured_replies(&mut output),
-                Outcome::Ready | Outcome::StructuredReplies => handshake.go(name, &mut output).expect("a fit name"),
-                Outcome::Transmission(info) => {
-                    let size_bytes = info.size_bytes;
-                    return Ok(Some(Self { stream, next_cookie: 1, reads: BTreeMap::new(), size_bytes }));
-                }
-                Outcome::Refused(..) => return Ok(None),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Sends a request; returns its cookie.
-    pub fn send(&mut self, kind: RequestKind, flags: CommandFlags, (offset, length): (u64, u32), data: &[u8]) -> u64 {
-        let cookie = self.next_cookie;
-        self.next_cookie += 1;
-        if kind == RequestKind::Read {
-            self.reads.insert(cookie, length);
-        }
-        let request = Request { flags, kind, cookie, offset, length };
-        let mut bytes = request.encode().to_vec();
-        bytes.extend_from_slice(data);
-        self.stream.write_all(&bytes).expect("the server reads");
-        cookie
-    }
-
-    /// The next answer, whichever request it is for.
-    pub fn receive(&mut self) -> (u64, Answer) {
-        self.try_receive().expect("the server answers")
-    }
-
-    fn try_receive(&mut self) -> io::Result<(u64, Answer)> {
-        let mut head = self.take(16)?;
-        if Reply::parse(&head).expect("in step").is_none() {
-            head.extend(self.take(4)?);
-        }
-        match Reply::parse(&head).expect("in step").expect("whole").0 {
-            Reply::Simple(reply) => {
-                let length = self.reads.remove(&reply.cookie);
-                let data = match (reply.error, length) {
-                    (None, Some(length)) => self.take(length)?,
-                    _ => Vec::new(),
-                };
-                Ok((reply.cookie, reply.error.map_or(Ok(data), Err)))
-            }
-            Reply::Chunk(chunk) => {
-                assert!(chunk.is_done, "each reply is one chunk");
-                self.reads.remove(&chunk.cookie);
-                let payload = self.take(chunk.payload_size_bytes)?;
-                let answer = match chunk.kind {
-                    ChunkKind::OffsetData => Ok(payload[8..].to_vec()),
-                    ChunkKind::None => Ok(Vec::new()),
-                    _ => Err(chunk.error(&payload).expect("an error chunk").error),
-                };
-                Ok((chunk.cookie, answer))
-            }
-        }
-    }
-
-    fn take(&mut self, len: u32) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; usize::try_from(len).expect("64 bits")];
-        self.stream.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
-    pub fn call(&mut self, kind: RequestKind, flags: CommandFlags, range: (u64, u32), data: &[u8]) -> Answer {
-        let cookie = self.send(kind, flags, range, data);
-        let (answered, answer) = self.receive();
-        assert_eq!(answered, cookie);
-        answer
-    }
-
-    pub fn read(&mut self, offset: u64, length: u32) -> Answer {
-        self.call(RequestKind::Read, CommandFlags::NONE, (offset, length), &[])
-    }
-
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Answer {
-        let length = u32::try_from(data.len()).expect("short");
-        self.call(RequestKind::Write, CommandFlags::NONE, (offset, length), data)
-    }
-
-    pub fn flush(&mut self) -> Answer {
-        self.call(RequestKind::Flush, CommandFlags::NONE, (0, 0), &[])
-    }
-
-    /// Whether the server has closed the connection.
-    fn is_closed(&mut self) -> bool {
-        let mut rest = Vec::new();
-        match self.stream.read_to_end(&mut rest) {
-            Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
-        }
-    }
 }
 
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
@@ -383,7 +259,8 @@ fn more_requests_than_may_be_under_way_are_all_answered() {
     let sender = std::thread::spawn(move || {
         for cookie in 1..=count {
             let (kind, flags) = (RequestKind::Write, CommandFlags::NONE);
-            let request = Request { flags, kind, cookie, offset: cookie * 65536, length: 65536 };
+            let request =
+                Request { form: RequestForm::Compact, flags, kind, cookie, offset: cookie * 65536, length: 65536 };
             writer.write_all(&request.encode()).expect("the server reads");
             writer.write_all(&pattern(cookie, 65536)).expect("the server reads");
         }
@@ -420,10 +297,10 @@ fn clients_that_leave_at_any_byte_disturb_nobody() {
     let mut bytes = choice_of_vol1();
     let handshake_len = bytes.len();
     let (kind, flags) = (RequestKind::Write, CommandFlags::NONE);
-    let small = Request { flags, kind, cookie: 1, offset: 0, length: 4096 };
+    let small = Request { form: RequestForm::Compact, flags, kind, cookie: 1, offset: 0, length: 4096 };
     bytes.extend(small.encode());
     bytes.extend([1; 4096]);
-    let large = Request { flags, kind, cookie: 2, offset: MIB, length: 1 << 20 };
+    let large = Request { form: RequestForm::Compact, flags, kind, cookie: 2, offset: MIB, length: 1 << 20 };
     bytes.extend(large.encode());
     bytes.extend([2; 100_000]);
     let mut cuts: Vec<usize> = (0..=handshake_len + 40).collect();

@@ -31,6 +31,7 @@ mod quickstart;
 mod refusal;
 mod scan;
 mod schema;
+mod sparse;
 mod stamp;
 mod support;
 mod thin;

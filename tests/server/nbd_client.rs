@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rok_nbd::client::{ChunkHeader, ExportInfo, Handshake, Outcome, ReadContent, Reply, SimpleReply};
-use rok_nbd::{ChunkKind, CommandFlags, Request, RequestKind, WireError};
+use rok_nbd::{ChunkKind, CommandFlags, Request, RequestForm, RequestKind, WireError};
 
 use crate::support::WAIT_MAX;
 
@@ -94,8 +94,9 @@ impl NbdClient {
     ) -> io::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        let request = Request { flags, kind, cookie, offset, length };
-        assert_eq!(payload.len(), to_usize(request.payload_size_bytes()), "the payload is as long as the request says");
+        let request = Request { form: RequestForm::Compact, flags, kind, cookie, offset, length: u64::from(length) };
+        let payload_bytes = if kind == RequestKind::Write { to_usize(length) } else { 0 };
+        assert_eq!(payload.len(), payload_bytes, "the payload is as long as the request says");
         let read_bytes = if kind == RequestKind::Read { to_usize(length) } else { 0 };
         let in_flight =
             InFlight { request, content: ReadContent::new(&request), data: vec![0; read_bytes], error: None };
@@ -148,6 +149,14 @@ impl NbdClient {
         let length = u32::try_from(data.len()).expect("a payload has less than 4 GiB");
         let result = self.call(RequestKind::Write, (offset, length), data).expect("the server goes on");
         assert_eq!(result, Ok(Vec::new()), "writing {length} bytes at {offset}");
+    }
+
+    /// Trims a range, which must succeed.
+    #[track_caller]
+    pub fn trim(&mut self, offset: u64, length: u64) {
+        let length = u32::try_from(length).expect("a request has less than 4 GiB");
+        let result = self.call(RequestKind::Trim, (offset, length), &[]).expect("the server goes on");
+        assert_eq!(result, Ok(Vec::new()), "trimming {length} bytes at {offset}");
     }
 
     /// Flushes, which must succeed.

@@ -7,7 +7,9 @@
 use std::fmt;
 
 use super::export_info::ExportInfo;
+use super::handshake_error::HandshakeError;
 use crate::limits;
+use crate::server::SelectedContext;
 use crate::wire::fields::{Fields, gather, truncated};
 use crate::wire::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
 use crate::wire::magic;
@@ -15,6 +17,7 @@ use crate::wire::option::{
     EXPORT_NAME_ZEROES_SIZE, InfoKind, OPTION_REPLY_HEADER_SIZE, OptionError, OptionHeader, OptionKind,
     OptionReplyHeader, OptionReplyKind,
 };
+use crate::wire::reply::ReplyForm;
 
 /// Length of the greeting in bytes: two magic numbers and the flags.
 const GREETING_SIZE: usize = 18;
@@ -26,11 +29,12 @@ pub struct Handshake {
     /// The part of the message of `step` that came so far.
     pending: Vec<u8>,
     is_without_zeroes: bool,
-    has_structured_replies: bool,
+    reply_form: ReplyForm,
     info: ExportInfo,
     has_export_info: bool,
     info_count: u32,
     names: Vec<String>,
+    contexts: Vec<SelectedContext>,
 }
 
 /// What the handshake waits for.
@@ -65,6 +69,10 @@ pub enum Outcome {
     Ready,
     /// The server's answer to the wish for structured replies: granted.
     StructuredReplies,
+    /// The server's answer to the wish for extended headers: granted.
+    ExtendedHeaders,
+    /// The metadata contexts of an export that were asked for; chosen ones with the ids that replies name.
+    Contexts(Vec<SelectedContext>),
     /// The server's exports.
     Listed(Vec<String>),
     /// The export that INFO asked for.
@@ -77,31 +85,6 @@ pub enum Outcome {
     Closed,
     /// The server broke the protocol: close.
     Failed(HandshakeError),
-}
-
-/// How a server broke the protocol.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HandshakeError {
-    /// It is no NBD server.
-    BadGreeting,
-    /// It does not speak fixed newstyle.
-    NotFixedNewstyle,
-    /// A reply does not start with the magic number.
-    BadReplyMagic,
-    /// A reply answers an option that was not asked.
-    WrongOption(OptionKind),
-    /// A reply that does not belong to its option.
-    UnexpectedReply(OptionReplyKind),
-    /// A reply with more data than are taken, in bytes.
-    ReplyTooLong(u32),
-    /// The data of a reply break a rule.
-    BadReply(OptionReplyKind),
-    /// A list of too many exports, or too many pieces of information.
-    TooManyReplies,
-    /// Size and flags of the export are missing.
-    NoExportInfo,
-    /// The handshake is over.
-    AlreadyOver,
 }
 
 /// A name that cannot be sent: longer than [`limits::NAME_SIZE_MAX`], or with a NUL.
@@ -122,11 +105,12 @@ impl Handshake {
             step: Step::Greeting,
             pending: Vec::new(),
             is_without_zeroes: false,
-            has_structured_replies: false,
+            reply_form: ReplyForm::Simple,
             info: ExportInfo::default(),
             has_export_info: false,
             info_count: 0,
             names: Vec::new(),
+            contexts: Vec::new(),
         }
     }
 
@@ -136,10 +120,10 @@ impl Handshake {
         matches!(self.step, Step::Ready)
     }
 
-    /// Whether structured replies were granted.
+    /// What was granted: how replies are, and requests must be.
     #[must_use]
-    pub fn has_structured_replies(&self) -> bool {
-        self.has_structured_replies
+    pub fn reply_form(&self) -> ReplyForm {
+        self.reply_form
     }
 
     /// Appends the wish for structured replies. Outcome: `StructuredReplies` or `Refused`.
@@ -148,6 +132,36 @@ impl Handshake {
     /// Like every wish, if the handshake is not ready.
     pub fn request_structured_replies(&mut self, output: &mut Vec<u8>) {
         self.send(OptionKind::StructuredReply, &[], output);
+    }
+
+    /// Appends the wish for extended headers. Outcome: `ExtendedHeaders` or `Refused`.
+    ///
+    /// # Panics
+    /// If the handshake is not ready.
+    pub fn request_extended_headers(&mut self, output: &mut Vec<u8>) {
+        self.send(OptionKind::ExtendedHeaders, &[], output);
+    }
+
+    /// Appends the wish to choose metadata contexts of export `name`. Outcome: `Contexts` or `Refused`.
+    ///
+    /// # Errors
+    /// If the name or a query cannot be sent; nothing was appended.
+    ///
+    /// # Panics
+    /// If the handshake is not ready.
+    pub fn set_contexts(&mut self, name: &str, queries: &[&str], output: &mut Vec<u8>) -> Result<(), BadName> {
+        self.ask_contexts(OptionKind::SetMetaContext, name, queries, output)
+    }
+
+    /// Appends the wish to see metadata contexts of export `name`. Outcome: `Contexts` or `Refused`.
+    ///
+    /// # Errors
+    /// If the name or a query cannot be sent; nothing was appended.
+    ///
+    /// # Panics
+    /// If the handshake is not ready.
+    pub fn list_contexts(&mut self, name: &str, queries: &[&str], output: &mut Vec<u8>) -> Result<(), BadName> {
+        self.ask_contexts(OptionKind::ListMetaContext, name, queries, output)
     }
 
     /// Appends the wish for a list of exports. Outcome: `Listed` or `Refused`.
@@ -239,6 +253,25 @@ impl Handshake {
         Progress { consumed: input.len() - rest.len(), outcome }
     }
 
+    fn ask_contexts(
+        &mut self,
+        option: OptionKind,
+        name: &str,
+        queries: &[&str],
+        output: &mut Vec<u8>,
+    ) -> Result<(), BadName> {
+        let mut data = Vec::new();
+        append_string(&mut data, name)?;
+        let query_count = u32::try_from(queries.len()).map_err(|_| BadName)?;
+        data.extend_from_slice(&query_count.to_be_bytes());
+        for query in queries {
+            append_string(&mut data, query)?;
+        }
+        self.contexts.clear();
+        self.send(option, &data, output);
+        Ok(())
+    }
+
     fn send(&mut self, option: OptionKind, data: &[u8], output: &mut Vec<u8>) {
         assert!(self.is_ready(), "a wish during {:?}", self.step);
         let length = u32::try_from(data.len()).expect("names were checked against their bound");
@@ -326,6 +359,13 @@ impl Handshake {
                 self.step = Step::ReplyHeader(header.option);
                 Ok(None)
             }
+            OptionReplyKind::MetaContext
+                if matches!(header.option, OptionKind::SetMetaContext | OptionKind::ListMetaContext) =>
+            {
+                self.take_context(data)?;
+                self.step = Step::ReplyHeader(header.option);
+                Ok(None)
+            }
             OptionReplyKind::Info if matches!(header.option, OptionKind::Info | OptionKind::Go) => {
                 self.take_info(data)?;
                 self.step = Step::ReplyHeader(header.option);
@@ -341,13 +381,22 @@ impl Handshake {
             OptionKind::Abort => Ok(Outcome::Closed),
             OptionKind::List => Ok(Outcome::Listed(std::mem::take(&mut self.names))),
             OptionKind::StructuredReply => {
-                self.has_structured_replies = true;
+                self.reply_form = ReplyForm::Structured;
                 Ok(Outcome::StructuredReplies)
+            }
+            OptionKind::ExtendedHeaders => {
+                self.reply_form = ReplyForm::Extended;
+                Ok(Outcome::ExtendedHeaders)
+            }
+            OptionKind::SetMetaContext | OptionKind::ListMetaContext => {
+                Ok(Outcome::Contexts(std::mem::take(&mut self.contexts)))
             }
             OptionKind::Info | OptionKind::Go if !self.has_export_info => Err(HandshakeError::NoExportInfo),
             OptionKind::Info => Ok(Outcome::Described(Box::new(std::mem::take(&mut self.info)))),
             OptionKind::Go => Ok(Outcome::Transmission(Box::new(std::mem::take(&mut self.info)))),
-            OptionKind::ExportName | OptionKind::Unknown(_) => Err(HandshakeError::WrongOption(option)),
+            OptionKind::ExportName | OptionKind::StartTls | OptionKind::Unknown(_) => {
+                Err(HandshakeError::WrongOption(option))
+            }
         }
     }
 
@@ -361,6 +410,18 @@ impl Handshake {
         let name_size = fields.u32().and_then(|size| usize::try_from(size).ok()).ok_or(BAD)?;
         let name = fields.string(name_size).ok_or(BAD)?;
         self.names.push(name.to_owned());
+        Ok(())
+    }
+
+    fn take_context(&mut self, data: &[u8]) -> Result<(), HandshakeError> {
+        const BAD: HandshakeError = HandshakeError::BadReply(OptionReplyKind::MetaContext);
+        if self.contexts.len() >= limits::LISTED_CONTEXT_COUNT_MAX {
+            return Err(HandshakeError::TooManyReplies);
+        }
+        let mut fields = Fields::new(data);
+        let id = fields.u32().ok_or(BAD)?;
+        let name = fields.string(fields.rest().len()).ok_or(BAD)?.to_owned();
+        self.contexts.push(SelectedContext { id, name });
         Ok(())
     }
 
@@ -379,6 +440,13 @@ fn sendable(name: &str) -> Result<&str, BadName> {
     if name.len() > limits::NAME_SIZE_MAX || name.contains('\0') { Err(BadName) } else { Ok(name) }
 }
 
+fn append_string(data: &mut Vec<u8>, text: &str) -> Result<(), BadName> {
+    let text = sendable(text)?;
+    data.extend_from_slice(&u32::try_from(text.len()).map_err(|_| BadName)?.to_be_bytes());
+    data.extend_from_slice(text.as_bytes());
+    Ok(())
+}
+
 /// The data of INFO or GO that asks for everything this client understands.
 fn info_request(name: &str) -> Result<Vec<u8>, BadName> {
     let wanted = [InfoKind::Name, InfoKind::Description, InfoKind::BlockSize];
@@ -391,31 +459,6 @@ fn info_request(name: &str) -> Result<Vec<u8>, BadName> {
     }
     Ok(data)
 }
-
-impl fmt::Display for HandshakeError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadGreeting => formatter.write_str("The peer does not greet as an NBD server; check the address"),
-            Self::NotFixedNewstyle => formatter.write_str("The server does not speak the fixed newstyle handshake"),
-            Self::BadReplyMagic => formatter.write_str("An option reply does not start with the magic number"),
-            Self::WrongOption(option) => {
-                write!(formatter, "A reply to option {}, which was not asked", option.number())
-            }
-            Self::UnexpectedReply(kind) => write!(formatter, "A reply of type {} to the wrong option", kind.number()),
-            Self::ReplyTooLong(size) => write!(
-                formatter,
-                "An option reply has {size} bytes of data; at most {} are accepted",
-                limits::OPTION_REPLY_DATA_SIZE_MAX
-            ),
-            Self::BadReply(kind) => write!(formatter, "An option reply of type {} has malformed data", kind.number()),
-            Self::TooManyReplies => formatter.write_str("The server sent too many replies to one option"),
-            Self::NoExportInfo => formatter.write_str("The server did not tell the export's size"),
-            Self::AlreadyOver => formatter.write_str("The handshake is over"),
-        }
-    }
-}
-
-impl std::error::Error for HandshakeError {}
 
 impl fmt::Display for BadName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

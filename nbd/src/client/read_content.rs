@@ -48,7 +48,7 @@ impl ReadContent {
         }
         let out_of_range = ReadContentError::OutOfRange(extent);
         let begin = extent.offset.checked_sub(self.request.offset).ok_or(out_of_range)?;
-        let length = u64::from(self.request.length);
+        let length = self.request.length;
         let size = u64::from(extent.size_bytes);
         if begin > length || size > length - begin {
             return Err(out_of_range);
@@ -64,7 +64,7 @@ impl ReadContent {
     /// # Errors
     /// If not every byte of the request came.
     pub fn finish(&self) -> Result<(), ReadContentError> {
-        let length = u64::from(self.request.length);
+        let length = self.request.length;
         let is_whole = length == 0 || self.runs.get(&0) == Some(&length);
         if is_whole { Ok(()) } else { Err(ReadContentError::Incomplete) }
     }

@@ -7,14 +7,17 @@ use crate::wire::error::WireError;
 use crate::wire::fields::Fields;
 use crate::wire::flags::ChunkFlags;
 use crate::wire::magic;
-use crate::wire::reply::{CHUNK_SIZE, ChunkKind, DATA_PREFIX_SIZE, ERROR_PREFIX_SIZE, HOLE_SIZE, SIMPLE_SIZE};
+use crate::wire::reply::{
+    CHUNK_SIZE, ChunkKind, DATA_PREFIX_SIZE, ERROR_PREFIX_SIZE, EXTENDED_CHUNK_SIZE, HOLE_SIZE, SIMPLE_SIZE,
+    StatusExtent,
+};
 
 /// The front of a reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply {
     /// A simple reply. If it answers a READ and says success, the request's `length` bytes follow.
     Simple(SimpleReply),
-    /// A chunk of a structured reply. `payload_size_bytes` bytes follow.
+    /// A chunk of a structured or extended reply. `payload_size_bytes` bytes follow.
     Chunk(ChunkHeader),
 }
 
@@ -27,7 +30,7 @@ pub struct SimpleReply {
     pub error: Option<WireError>,
 }
 
-/// The header of a chunk of a structured reply.
+/// The header of a chunk of a structured or extended reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChunkHeader {
     /// Which request it answers.
@@ -38,6 +41,8 @@ pub struct ChunkHeader {
     pub is_done: bool,
     /// How many bytes follow. For OFFSET_DATA that is 8 for the offset, then the data.
     pub payload_size_bytes: u32,
+    /// The offset of the request, which an extended reply repeats.
+    pub request_offset: Option<u64>,
 }
 
 /// A run of bytes that a content chunk covers.
@@ -60,13 +65,22 @@ pub struct ErrorChunk<'a> {
     pub offset: Option<u64>,
 }
 
+/// The payload of a chunk of block status.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StatusChunk {
+    /// The context's id.
+    pub context_id: u32,
+    /// The runs from the request's offset on, at least one.
+    pub extents: Vec<StatusExtent>,
+}
+
 /// The stream is out of step; the only way on is to close.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ReplyError {
     /// What should be a magic number.
     BadMagic(u32),
     /// A chunk whose payload length does not suit its kind, or exceeds every bound.
-    BadChunkLength(ChunkKind, u32),
+    BadChunkLength(ChunkKind, u64),
 }
 
 /// A chunk's payload breaks a rule.
@@ -87,9 +101,12 @@ impl Reply {
             None => Ok(None),
             Some(magic::SIMPLE_REPLY) => Ok(parse_simple(fields).map(|reply| (Self::Simple(reply), SIMPLE_SIZE))),
             Some(magic::STRUCTURED_REPLY) => {
-                let Some(header) = parse_chunk(fields) else { return Ok(None) };
-                check_chunk_length(&header)?;
-                Ok(Some((Self::Chunk(header), CHUNK_SIZE)))
+                let Some((header, length)) = parse_chunk(fields, false) else { return Ok(None) };
+                Ok(Some((Self::Chunk(checked_chunk(header, length)?), CHUNK_SIZE)))
+            }
+            Some(magic::EXTENDED_REPLY) => {
+                let Some((header, length)) = parse_chunk(fields, true) else { return Ok(None) };
+                Ok(Some((Self::Chunk(checked_chunk(header, length)?), EXTENDED_CHUNK_SIZE)))
             }
             Some(other) => Err(ReplyError::BadMagic(other)),
         }
@@ -120,6 +137,36 @@ impl ChunkHeader {
             _ => return Err(error),
         };
         if size_bytes == 0 { Err(error) } else { Ok(Extent { offset, size_bytes }) }
+    }
+
+    /// The context and runs in the whole `payload` of a chunk of block status.
+    ///
+    /// # Errors
+    /// If this is no such chunk, or the payload breaks a rule.
+    pub fn status(&self, payload: &[u8]) -> Result<StatusChunk, ChunkPayloadError> {
+        let error = ChunkPayloadError(self.kind);
+        let mut fields = Fields::new(payload);
+        let context_id = fields.u32().ok_or(error)?;
+        let mut extents = Vec::new();
+        match self.kind {
+            ChunkKind::BlockStatus => {
+                while let Some((size, status)) = fields.u32().zip(fields.u32()) {
+                    extents.push(StatusExtent { size_bytes: u64::from(size), status: u64::from(status) });
+                }
+            }
+            ChunkKind::BlockStatusExtended => {
+                let count = fields.u32().ok_or(error)?;
+                while let Some((size_bytes, status)) = fields.u64().zip(fields.u64()) {
+                    extents.push(StatusExtent { size_bytes, status });
+                }
+                if u32::try_from(extents.len()) != Ok(count) {
+                    return Err(error);
+                }
+            }
+            _ => return Err(error),
+        }
+        let is_legal = !extents.is_empty() && extents.iter().all(|extent| extent.size_bytes > 0);
+        if is_legal && fields.rest().is_empty() { Ok(StatusChunk { context_id, extents }) } else { Err(error) }
     }
 
     /// The error in the whole `payload` of an error chunk. An unknown kind in the range of errors is read as far as
@@ -153,28 +200,30 @@ fn parse_simple(mut fields: Fields<'_>) -> Option<SimpleReply> {
     Some(SimpleReply { cookie: fields.u64()?, error })
 }
 
-fn parse_chunk(mut fields: Fields<'_>) -> Option<ChunkHeader> {
+/// The header, whose payload length is not in it yet, and that length.
+fn parse_chunk(mut fields: Fields<'_>, is_extended: bool) -> Option<(ChunkHeader, u64)> {
     let flags = ChunkFlags(fields.u16()?);
     let kind = ChunkKind::from_number(fields.u16()?);
     let cookie = fields.u64()?;
-    let payload_size_bytes = fields.u32()?;
-    Some(ChunkHeader { cookie, kind, is_done: flags.contains(ChunkFlags::DONE), payload_size_bytes })
+    let request_offset = if is_extended { Some(fields.u64()?) } else { None };
+    let length = if is_extended { fields.u64()? } else { u64::from(fields.u32()?) };
+    let is_done = flags.contains(ChunkFlags::DONE);
+    Some((ChunkHeader { cookie, kind, is_done, payload_size_bytes: 0, request_offset }, length))
 }
 
-fn check_chunk_length(header: &ChunkHeader) -> Result<(), ReplyError> {
+fn checked_chunk(header: ChunkHeader, length: u64) -> Result<ChunkHeader, ReplyError> {
     /// Number, message and offset of the longest error.
     const ERROR_SIZE_MAX: u32 = ERROR_PREFIX_SIZE + 65_535 + 8;
+    let error = ReplyError::BadChunkLength(header.kind, length);
+    let length = u32::try_from(length).map_err(|_| error)?;
     let is_plausible = match header.kind {
-        ChunkKind::None => header.payload_size_bytes == 0,
-        ChunkKind::OffsetData => {
-            header.payload_size_bytes > DATA_PREFIX_SIZE
-                && header.payload_size_bytes - DATA_PREFIX_SIZE <= limits::DRAIN_SIZE_MAX
-        }
-        ChunkKind::OffsetHole => header.payload_size_bytes == HOLE_SIZE,
-        _ if header.kind.is_error() => (ERROR_PREFIX_SIZE..=ERROR_SIZE_MAX).contains(&header.payload_size_bytes),
-        _ => header.payload_size_bytes <= limits::DRAIN_SIZE_MAX,
+        ChunkKind::None => length == 0,
+        ChunkKind::OffsetData => length > DATA_PREFIX_SIZE && length - DATA_PREFIX_SIZE <= limits::DRAIN_SIZE_MAX,
+        ChunkKind::OffsetHole => length == HOLE_SIZE,
+        _ if header.kind.is_error() => (ERROR_PREFIX_SIZE..=ERROR_SIZE_MAX).contains(&length),
+        _ => length <= limits::DRAIN_SIZE_MAX,
     };
-    if is_plausible { Ok(()) } else { Err(ReplyError::BadChunkLength(header.kind, header.payload_size_bytes)) }
+    if is_plausible { Ok(ChunkHeader { payload_size_bytes: length, ..header }) } else { Err(error) }
 }
 
 impl fmt::Display for ReplyError {

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::limits;
 use crate::wire::block_sizes::BlockSizes;
 use crate::wire::flags::TransmissionFlags;
+use crate::wire::reply::ReplyForm;
 
 /// One export, as the server's owner describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +24,8 @@ pub struct Export {
     /// The longest READ or WRITE that is accepted, in bytes, whatever `block_sizes` advises. Counts as
     /// [`limits::DRAIN_SIZE_MAX`] if it exceeds that, and as the maximum block size if it is below that.
     pub payload_size_bytes_max: u32,
+    /// The metadata contexts that are shown to clients. More may be had by name: see [`Exports::has_context`].
+    pub contexts: Vec<String>,
 }
 
 /// What can be done with an export. All `false` is a writable export without any optional command.
@@ -41,6 +44,8 @@ pub struct ExportFeatures {
     /// FAST_ZERO is offered (with WRITE_ZEROES only). The owner must then answer ENOTSUP at once where zeroing is not
     /// fast.
     pub has_fast_zero: bool,
+    /// CACHE is offered.
+    pub has_cache: bool,
     /// A flush on one connection covers the replied writes of all, and all read the same bytes.
     pub is_multi_connection_safe: bool,
     /// Access is best in rising order.
@@ -58,13 +63,14 @@ impl Export {
             features,
             block_sizes: BlockSizes::DEFAULT,
             payload_size_bytes_max: limits::PAYLOAD_SIZE_DEFAULT,
+            contexts: Vec::new(),
         }
     }
 
-    /// The flags a client is told. DF depends on the connection: it is offered where structured replies were
-    /// negotiated.
+    /// The flags a client is told. Two depend on the connection: DF is offered where replies have chunks, and a payload of
+    /// BLOCK_STATUS with extended headers and a chosen metadata context.
     #[must_use]
-    pub fn transmission_flags(&self, has_structured_replies: bool) -> TransmissionFlags {
+    pub fn transmission_flags(&self, form: ReplyForm, has_contexts: bool) -> TransmissionFlags {
         let features = self.features;
         let has_write_zeroes = features.has_write_zeroes && !features.is_read_only;
         TransmissionFlags::HAS_FLAGS
@@ -74,7 +80,9 @@ impl Export {
             .with_if(features.is_rotational, TransmissionFlags::ROTATIONAL)
             .with_if(features.has_trim && !features.is_read_only, TransmissionFlags::SEND_TRIM)
             .with_if(has_write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES)
-            .with_if(has_structured_replies, TransmissionFlags::SEND_DF)
+            .with_if(form != ReplyForm::Simple, TransmissionFlags::SEND_DF)
+            .with_if(features.has_cache, TransmissionFlags::SEND_CACHE)
+            .with_if(form == ReplyForm::Extended && has_contexts, TransmissionFlags::BLOCK_STATUS_PAYLOAD)
             .with_if(features.is_multi_connection_safe, TransmissionFlags::CAN_MULTI_CONN)
             .with_if(has_write_zeroes && features.has_fast_zero, TransmissionFlags::SEND_FAST_ZERO)
     }
@@ -92,6 +100,12 @@ pub trait Exports {
     /// # Errors
     /// Why this client does not get it.
     fn find(&self, name: &str) -> Result<Export, FindError>;
+
+    /// Whether `export`, which was just found, has the metadata context `name`; by default those that it shows. `name`
+    /// comes from the peer.
+    fn has_context(&self, export: &Export, name: &str) -> bool {
+        export.contexts.iter().any(|context| context == name)
+    }
 }
 
 /// Why a client does not get an export.

@@ -4,17 +4,18 @@
 //! handshake (requests, or later a TLS record) is still the owner's. Memory for an option grows with the bytes that
 //! came, never with the length that was announced. Owned by the connection; the owner also keeps the deadline.
 
-use std::fmt;
-
+use super::close_reason::CloseReason;
 use super::export::{Export, Exports, FindError};
 use super::info_request::InfoRequest;
+use super::meta_context::{MetaRequest, SelectedContext};
 use super::option_replies::{OptionReplies, append_export_name_answer, is_sendable};
 use super::transmission::RequestRules;
 use crate::limits;
 use crate::wire::fields::{gather, string, truncated};
-use crate::wire::flags::{ClientFlags, HandshakeFlags};
+use crate::wire::flags::{ClientFlags, HandshakeFlags, TransmissionFlags};
 use crate::wire::magic;
 use crate::wire::option::{OPTION_HEADER_SIZE, OptionError, OptionHeader, OptionKind};
+use crate::wire::reply::ReplyForm;
 
 /// What a client is told by ERR_SHUTDOWN.
 const SHUTTING_DOWN: &str = "The server is shutting down";
@@ -26,7 +27,9 @@ pub struct Handshake {
     /// The part of the message of `step` that came so far.
     pending: Vec<u8>,
     client_flags: ClientFlags,
-    has_structured_replies: bool,
+    reply_form: ReplyForm,
+    /// The canonical name of the export that contexts were chosen for, and these.
+    contexts: Option<(String, Vec<SelectedContext>)>,
     is_shutting_down: bool,
     option_count: u32,
     option_count_max: u32,
@@ -79,37 +82,14 @@ pub struct Negotiated {
     pub export: Export,
     /// The name by which the client chose it.
     pub requested_name: String,
-    /// READ must be answered with structured replies, and any request may be.
-    pub has_structured_replies: bool,
+    /// What replies are like; requests have the form that goes with it.
+    pub reply_form: ReplyForm,
+    /// The metadata contexts of the export that BLOCK_STATUS reports.
+    pub contexts: Vec<SelectedContext>,
     /// The client asked for the block sizes, so it obeys them.
     pub has_requested_block_sizes: bool,
     /// The client negotiated NO_ZEROES.
     pub is_without_zeroes: bool,
-}
-
-/// Why a connection ends during the handshake.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CloseReason {
-    /// The client sent ABORT.
-    Aborted,
-    /// The handshake already ended with a chosen export.
-    AlreadyChosen,
-    /// The client set a flag that was not offered.
-    UnknownClientFlags(ClientFlags),
-    /// An option does not start with the magic number.
-    BadOptionMagic,
-    /// A client without fixed newstyle sent something else than EXPORT_NAME.
-    NotFixedNewstyle(OptionKind),
-    /// An option announces more data than are dropped for anyone, in bytes.
-    OptionTooLong(u32),
-    /// The client sent more options than it may.
-    TooManyOptions,
-    /// The name in EXPORT_NAME is too long, not UTF-8, or holds a NUL. EXPORT_NAME has no error reply.
-    BadExportName,
-    /// The export of EXPORT_NAME is not to be had.
-    NoExport(FindError),
-    /// The export needs block sizes, of which EXPORT_NAME cannot speak.
-    BlockSizesNeeded,
 }
 
 impl Default for Handshake {
@@ -127,7 +107,8 @@ impl Handshake {
             step: Step::Start,
             pending: Vec::new(),
             client_flags: ClientFlags::NONE,
-            has_structured_replies: false,
+            reply_form: ReplyForm::Simple,
+            contexts: None,
             is_shutting_down: false,
             option_count: 0,
             option_count_max: limits::OPTION_COUNT_MAX,
@@ -234,6 +215,9 @@ impl Handshake {
         let is_kept = match header.option {
             OptionKind::ExportName => true,
             OptionKind::Info | OptionKind::Go => header.length <= limits::OPTION_DATA_SIZE_MAX,
+            OptionKind::ListMetaContext | OptionKind::SetMetaContext => {
+                header.length <= limits::META_OPTION_DATA_SIZE_MAX
+            }
             _ => false,
         };
         self.step = if is_kept { Step::OptionData(header) } else { Step::Skip { header, remaining: header.length } };
@@ -259,6 +243,10 @@ impl Handshake {
             replies.error(OptionError::Shutdown, SHUTTING_DOWN);
             return None;
         }
+        if matches!(header.option, OptionKind::ListMetaContext | OptionKind::SetMetaContext) {
+            self.answer_contexts(replies, data, exports);
+            return None;
+        }
         self.describe(replies, data, exports).map(|negotiated| Outcome::Transmission(Box::new(negotiated)))
     }
 
@@ -276,17 +264,28 @@ impl Handshake {
                 return Some(Outcome::Close(CloseReason::Aborted));
             }
             _ if self.is_shutting_down => replies.error(OptionError::Shutdown, SHUTTING_DOWN),
-            OptionKind::List | OptionKind::StructuredReply if header.length > 0 => {
+            OptionKind::List | OptionKind::StructuredReply | OptionKind::ExtendedHeaders if header.length > 0 => {
                 replies.error(OptionError::Invalid, "The option must have no data");
             }
             OptionKind::List => self.list(&mut replies, exports),
+            OptionKind::StructuredReply if self.reply_form == ReplyForm::Extended => {
+                replies.error(OptionError::ExtendedHeadersRequired, "Extended headers are in use, which replace this");
+            }
             // Asking twice changes nothing; the specification allows either answer.
             OptionKind::StructuredReply => {
-                self.has_structured_replies = true;
+                self.reply_form = ReplyForm::Structured;
                 replies.ack();
             }
+            OptionKind::ExtendedHeaders => {
+                self.reply_form = ReplyForm::Extended;
+                replies.ack();
+            }
+            OptionKind::SetMetaContext | OptionKind::ListMetaContext => {
+                self.forget_contexts(header.option);
+                replies.error(OptionError::TooBig, "The option is too long");
+            }
             OptionKind::Info | OptionKind::Go => replies.error(OptionError::TooBig, "The option is too long"),
-            OptionKind::ExportName | OptionKind::Unknown(_) => {
+            OptionKind::ExportName | OptionKind::StartTls | OptionKind::Unknown(_) => {
                 replies.error(OptionError::Unsupported, "The option is not supported");
             }
         }
@@ -315,13 +314,16 @@ impl Handshake {
         if self.is_shutting_down {
             return Err(CloseReason::NoExport(FindError::ShuttingDown));
         }
+        if self.reply_form == ReplyForm::Extended {
+            return Err(CloseReason::ExportNameWithExtendedHeaders);
+        }
         let name = string(data).ok_or(CloseReason::BadExportName)?;
         let export = exports.find(name).map_err(CloseReason::NoExport)?;
         if export.block_sizes.min() > 1 {
             return Err(CloseReason::BlockSizesNeeded);
         }
-        let flags = export.transmission_flags(self.has_structured_replies);
         let negotiated = self.negotiated(export, name, false);
+        let flags = negotiated.transmission_flags();
         append_export_name_answer(output, &negotiated.export, flags, negotiated.is_without_zeroes);
         Ok(negotiated)
     }
@@ -347,17 +349,54 @@ impl Handshake {
             replies.error(OptionError::BlockSizeRequired, "Ask for the block sizes and obey them to use this export");
             return None;
         }
-        replies.export(&export, export.transmission_flags(self.has_structured_replies), &request);
+        let negotiated = self.negotiated(export, request.name, request.wants_block_sizes);
+        replies.export(&negotiated.export, negotiated.transmission_flags(), &request);
         replies.ack();
         let is_chosen = replies.option == OptionKind::Go;
-        is_chosen.then(|| self.negotiated(export, request.name, request.wants_block_sizes))
+        is_chosen.then_some(negotiated)
+    }
+
+    /// A new choice of contexts takes the place of the one before, also when it fails.
+    fn forget_contexts(&mut self, option: OptionKind) {
+        if option == OptionKind::SetMetaContext {
+            self.contexts = None;
+        }
+    }
+
+    /// LIST_META_CONTEXT and SET_META_CONTEXT.
+    fn answer_contexts(&mut self, mut replies: OptionReplies<'_>, data: &[u8], exports: &dyn Exports) {
+        let is_choice = replies.option == OptionKind::SetMetaContext;
+        self.forget_contexts(replies.option);
+        if self.reply_form == ReplyForm::Simple {
+            replies.error(OptionError::Invalid, "Negotiate structured replies or extended headers first");
+            return;
+        }
+        let request = match MetaRequest::parse(data) {
+            Ok(request) => request,
+            Err((error, message)) => return replies.error(error, message),
+        };
+        let export = match exports.find(request.export_name) {
+            Ok(export) => export,
+            Err(error) => return refuse_export(&mut replies, request.export_name, error),
+        };
+        if is_choice {
+            let contexts = request.selected(&export, exports);
+            contexts.iter().for_each(|context| replies.meta_context(context.id, &context.name));
+            self.contexts = Some((export.name, contexts));
+        } else {
+            // The id of a context that is only listed means nothing.
+            request.listed(&export, exports).iter().for_each(|name| replies.meta_context(0, name));
+        }
+        replies.ack();
     }
 
     fn negotiated(&self, export: Export, requested_name: &str, has_requested_block_sizes: bool) -> Negotiated {
+        let of_export = self.contexts.iter().filter(|(name, _)| *name == export.name);
         Negotiated {
+            contexts: of_export.flat_map(|(_, contexts)| contexts.clone()).collect(),
             export,
             requested_name: requested_name.to_owned(),
-            has_structured_replies: self.has_structured_replies,
+            reply_form: self.reply_form,
             has_requested_block_sizes,
             is_without_zeroes: self.client_flags.contains(ClientFlags::NO_ZEROES),
         }
@@ -368,7 +407,11 @@ impl Negotiated {
     /// The rules by which this connection's requests are judged.
     #[must_use]
     pub fn rules(&self) -> RequestRules {
-        RequestRules::new(&self.export, self.has_structured_replies)
+        RequestRules::new(&self.export, self.reply_form, self.contexts.len())
+    }
+
+    fn transmission_flags(&self) -> TransmissionFlags {
+        self.export.transmission_flags(self.reply_form, !self.contexts.is_empty())
     }
 }
 
@@ -390,30 +433,3 @@ fn refuse_export(replies: &mut OptionReplies<'_>, name: &str, error: FindError) 
         FindError::ShuttingDown => replies.error(OptionError::Shutdown, SHUTTING_DOWN),
     }
 }
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Aborted => formatter.write_str("The client aborted the handshake"),
-            Self::AlreadyChosen => formatter.write_str("The handshake is over"),
-            Self::UnknownClientFlags(flags) => write!(formatter, "The client set unknown flags 0x{:08x}", flags.0),
-            Self::BadOptionMagic => formatter.write_str("An option does not start with the magic number"),
-            Self::NotFixedNewstyle(option) => {
-                write!(formatter, "A client without fixed newstyle sent option {}", option.number())
-            }
-            Self::OptionTooLong(size) => write!(
-                formatter,
-                "An option has {size} bytes of data; at most {} are accepted",
-                limits::OPTION_SKIP_SIZE_MAX
-            ),
-            Self::TooManyOptions => formatter.write_str("The client sent too many options"),
-            Self::BadExportName => formatter.write_str("The client chose an export by a name that is no valid string"),
-            Self::NoExport(error) => write!(formatter, "The client chose an export it does not get: {error}"),
-            Self::BlockSizesNeeded => {
-                formatter.write_str("The client chose an export with block sizes by an option that cannot tell them")
-            }
-        }
-    }
-}
-
-impl std::error::Error for CloseReason {}

@@ -33,6 +33,11 @@ impl OptionReplies<'_> {
         self.reply(OptionReplyKind::Server, &[&name_size.to_be_bytes(), name.as_bytes()]);
     }
 
+    /// One metadata context.
+    pub(super) fn meta_context(&mut self, id: u32, name: &str) {
+        self.reply(OptionReplyKind::MetaContext, &[&id.to_be_bytes(), name.as_bytes()]);
+    }
+
     /// What is told of an export before the acknowledgement: always its size and flags, the rest as asked.
     pub(super) fn export(&mut self, export: &Export, flags: TransmissionFlags, request: &InfoRequest<'_>) {
         self.info(InfoKind::Export, &[&export.size_bytes.to_be_bytes(), &flags.0.to_be_bytes()]);

@@ -3,14 +3,14 @@
 use std::fmt;
 
 use crate::wire::error::WireError;
-use crate::wire::reply::ReplyHeader;
+use crate::wire::reply::{ReplyForm, ReplyHeader, ReplyTo};
 use crate::wire::request::Request;
 
 /// The reply to one READ on a connection with structured replies. Its chunks cover the request without gap or
 /// overlap; the chunk that completes it carries DONE. With DF there is one content chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReadReply {
-    cookie: u64,
+    to: ReplyTo,
     offset: u64,
     remaining: u32,
     must_be_one_chunk: bool,
@@ -26,13 +26,17 @@ pub enum ReadReplyError {
 }
 
 impl ReadReply {
-    /// A reply without any chunk so far. For a request of length 0 send [`super::read_header`] instead.
+    /// A reply without any chunk so far. For a request of length 0 send [`ReplyTo::read`] instead.
+    ///
+    /// # Panics
+    /// If there are no chunks, or the request is longer than any that passes [`super::RequestRules::check`].
     #[must_use]
-    pub fn new(request: &Request) -> Self {
+    pub fn new(form: ReplyForm, request: &Request) -> Self {
+        assert!(form != ReplyForm::Simple, "a simple reply has no chunks");
         Self {
-            cookie: request.cookie,
+            to: ReplyTo::new(form, request),
             offset: request.offset,
-            remaining: request.length,
+            remaining: u32::try_from(request.length).expect("a checked request has a bounded payload"),
             must_be_one_chunk: request.is_unfragmented(),
         }
     }
@@ -48,13 +52,10 @@ impl ReadReply {
     ///
     /// # Errors
     /// If the chunk breaks a rule; the reply stays as it was.
-    ///
-    /// # Panics
-    /// If the request is longer than any that passes [`super::RequestRules::check`].
     #[inline]
     pub fn data(&mut self, size_bytes: u32) -> Result<ReplyHeader, ReadReplyError> {
         let offset = self.cover(size_bytes)?;
-        Ok(ReplyHeader::offset_data(self.cookie, offset, size_bytes, self.remaining == 0))
+        Ok(self.to.data(offset, size_bytes, self.remaining == 0))
     }
 
     /// The next chunk, which says that `size_bytes` bytes are zeroes.
@@ -64,13 +65,13 @@ impl ReadReply {
     #[inline]
     pub fn hole(&mut self, size_bytes: u32) -> Result<ReplyHeader, ReadReplyError> {
         let offset = self.cover(size_bytes)?;
-        Ok(ReplyHeader::offset_hole(self.cookie, offset, size_bytes, self.remaining == 0))
+        Ok(self.to.hole(offset, size_bytes, self.remaining == 0))
     }
 
     /// Appends a chunk that ends the reply with an error. Only while [`ReadReply::remaining_size_bytes`] is not 0:
     /// else the reply already ended.
     pub fn fail(self, output: &mut Vec<u8>, error: WireError, message: &str) {
-        ReplyHeader::append_error(output, self.cookie, error, message);
+        self.to.append_error(output, error, message);
     }
 
     fn cover(&mut self, size_bytes: u32) -> Result<u64, ReadReplyError> {

@@ -16,6 +16,10 @@ impl Exports for Catalog {
         self.exports.iter().map(|export| export.name.clone()).collect()
     }
 
+    fn has_context(&self, export: &Export, name: &str) -> bool {
+        export.contexts.iter().any(|context| context == name) || name.strip_prefix("rok:diff:") == Some("7")
+    }
+
     fn find(&self, name: &str) -> Result<Export, FindError> {
         match name {
             "forbidden" => Err(FindError::Forbidden),
@@ -34,6 +38,7 @@ pub(super) const ALL_FEATURES: ExportFeatures = ExportFeatures {
     has_trim: true,
     has_write_zeroes: true,
     has_fast_zero: true,
+    has_cache: true,
     is_multi_connection_safe: true,
     is_rotational: false,
 };
@@ -42,6 +47,7 @@ pub(super) const ALL_FEATURES: ExportFeatures = ExportFeatures {
 pub(super) fn catalog() -> Catalog {
     let mut first = Export::new("vol1", SIZE_BYTES, ALL_FEATURES);
     first.description = Some("the first volume".to_owned());
+    first.contexts = ["base:allocation", "qemu:allocation-depth"].map(str::to_owned).to_vec();
     let mut strict = Export::new("strict", 1 << 20, ALL_FEATURES);
     strict.block_sizes = BlockSizes::new(4096, 65_536, 1 << 25).expect("legal sizes");
     let frozen = Export::new("frozen", 1 << 20, ExportFeatures { is_read_only: true, ..ALL_FEATURES });
@@ -70,6 +76,13 @@ pub(super) fn info_data(name: &[u8], infos: &[u16]) -> Vec<u8> {
     let count = u16::try_from(infos.len()).expect("few infos");
     let numbers: Vec<u8> = infos.iter().flat_map(|info| info.to_be_bytes()).collect();
     [&name_size.to_be_bytes(), name, &count.to_be_bytes(), &numbers].concat()
+}
+
+/// Data of LIST_META_CONTEXT and SET_META_CONTEXT.
+pub(super) fn meta_data(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
+    let sized = |text: &[u8]| [&u32::try_from(text.len()).expect("short").to_be_bytes(), text].concat();
+    let count = u32::try_from(queries.len()).expect("few").to_be_bytes().to_vec();
+    [vec![sized(name), count], queries.iter().map(|query| sized(query)).collect()].concat().concat()
 }
 
 /// One reply to an option, taken apart by hand.

@@ -1,12 +1,27 @@
 //! What the client accepts as replies, and what it refuses.
 
 use crate::client::{ChunkHeader, Extent, ReadContent, ReadContentError, Reply, ReplyError, SimpleReply};
-use crate::{ChunkKind, CommandFlags, ReplyHeader, Request, RequestKind, WireError, limits};
+use crate::{
+    ChunkKind, CommandFlags, ReplyForm, ReplyHeader, ReplyTo, Request, RequestForm, RequestKind, StatusExtent,
+    WireError, limits,
+};
 
 const COOKIE: u64 = 42;
 
-fn read(offset: u64, length: u32, flags: CommandFlags) -> ReadContent {
-    ReadContent::new(&Request { flags, kind: RequestKind::Read, cookie: COOKIE, offset, length })
+fn request(offset: u64, length: u64, flags: CommandFlags) -> Request {
+    Request { form: RequestForm::Compact, flags, kind: RequestKind::Read, cookie: COOKIE, offset, length }
+}
+
+fn read(offset: u64, length: u64, flags: CommandFlags) -> ReadContent {
+    ReadContent::new(&request(offset, length, flags))
+}
+
+fn to(form: ReplyForm) -> ReplyTo {
+    ReplyTo::new(form, &request(0, 0, CommandFlags::NONE))
+}
+
+fn simple(error: Option<WireError>) -> ReplyHeader {
+    error.map_or_else(|| to(ReplyForm::Simple).success(), |error| to(ReplyForm::Simple).error(error))
 }
 
 fn extent(offset: u64, size_bytes: u32) -> Extent {
@@ -28,9 +43,9 @@ fn parsed_chunk(bytes: &[u8]) -> ChunkHeader {
 #[test]
 fn simple_replies_are_parsed() {
     let success = Reply::Simple(SimpleReply { cookie: COOKIE, error: None });
-    assert_eq!(Reply::parse(ReplyHeader::simple(COOKIE, None).as_bytes()), Ok(Some((success, 16))));
+    assert_eq!(Reply::parse(simple(None).as_bytes()), Ok(Some((success, 16))));
     let failure = Reply::Simple(SimpleReply { cookie: COOKIE, error: Some(WireError::Io) });
-    let header = ReplyHeader::simple(COOKIE, Some(WireError::Io));
+    let header = simple(Some(WireError::Io));
     assert_eq!(Reply::parse(header.as_bytes()), Ok(Some((failure, 16))));
 }
 
@@ -43,7 +58,7 @@ fn unknown_error_number_counts_as_invalid() {
 
 #[test]
 fn reply_header_that_is_not_complete_is_waited_for() {
-    for header in [ReplyHeader::simple(COOKIE, None), ReplyHeader::none(COOKIE)] {
+    for header in [simple(None), to(ReplyForm::Structured).none()] {
         let bytes = header.as_bytes();
         for len in 0..bytes.len() {
             assert_eq!(Reply::parse(&bytes[..len]), Ok(None));
@@ -61,19 +76,19 @@ fn chunk_whose_length_does_not_suit_its_kind_is_an_error() {
     let cases =
         [(0, 1), (1, 8), (1, 0), (1, u32::MAX), (2, 11), (2, 13), (0x8001, 5), (0x8001, u32::MAX), (5, u32::MAX)];
     for (kind, length) in cases {
-        let error = ReplyError::BadChunkLength(ChunkKind::from_number(kind), length);
+        let error = ReplyError::BadChunkLength(ChunkKind::from_number(kind), u64::from(length));
         assert_eq!(Reply::parse(&chunk(kind, length)), Err(error));
     }
 }
 
 #[test]
 fn content_chunks_tell_their_extent() {
-    let data = ReplyHeader::offset_data(COOKIE, 4096, 512, false);
+    let data = to(ReplyForm::Structured).data(4096, 512, false);
     let header = parsed_chunk(data.as_bytes());
     assert_eq!((header.prefix_size_bytes(), header.is_done), (8, false));
     assert_eq!(header.extent(&data.as_bytes()[20..]), Ok(extent(4096, 512)));
 
-    let hole = ReplyHeader::offset_hole(COOKIE, 4096, 512, true);
+    let hole = to(ReplyForm::Structured).hole(4096, 512, true);
     let header = parsed_chunk(hole.as_bytes());
     assert_eq!((header.prefix_size_bytes(), header.is_done), (12, true));
     assert_eq!(header.extent(&hole.as_bytes()[20..]), Ok(extent(4096, 512)));
@@ -81,19 +96,19 @@ fn content_chunks_tell_their_extent() {
 
 #[test]
 fn content_chunk_that_is_cut_or_empty_is_malformed() {
-    let hole = ReplyHeader::offset_hole(COOKIE, 4096, 0, true);
+    let hole = to(ReplyForm::Structured).hole(4096, 0, true);
     let header = parsed_chunk(hole.as_bytes());
     for len in 0..=12 {
         assert!(header.extent(&hole.as_bytes()[20..20 + len]).is_err());
     }
-    let none = ReplyHeader::none(COOKIE);
+    let none = to(ReplyForm::Structured).none();
     assert!(parsed_chunk(none.as_bytes()).extent(&[0; 12]).is_err());
 }
 
 #[test]
 fn error_chunks_tell_error_message_and_offset() {
     let mut bytes = Vec::new();
-    ReplyHeader::append_error(&mut bytes, COOKIE, WireError::NoSpace, "full");
+    to(ReplyForm::Structured).append_error(&mut bytes, WireError::NoSpace, "full");
     let error = parsed_chunk(&bytes).error(&bytes[20..]).expect("well formed");
     assert_eq!((error.error, error.message, error.offset), (WireError::NoSpace, "full", None));
 
@@ -111,7 +126,7 @@ fn error_chunk_of_an_unknown_kind_is_read_as_far_as_all_errors_agree() {
 #[test]
 fn error_chunk_that_is_cut_or_says_success_is_malformed() {
     let mut bytes = Vec::new();
-    ReplyHeader::append_error(&mut bytes, COOKIE, WireError::NoSpace, "full");
+    to(ReplyForm::Structured).append_error(&mut bytes, WireError::NoSpace, "full");
     let header = parsed_chunk(&bytes);
     for len in 20..bytes.len() {
         assert!(header.error(&bytes[20..len]).is_err());
@@ -159,9 +174,55 @@ fn second_content_chunk_is_refused_with_df() {
 
 #[test]
 fn more_content_chunks_than_any_honest_server_sends_are_refused() {
-    let mut content = read(0, u32::MAX, CommandFlags::NONE);
+    let mut content = read(0, u64::from(u32::MAX), CommandFlags::NONE);
     for index in 0..u64::try_from(limits::READ_CHUNK_COUNT_MAX).expect("fits") {
         content.accept(extent(index * 2, 1)).expect("within the bound");
     }
     assert_eq!(content.accept(extent(1 << 30, 1)), Err(ReadContentError::TooManyChunks));
+}
+
+fn status_chunk(form: ReplyForm) -> (ChunkHeader, Vec<u8>) {
+    let mut bytes = Vec::new();
+    to(form).append_status(&mut bytes, 7, [StatusExtent { size_bytes: 512, status: 3 }], true);
+    let Ok(Some((Reply::Chunk(header), size))) = Reply::parse(&bytes) else { panic!("no chunk") };
+    (header, bytes.split_off(size))
+}
+
+#[test]
+fn block_status_is_parsed_in_both_forms() {
+    for form in [ReplyForm::Structured, ReplyForm::Extended] {
+        let (header, payload) = status_chunk(form);
+        let chunk = header.status(&payload).expect("well formed");
+        assert_eq!((chunk.context_id, chunk.extents), (7, vec![StatusExtent { size_bytes: 512, status: 3 }]));
+        assert!(header.is_done);
+    }
+}
+
+#[test]
+fn block_status_that_is_cut_empty_or_of_empty_runs_is_refused() {
+    for form in [ReplyForm::Structured, ReplyForm::Extended] {
+        let (header, payload) = status_chunk(form);
+        for len in 0..payload.len() {
+            assert!(header.status(&payload[..len]).is_err(), "{len} bytes");
+        }
+        let mut empty_run = payload.clone();
+        let front = if form == ReplyForm::Structured { 4 } else { 8 };
+        let size = (payload.len() - front) / 2;
+        empty_run[front..front + size].fill(0);
+        assert!(header.status(&empty_run).is_err());
+    }
+}
+
+#[test]
+fn extended_block_status_whose_count_is_wrong_is_refused() {
+    let (header, mut payload) = status_chunk(ReplyForm::Extended);
+    payload[7] = 2;
+    assert!(header.status(&payload).is_err());
+}
+
+#[test]
+fn extended_chunk_of_more_than_4_gib_is_an_error() {
+    let mut bytes = to(ReplyForm::Extended).data(0, 1, true).as_bytes()[..32].to_vec();
+    bytes[27] = 1;
+    assert_eq!(Reply::parse(&bytes), Err(ReplyError::BadChunkLength(ChunkKind::OffsetData, (1 << 32) + 9)));
 }

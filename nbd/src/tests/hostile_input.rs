@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::catalog::{FLAGS, Talk, catalog, info_data, option, option_with_length};
+use super::catalog::{FLAGS, Talk, catalog, info_data, meta_data, option, option_with_length};
 use crate::client;
 use crate::client::Reply;
 use crate::server::{Export, Handshake, Outcome, Refusal, RequestRules};
-use crate::{Request, RequestKind, limits};
+use crate::{CommandFlags, ReplyForm, Request, RequestForm, RequestKind, limits};
 
 /// Feeds `input` in pieces of the given sizes (repeated), as an owner would; everything sent, how much was taken, and
 /// the end.
@@ -37,6 +37,9 @@ fn long_handshake() -> Vec<u8> {
         option(99, &[7; 300]),
         option(3, &[]),
         option(8, &[]),
+        option(9, &meta_data(b"vol1", &[b"qemu:"])),
+        option(10, &meta_data(b"vol1", &[b"base:allocation", b"rok:diff:7"])),
+        option(11, &[]),
         option(6, &info_data(b"nothing", &[1, 3])),
         option(6, &info_data(b"strict", &[1])),
         option(7, b"\xff\xff\xff\xff"),
@@ -103,7 +106,7 @@ fn client_that_never_reads_gets_no_more_than_the_bound_and_one_answer() {
 
 /// Option, kind, whether it is an error, and data of a server's reply.
 fn any_option_reply() -> impl Strategy<Value = (u32, u32, bool, Vec<u8>)> {
-    (0..10_u32, 0..6_u32, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..40))
+    (0..12_u32, 0..6_u32, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..40))
 }
 
 /// An option as a client might send it: right, wrong, of any kind.
@@ -117,7 +120,14 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
     ];
     let info =
         (name.clone(), proptest::collection::vec(0..6_u16, 0..5)).prop_map(|(name, infos)| info_data(&name, &infos));
-    let data = prop_oneof![Just(Vec::new()), info, name, proptest::collection::vec(any::<u8>(), 0..60)];
+    let query = prop_oneof![
+        Just(b"base:allocation".to_vec()),
+        Just(b"qemu:".to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..20),
+    ];
+    let meta = (name.clone(), proptest::collection::vec(query, 0..5))
+        .prop_map(|(name, queries)| meta_data(&name, &queries.iter().map(Vec::as_slice).collect::<Vec<_>>()));
+    let data = prop_oneof![Just(Vec::new()), info, meta, name, proptest::collection::vec(any::<u8>(), 0..60)];
     (0..12_u32, data).prop_map(|(number, data)| option(number, &data))
 }
 
@@ -161,55 +171,95 @@ proptest! {
 
     #[test]
     fn garbage_request_is_parsed_or_refused_and_what_passes_lies_in_the_export(
-        body: [u8; 24],
+        body: [u8; 28],
+        is_extended: bool,
         size_bytes in prop_oneof![Just(0_u64), 0..1_u64 << 33, any::<u64>()],
-        number in 0..8_u16,
+        number in 0..9_u16,
+        flags in 0..64_u16,
+        context_count in 0..3_usize,
     ) {
-        let bytes = [b"\x25\x60\x95\x13".as_slice(), &body].concat();
-        let mut request = Request::parse(&bytes).expect("the magic number is right").expect("28 bytes");
-        prop_assert_eq!(request.encode().to_vec(), bytes.clone());
-        request.kind = RequestKind::from_number(number);
-        let rules = RequestRules::new(&Export::new("any", size_bytes, super::catalog::ALL_FEATURES), true);
+        let form = if is_extended { RequestForm::Extended } else { RequestForm::Compact };
+        let magic = if is_extended { b"\x21\xe4\x1c\x71" } else { b"\x25\x60\x95\x13" };
+        let bytes = [magic.as_slice(), &body[..form.size() - 4]].concat();
+        let mut request = Request::parse(&bytes, form).expect("the magic number is right").expect("all bytes");
+        prop_assert_eq!(request.encode(), bytes.clone());
+        (request.kind, request.flags) = (RequestKind::from_number(number), CommandFlags(flags));
+        let export = Export::new("any", size_bytes, super::catalog::ALL_FEATURES);
+        let reply_form = if is_extended { ReplyForm::Extended } else { ReplyForm::Structured };
+        let rules = RequestRules::new(&export, reply_form, context_count);
+        let drain_max = u64::from(limits::DRAIN_SIZE_MAX);
         match rules.check(&request) {
             Ok(()) if request.kind == RequestKind::Disconnect => {}
+            Ok(()) if request.kind == RequestKind::BlockStatus && request.payload_size_bytes() > 0 => {
+                prop_assert!(request.payload_size_bytes() <= limits::STATUS_PAYLOAD_SIZE_MAX);
+            }
             Ok(()) => {
                 let end = u128::from(request.offset) + u128::from(request.length);
                 prop_assert!(end <= u128::from(size_bytes));
-                prop_assert!(request.payload_size_bytes() <= limits::DRAIN_SIZE_MAX);
+                prop_assert!(request.payload_size_bytes() <= drain_max);
             }
             Err(Refusal::Answer { drain_size_bytes, .. }) => {
-                prop_assert_eq!(drain_size_bytes, request.payload_size_bytes());
-                prop_assert!(drain_size_bytes <= limits::DRAIN_SIZE_MAX);
+                prop_assert_eq!(u64::from(drain_size_bytes), request.payload_size_bytes());
+                prop_assert!(u64::from(drain_size_bytes) <= drain_max);
             }
-            Err(Refusal::Close) => prop_assert!(request.payload_size_bytes() > limits::DRAIN_SIZE_MAX),
+            Err(Refusal::Close) => prop_assert!(request.payload_size_bytes() > drain_max),
+        }
+    }
+
+    #[test]
+    fn garbage_payload_of_a_block_status_is_refused_or_names_chosen_contexts(
+        payload in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 1..40),
+            (1..600_u64, proptest::collection::vec(0..5_u32, 0..5)).prop_map(|(size, ids)| {
+                let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
+                [size.to_be_bytes().as_slice(), &ids].concat()
+            }),
+        ],
+    ) {
+        let rules = RequestRules::new(&catalog().exports[0], ReplyForm::Extended, 3);
+        let request = Request {
+            form: RequestForm::Extended,
+            flags: CommandFlags::PAYLOAD_LEN,
+            kind: RequestKind::BlockStatus,
+            cookie: 1,
+            offset: super::catalog::SIZE_BYTES - 512,
+            length: u64::try_from(payload.len()).expect("short"),
+        };
+        prop_assert_eq!(rules.check(&request), Ok(()));
+        if let Ok(asked) = rules.status_request(&request, &payload) {
+            prop_assert!((1..=512).contains(&asked.size_bytes));
+            prop_assert!(!asked.context_ids.is_empty() && asked.context_ids.iter().all(|id| (1..=3).contains(id)));
+            let distinct: std::collections::BTreeSet<_> = asked.context_ids.iter().collect();
+            prop_assert_eq!(distinct.len(), asked.context_ids.len());
         }
     }
 
     #[test]
     fn garbage_never_panics_the_request_parser(input in proptest::collection::vec(any::<u8>(), 0..64)) {
         let is_right = input.len() >= 4 && input[..4] == *b"\x25\x60\x95\x13";
-        prop_assert_eq!(Request::parse(&input).is_ok(), is_right || input.len() < 4);
+        prop_assert_eq!(Request::parse(&input, RequestForm::Compact).is_ok(), is_right || input.len() < 4);
     }
 
     #[test]
     fn garbage_replies_never_panic_the_client(
-        magic in prop_oneof![Just(0x6744_6698_u32), Just(0x668e_33ef), any::<u32>()],
+        magic in prop_oneof![Just(0x6744_6698_u32), Just(0x668e_33ef), Just(0x6e8a_278c), any::<u32>()],
         input in proptest::collection::vec(any::<u8>(), 0..64),
         payload in proptest::collection::vec(any::<u8>(), 0..64),
-        kind in prop_oneof![0..6_u16, 0x8000..0x8004_u16],
+        kind in prop_oneof![0..8_u16, 0x8000..0x8004_u16],
     ) {
         let bytes = [magic.to_be_bytes().as_slice(), &input].concat();
         if let Ok(Some((Reply::Chunk(header), size))) = Reply::parse(&bytes) {
-            prop_assert_eq!(size, 20);
+            prop_assert_eq!(size, if header.request_offset.is_some() { 32 } else { 20 });
             let header = client::ChunkHeader { kind: crate::ChunkKind::from_number(kind), ..header };
             prop_assert!(header.extent(&payload).is_err() || !header.kind.is_error());
+            prop_assert!(header.status(&payload).is_err() || !header.kind.is_error());
             prop_assert!(header.error(&payload).is_err() || header.kind.is_error());
         }
     }
 
     #[test]
     fn garbage_from_a_server_never_panics_the_client(
-        wish in 0..5_u8,
+        wish in 0..7_u8,
         replies in proptest::collection::vec(any_option_reply(), 0..10),
         tail in proptest::collection::vec(any::<u8>(), 0..100),
     ) {
@@ -221,6 +271,8 @@ proptest! {
             1 => handshake.info("vol1", &mut output).expect("a short name"),
             2 => handshake.go("vol1", &mut output).expect("a short name"),
             3 => handshake.export_name("vol1", &mut output).expect("a short name"),
+            4 => handshake.set_contexts("vol1", &["base:allocation"], &mut output).expect("short names"),
+            5 => handshake.request_extended_headers(&mut output),
             _ => handshake.request_structured_replies(&mut output),
         }
         let mut input = Vec::new();

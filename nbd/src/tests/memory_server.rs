@@ -3,9 +3,9 @@
 
 use super::catalog::{Catalog, catalog};
 use crate::client;
-use crate::client::{ExportInfo, ReadContent, Reply};
+use crate::client::{ExportInfo, ReadContent, Reply, StatusChunk};
 use crate::server::{self, Negotiated, ReadReply, Refusal, RequestRules};
-use crate::{CommandFlags, ReplyHeader, Request, RequestKind, WireError};
+use crate::{CommandFlags, ReplyForm, ReplyTo, Request, RequestForm, RequestKind, StatusExtent, WireError};
 
 /// The server's side of one connection.
 pub(super) struct MemoryServer {
@@ -65,55 +65,57 @@ impl MemoryServer {
         let dropped = self.drain_size_bytes.min(self.input.len());
         self.input.drain(..dropped);
         self.drain_size_bytes -= dropped;
-        let Ok(Some(request)) = Request::parse(&self.input) else { return false };
-        let (_, rules) = self.state.as_ref().expect("negotiated");
-        let has_structured_replies = rules.has_structured_replies();
+        let rules = self.state.as_ref().expect("negotiated").1;
+        let front = rules.request_form().size();
+        let Ok(Some(request)) = Request::parse(&self.input, rules.request_form()) else { return false };
         match rules.check(&request) {
             Err(Refusal::Close) => self.is_closed = true,
             Err(Refusal::Answer { error, message, drain_size_bytes }) => {
-                self.input.drain(..Request::SIZE);
+                self.input.drain(..front);
                 self.drain_size_bytes = usize::try_from(drain_size_bytes).expect("fits");
-                server::append_error(output, request.cookie, error, message, has_structured_replies);
+                rules.reply_to(&request).append_error(output, error, message);
             }
             Ok(()) => {
                 let payload_size = usize::try_from(request.payload_size_bytes()).expect("fits");
-                if self.input.len() < Request::SIZE + payload_size {
+                if self.input.len() < front + payload_size {
                     return false;
                 }
-                let message: Vec<u8> = self.input.drain(..Request::SIZE + payload_size).collect();
-                self.execute(&request, &message[Request::SIZE..], has_structured_replies, output);
+                let message: Vec<u8> = self.input.drain(..front + payload_size).collect();
+                self.execute(&request, &message[front..], rules, output);
             }
         }
         true
     }
 
-    fn execute(&mut self, request: &Request, payload: &[u8], has_structured_replies: bool, output: &mut Vec<u8>) {
+    fn execute(&mut self, request: &Request, payload: &[u8], rules: RequestRules, output: &mut Vec<u8>) {
         let begin = usize::try_from(request.offset).unwrap_or(0);
-        let range = begin..begin + usize::try_from(request.length).expect("fits");
+        let length = if request.kind == RequestKind::BlockStatus { 0 } else { request.length };
+        let range = begin..begin + usize::try_from(length).expect("fits");
         match request.kind {
             RequestKind::Disconnect => {
                 self.is_closed = true;
                 return;
             }
-            RequestKind::Read => return self.read(request, has_structured_replies, output),
+            RequestKind::Read => return self.read(request, rules, output),
+            RequestKind::BlockStatus => return self.tell_status(request, payload, rules, output),
             RequestKind::Write => self.data[range].copy_from_slice(payload),
             RequestKind::Trim | RequestKind::WriteZeroes => self.data[range].fill(0),
-            RequestKind::Flush => {}
+            RequestKind::Flush | RequestKind::Cache => {}
             RequestKind::Unknown(number) => panic!("unknown command {number} passed the check"),
         }
-        output.extend_from_slice(ReplyHeader::simple(request.cookie, None).as_bytes());
+        output.extend_from_slice(rules.reply_to(request).success().as_bytes());
     }
 
-    fn read(&self, request: &Request, has_structured_replies: bool, output: &mut Vec<u8>) {
+    fn read(&self, request: &Request, rules: RequestRules, output: &mut Vec<u8>) {
         let begin = usize::try_from(request.offset).expect("fits");
         let data = &self.data[begin..begin + usize::try_from(request.length).expect("fits")];
-        let pieces = self.piece_size_bytes.filter(|_| has_structured_replies && !request.is_unfragmented());
-        let Some(piece_size) = pieces.filter(|_| request.length > 0) else {
-            output.extend_from_slice(server::read_header(request, has_structured_replies).as_bytes());
+        let may_divide = rules.reply_form() != ReplyForm::Simple && !request.is_unfragmented();
+        let Some(piece_size) = self.piece_size_bytes.filter(|_| may_divide && request.length > 0) else {
+            output.extend_from_slice(rules.reply_to(request).read(request).as_bytes());
             output.extend_from_slice(data);
             return;
         };
-        let mut reply = ReadReply::new(request);
+        let mut reply = ReadReply::new(rules.reply_form(), request);
         for piece in data.chunks(usize::try_from(piece_size).expect("fits")) {
             let size = u32::try_from(piece.len()).expect("fits");
             if piece.iter().all(|byte| *byte == 0) {
@@ -122,6 +124,22 @@ impl MemoryServer {
                 output.extend_from_slice(reply.data(size).expect("in order").as_bytes());
                 output.extend_from_slice(piece);
             }
+        }
+    }
+
+    /// Each byte is a run of its own, so that the crate has something to merge.
+    fn tell_status(&self, request: &Request, payload: &[u8], rules: RequestRules, output: &mut Vec<u8>) {
+        let to: ReplyTo = rules.reply_to(request);
+        let asked = match rules.status_request(request, payload) {
+            Ok(asked) => asked,
+            Err((error, message)) => return to.append_error(output, error, message),
+        };
+        let begin = usize::try_from(request.offset).expect("fits");
+        let bytes = &self.data[begin..begin + usize::try_from(asked.size_bytes).expect("fits")];
+        for (index, id) in asked.context_ids.iter().enumerate() {
+            let status = |byte: &u8| if *byte == 0 { u64::from(*id) } else { 0 };
+            let extents = bytes.iter().map(|byte| StatusExtent { size_bytes: 1, status: status(byte) });
+            to.append_status(output, *id, extents, index + 1 == asked.context_ids.len());
         }
     }
 }
@@ -145,13 +163,26 @@ impl Pair {
         pair
     }
 
-    /// A pair in the transmission phase on `vol1`.
-    pub(super) fn connected(has_structured_replies: bool) -> Self {
+    /// A pair that has agreed on a form.
+    pub(super) fn with_form(form: ReplyForm) -> Self {
         let mut pair = Self::new();
-        if has_structured_replies {
-            let outcome = pair.wish(client::Handshake::request_structured_replies);
-            assert_eq!(outcome, client::Outcome::StructuredReplies);
+        match form {
+            ReplyForm::Simple => {}
+            ReplyForm::Structured => {
+                let outcome = pair.wish(client::Handshake::request_structured_replies);
+                assert_eq!(outcome, client::Outcome::StructuredReplies);
+            }
+            ReplyForm::Extended => {
+                let outcome = pair.wish(client::Handshake::request_extended_headers);
+                assert_eq!(outcome, client::Outcome::ExtendedHeaders);
+            }
         }
+        pair
+    }
+
+    /// A pair in the transmission phase on `vol1`.
+    pub(super) fn connected(form: ReplyForm) -> Self {
+        let mut pair = Self::with_form(form);
         pair.go("vol1");
         pair
     }
@@ -187,6 +218,23 @@ impl Pair {
         progress.outcome
     }
 
+    fn request(
+        &mut self,
+        kind: RequestKind,
+        flags: CommandFlags,
+        (offset, length): (u64, u64),
+        payload: &[u8],
+    ) -> Request {
+        self.cookie += 1;
+        let form = match self.client.reply_form() {
+            ReplyForm::Extended => RequestForm::Extended,
+            ReplyForm::Simple | ReplyForm::Structured => RequestForm::Compact,
+        };
+        let request = Request { form, flags, kind, cookie: self.cookie, offset, length };
+        self.deliver(&[request.encode().as_slice(), payload].concat());
+        request
+    }
+
     /// Sends a request and checks that its reply is whole: the bytes it returned, or its error with the server's
     /// message.
     pub(super) fn call(
@@ -194,15 +242,40 @@ impl Pair {
         kind: RequestKind,
         flags: CommandFlags,
         offset: u64,
-        length: u32,
+        length: u64,
         payload: &[u8],
     ) -> Result<Vec<u8>, (WireError, String)> {
-        self.cookie += 1;
-        let request = Request { flags, kind, cookie: self.cookie, offset, length };
-        self.deliver(&[request.encode().as_slice(), payload].concat());
+        let request = self.request(kind, flags, (offset, length), payload);
         let result = self.reply_to(&request);
         assert!(self.inbox.is_empty(), "bytes behind the reply");
         result
+    }
+
+    /// Sends a BLOCK_STATUS: what each context says, or the error.
+    pub(super) fn status(
+        &mut self,
+        flags: CommandFlags,
+        range: (u64, u64),
+        payload: &[u8],
+    ) -> Result<Vec<StatusChunk>, WireError> {
+        let request = self.request(RequestKind::BlockStatus, flags, range, payload);
+        let mut chunks = Vec::new();
+        loop {
+            let Some((Reply::Chunk(header), size)) = Reply::parse(&self.inbox).expect("in step") else {
+                panic!("no chunk");
+            };
+            let end = size + usize::try_from(header.payload_size_bytes).expect("fits");
+            let payload: Vec<u8> = self.inbox.drain(..end).skip(size).collect();
+            assert_eq!(header.cookie, request.cookie);
+            assert!(header.request_offset.is_none_or(|offset| offset == request.offset));
+            if header.kind.is_error() {
+                return Err(header.error(&payload).expect("well formed").error);
+            }
+            chunks.push(header.status(&payload).expect("well formed"));
+            if header.is_done {
+                return Ok(chunks);
+            }
+        }
     }
 
     fn reply_to(&mut self, request: &Request) -> Result<Vec<u8>, (WireError, String)> {
@@ -222,6 +295,7 @@ impl Pair {
                 }
                 Reply::Chunk(header) => {
                     assert_eq!(header.cookie, request.cookie);
+                    assert!(header.request_offset.is_none_or(|offset| offset == request.offset));
                     let payload_size = usize::try_from(header.payload_size_bytes).expect("fits");
                     let payload: Vec<u8> = self.inbox.drain(..payload_size).collect();
                     if header.kind.is_error() {
@@ -238,7 +312,9 @@ impl Pair {
                         }
                     }
                     if header.is_done {
-                        content.finish().expect("every byte came");
+                        if request.kind == RequestKind::Read {
+                            content.finish().expect("every byte came");
+                        }
                         return Ok(data);
                     }
                 }

@@ -4,6 +4,7 @@ mod block_sizes;
 mod catalog;
 mod client_handshake;
 mod client_replies;
+mod contexts;
 mod handshake;
 mod hostile_input;
 mod memory_server;

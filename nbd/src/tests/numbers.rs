@@ -16,6 +16,8 @@ fn magic_numbers_and_the_port_are_those_of_the_specification() {
     assert_eq!(magic::REQUEST, 0x25609513);
     assert_eq!(magic::SIMPLE_REPLY, 0x67446698);
     assert_eq!(magic::STRUCTURED_REPLY, 0x668e33ef);
+    assert_eq!(magic::EXTENDED_REQUEST, 0x21e41c71);
+    assert_eq!(magic::EXTENDED_REPLY, 0x6e8a278c);
 }
 
 #[test]
@@ -71,7 +73,11 @@ fn option_numbers_are_those_of_the_specification_and_map_both_ways() {
         (OptionKind::Info, 6),
         (OptionKind::Go, 7),
         (OptionKind::StructuredReply, 8),
-        (OptionKind::Unknown(11), 11),
+        (OptionKind::StartTls, 5),
+        (OptionKind::ListMetaContext, 9),
+        (OptionKind::SetMetaContext, 10),
+        (OptionKind::ExtendedHeaders, 11),
+        (OptionKind::Unknown(12), 12),
     ];
     for (option, number) in options {
         assert_eq!((option.number(), OptionKind::from_number(number)), (number, option));
@@ -84,7 +90,8 @@ fn option_reply_numbers_are_those_of_the_specification_and_map_both_ways() {
         (OptionReplyKind::Ack, 1),
         (OptionReplyKind::Server, 2),
         (OptionReplyKind::Info, 3),
-        (OptionReplyKind::Unknown(4), 4),
+        (OptionReplyKind::MetaContext, 4),
+        (OptionReplyKind::Unknown(5), 5),
         (OptionReplyKind::Error(OptionError::Unsupported), 0x8000_0001),
         (OptionReplyKind::Error(OptionError::Policy), 0x8000_0002),
         (OptionReplyKind::Error(OptionError::Invalid), 0x8000_0003),
@@ -124,9 +131,10 @@ fn command_numbers_are_those_of_the_specification_and_map_both_ways() {
         (RequestKind::Disconnect, 2),
         (RequestKind::Flush, 3),
         (RequestKind::Trim, 4),
-        (RequestKind::Unknown(5), 5),
+        (RequestKind::Cache, 5),
         (RequestKind::WriteZeroes, 6),
-        (RequestKind::Unknown(7), 7),
+        (RequestKind::BlockStatus, 7),
+        (RequestKind::Unknown(8), 8),
     ];
     for (command, number) in commands {
         assert_eq!((command.number(), RequestKind::from_number(number)), (number, command));
@@ -139,7 +147,9 @@ fn chunk_numbers_are_those_of_the_specification_and_map_both_ways() {
         (ChunkKind::None, 0),
         (ChunkKind::OffsetData, 1),
         (ChunkKind::OffsetHole, 2),
-        (ChunkKind::Unknown(5), 5),
+        (ChunkKind::BlockStatus, 5),
+        (ChunkKind::BlockStatusExtended, 6),
+        (ChunkKind::Unknown(7), 7),
         (ChunkKind::Error, 0x8001),
         (ChunkKind::ErrorOffset, 0x8002),
         (ChunkKind::Unknown(0x8003), 0x8003),
@@ -148,7 +158,7 @@ fn chunk_numbers_are_those_of_the_specification_and_map_both_ways() {
         assert_eq!((chunk.number(), ChunkKind::from_number(number)), (number, chunk));
     }
     assert!(ChunkKind::Unknown(0x8003).is_error());
-    assert!(!ChunkKind::Unknown(5).is_error());
+    assert!(!ChunkKind::BlockStatus.is_error());
 }
 
 #[test]

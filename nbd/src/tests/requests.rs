@@ -2,13 +2,19 @@
 
 use super::catalog::{ALL_FEATURES, SIZE_BYTES, catalog};
 use crate::server::{Export, ExportFeatures, Refusal, RequestRules};
-use crate::{BadMagic, CommandFlags, Request, RequestKind, WireError, limits};
+use crate::{BadMagic, CommandFlags, ReplyForm, Request, RequestForm, RequestKind, WireError, limits};
+
+/// The longest length of the compact form.
+const LENGTH_MAX: u64 = 0xffff_ffff;
+
+const DRAIN_MAX: u64 = limits::DRAIN_SIZE_MAX as u64;
 
 const MUTATIONS: [RequestKind; 3] = [RequestKind::Write, RequestKind::Trim, RequestKind::WriteZeroes];
-const RANGED: [RequestKind; 4] = [RequestKind::Read, RequestKind::Write, RequestKind::Trim, RequestKind::WriteZeroes];
+const RANGED: [RequestKind; 5] =
+    [RequestKind::Read, RequestKind::Write, RequestKind::Trim, RequestKind::WriteZeroes, RequestKind::Cache];
 
-fn request(kind: RequestKind, offset: u64, length: u32) -> Request {
-    Request { flags: CommandFlags::NONE, kind, cookie: 7, offset, length }
+fn request(kind: RequestKind, offset: u64, length: u64) -> Request {
+    Request { form: RequestForm::Compact, flags: CommandFlags::NONE, kind, cookie: 7, offset, length }
 }
 
 fn flagged(kind: RequestKind, flags: CommandFlags) -> Request {
@@ -16,11 +22,15 @@ fn flagged(kind: RequestKind, flags: CommandFlags) -> Request {
 }
 
 fn rules() -> RequestRules {
-    RequestRules::new(&catalog().exports[0], true)
+    RequestRules::new(&catalog().exports[0], ReplyForm::Structured, 0)
 }
 
 fn rules_with(features: ExportFeatures) -> RequestRules {
-    RequestRules::new(&Export::new("vol1", SIZE_BYTES, features), true)
+    RequestRules::new(&Export::new("vol1", SIZE_BYTES, features), ReplyForm::Structured, 0)
+}
+
+fn payload_of(request: &Request) -> u32 {
+    u32::try_from(request.payload_size_bytes()).expect("short")
 }
 
 /// The error and how much of the stream belongs to the refused request.
@@ -35,21 +45,22 @@ fn refused(rules: RequestRules, request: Request) -> (WireError, u32) {
 fn request_is_parsed_from_its_28_bytes() {
     let bytes = *b"\x25\x60\x95\x13\0\x11\0\x06\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\x01\0\0\0\0\x02\0";
     let expected = Request {
+        form: RequestForm::Compact,
         flags: CommandFlags::FUA.with(CommandFlags::FAST_ZERO),
         kind: RequestKind::WriteZeroes,
         cookie: 0x0102_0304_0506_0708,
         offset: 65_536,
         length: 512,
     };
-    assert_eq!(Request::parse(&bytes), Ok(Some(expected)));
+    assert_eq!(Request::parse(&bytes, RequestForm::Compact), Ok(Some(expected)));
     assert_eq!(expected.encode(), bytes);
 }
 
 #[test]
 fn request_that_is_not_complete_is_waited_for() {
     let bytes = request(RequestKind::Read, 1, 2).encode();
-    for len in 0..Request::SIZE {
-        assert_eq!(Request::parse(&bytes[..len]), Ok(None));
+    for len in 0..RequestForm::Compact.size() {
+        assert_eq!(Request::parse(&bytes[..len], RequestForm::Compact), Ok(None));
     }
 }
 
@@ -57,14 +68,14 @@ fn request_that_is_not_complete_is_waited_for() {
 fn bytes_behind_a_request_are_not_looked_at() {
     let read = request(RequestKind::Read, 1, 2);
     let bytes = [read.encode().as_slice(), &[0xff; 40]].concat();
-    assert_eq!(Request::parse(&bytes), Ok(Some(read)));
+    assert_eq!(Request::parse(&bytes, RequestForm::Compact), Ok(Some(read)));
 }
 
 #[test]
 fn bad_magic_is_an_error_as_soon_as_it_is_there() {
-    assert_eq!(Request::parse(&[0x25, 0x60, 0x95]), Ok(None));
-    assert_eq!(Request::parse(&[0x25, 0x60, 0x95, 0x14]), Err(BadMagic(0x2560_9514)));
-    assert_eq!(Request::parse(&[0; 28]), Err(BadMagic(0)));
+    assert_eq!(Request::parse(&[0x25, 0x60, 0x95], RequestForm::Compact), Ok(None));
+    assert_eq!(Request::parse(&[0x25, 0x60, 0x95, 0x14], RequestForm::Compact), Err(BadMagic(0x2560_9514)));
+    assert_eq!(Request::parse(&[0; 28], RequestForm::Compact), Err(BadMagic(0)));
 }
 
 #[test]
@@ -137,7 +148,7 @@ fn read_only_export_permits_no_mutation() {
     let rules = rules_with(ExportFeatures { is_read_only: true, ..ALL_FEATURES });
     for kind in MUTATIONS {
         let request = request(kind, 0, 512);
-        assert_eq!(refused(rules, request), (WireError::NotPermitted, request.payload_size_bytes()));
+        assert_eq!(refused(rules, request), (WireError::NotPermitted, payload_of(&request)));
     }
     assert_eq!(rules.check(&request(RequestKind::Read, 0, 512)), Ok(()));
     assert_eq!(rules.check(&request(RequestKind::Flush, 0, 0)), Ok(()));
@@ -154,8 +165,8 @@ fn commands_that_were_not_offered_are_invalid() {
 
 #[test]
 fn unknown_command_is_invalid_and_drops_nothing() {
-    for number in [5, 7, 8, 9, u16::MAX] {
-        let request = request(RequestKind::Unknown(number), u64::MAX, u32::MAX);
+    for number in [8, 9, u16::MAX] {
+        let request = request(RequestKind::Unknown(number), u64::MAX, LENGTH_MAX);
         assert_eq!(refused(rules(), request), (WireError::Invalid, 0));
     }
 }
@@ -185,9 +196,8 @@ fn fua_is_invalid_where_it_was_not_offered() {
 fn df_passes_on_a_read_with_structured_replies_only() {
     let read = flagged(RequestKind::Read, CommandFlags::DF);
     assert_eq!(rules().check(&read), Ok(()));
-    let simple = RequestRules::new(&catalog().exports[0], false);
+    let simple = RequestRules::new(&catalog().exports[0], ReplyForm::Simple, 0);
     assert_eq!(refused(simple, read), (WireError::Invalid, 0));
-    assert!(!simple.has_structured_replies() && rules().has_structured_replies());
 }
 
 #[test]
@@ -210,44 +220,47 @@ fn flag_that_does_not_belong_to_its_command_is_invalid() {
         (RequestKind::Write, 1),
         (RequestKind::Flush, 1),
         (RequestKind::Trim, 1),
+        (RequestKind::Cache, 1),
         (RequestKind::WriteZeroes, 1 | 2 | 16),
     ];
     for (kind, legal) in legal {
         for flag in (0..16).map(|bit| 1_u16 << bit).filter(|flag| flag & legal == 0) {
             let request = flagged(kind, CommandFlags(flag));
-            assert_eq!(refused(rules(), request), (WireError::Invalid, request.payload_size_bytes()), "{request:?}");
+            assert_eq!(refused(rules(), request), (WireError::Invalid, payload_of(&request)), "{request:?}");
         }
     }
 }
 
 #[test]
 fn disconnect_always_passes() {
-    let request = Request { flags: CommandFlags(0xffff), ..request(RequestKind::Disconnect, u64::MAX - 511, u32::MAX) };
+    let request =
+        Request { flags: CommandFlags(0xffff), ..request(RequestKind::Disconnect, u64::MAX - 511, LENGTH_MAX) };
     assert_eq!(rules().check(&request), Ok(()));
     assert_eq!(request.payload_size_bytes(), 0);
 }
 
 /// An export so large that a length alone decides.
 fn large_rules() -> RequestRules {
-    RequestRules::new(&Export::new("large", u64::MAX, ALL_FEATURES), true)
+    RequestRules::new(&Export::new("large", u64::MAX, ALL_FEATURES), ReplyForm::Structured, 0)
 }
 
 #[test]
 fn read_longer_than_accepted_is_invalid() {
-    let max = large_rules().payload_size_bytes_max();
-    assert_eq!(max, limits::PAYLOAD_SIZE_DEFAULT);
+    let max = u64::from(large_rules().payload_size_bytes_max());
+    assert_eq!(max, u64::from(limits::PAYLOAD_SIZE_DEFAULT));
     assert_eq!(large_rules().check(&request(RequestKind::Read, 0, max)), Ok(()));
-    for length in [max + 1, u32::MAX] {
+    for length in [max + 1, LENGTH_MAX] {
         assert_eq!(refused(large_rules(), request(RequestKind::Read, 0, length)), (WireError::Invalid, 0));
     }
 }
 
 #[test]
 fn write_longer_than_accepted_is_dropped_up_to_the_bound() {
-    let max = large_rules().payload_size_bytes_max();
+    let max = u64::from(large_rules().payload_size_bytes_max());
     assert_eq!(large_rules().check(&request(RequestKind::Write, 0, max)), Ok(()));
-    for length in [max + 1, limits::DRAIN_SIZE_MAX] {
-        assert_eq!(refused(large_rules(), request(RequestKind::Write, 0, length)), (WireError::Invalid, length));
+    for length in [max + 1, DRAIN_MAX] {
+        let refusal = refused(large_rules(), request(RequestKind::Write, 0, length));
+        assert_eq!((refusal.0, u64::from(refusal.1)), (WireError::Invalid, length));
     }
 }
 
@@ -255,7 +268,7 @@ fn write_longer_than_accepted_is_dropped_up_to_the_bound() {
 fn refused_write_beyond_the_bound_closes() {
     let read_only = rules_with(ExportFeatures { is_read_only: true, ..ALL_FEATURES });
     for rules in [large_rules(), rules(), read_only] {
-        for length in [limits::DRAIN_SIZE_MAX + 1, u32::MAX] {
+        for length in [DRAIN_MAX + 1, LENGTH_MAX] {
             assert_eq!(rules.check(&request(RequestKind::Write, 0, length)), Err(Refusal::Close));
         }
     }
@@ -264,7 +277,7 @@ fn refused_write_beyond_the_bound_closes() {
 #[test]
 fn trim_and_write_zeroes_of_4_gib_pass() {
     for kind in [RequestKind::Trim, RequestKind::WriteZeroes] {
-        assert_eq!(large_rules().check(&request(kind, 1 << 40, u32::MAX)), Ok(()));
+        assert_eq!(large_rules().check(&request(kind, 1 << 40, LENGTH_MAX)), Ok(()));
     }
 }
 
@@ -272,14 +285,14 @@ fn trim_and_write_zeroes_of_4_gib_pass() {
 fn advertised_maximum_is_always_accepted_and_nothing_beyond_the_bound() {
     let mut export = Export::new("vol1", SIZE_BYTES, ALL_FEATURES);
     export.payload_size_bytes_max = 0;
-    assert_eq!(RequestRules::new(&export, true).payload_size_bytes_max(), export.block_sizes.max());
+    assert_eq!(RequestRules::new(&export, ReplyForm::Structured, 0).payload_size_bytes_max(), export.block_sizes.max());
     export.payload_size_bytes_max = u32::MAX;
-    assert_eq!(RequestRules::new(&export, true).payload_size_bytes_max(), limits::DRAIN_SIZE_MAX);
+    assert_eq!(RequestRules::new(&export, ReplyForm::Structured, 0).payload_size_bytes_max(), limits::DRAIN_SIZE_MAX);
 }
 
 #[test]
 fn request_that_is_not_aligned_to_the_minimum_is_invalid() {
-    let rules = RequestRules::new(&catalog().exports[1], true);
+    let rules = RequestRules::new(&catalog().exports[1], ReplyForm::Structured, 0);
     for kind in RANGED {
         assert_eq!(rules.check(&request(kind, 4096, 8192)), Ok(()));
         assert_eq!(refused(rules, request(kind, 512, 4096)).0, WireError::Invalid);

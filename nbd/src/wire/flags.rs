@@ -81,11 +81,11 @@ flag_word! {
         CAN_MULTI_CONN = 8;
         /// RESIZE is supported (experimental; never set here).
         SEND_RESIZE = 9;
-        /// CACHE is supported (never set here).
+        /// CACHE is supported.
         SEND_CACHE = 10;
         /// The FAST_ZERO flag is supported.
         SEND_FAST_ZERO = 11;
-        /// BLOCK_STATUS may have a payload (never set here).
+        /// BLOCK_STATUS may have a payload; set only with extended headers and a metadata context.
         BLOCK_STATUS_PAYLOAD = 12;
     }
 }

@@ -10,7 +10,11 @@ pub const OPTION: u64 = 0x4948_4156_454f_5054;
 pub const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 /// Opens each request of the transmission phase.
 pub const REQUEST: u32 = 0x2560_9513;
+/// Opens each request once extended headers were negotiated.
+pub const EXTENDED_REQUEST: u32 = 0x21e4_1c71;
 /// Opens a simple reply.
 pub const SIMPLE_REPLY: u32 = 0x6744_6698;
 /// Opens a chunk of a structured reply.
 pub const STRUCTURED_REPLY: u32 = 0x668e_33ef;
+/// Opens a chunk of a reply once extended headers were negotiated.
+pub const EXTENDED_REPLY: u32 = 0x6e8a_278c;

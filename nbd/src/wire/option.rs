@@ -19,12 +19,20 @@ pub enum OptionKind {
     Abort,
     /// Name the exports.
     List,
+    /// Encrypt the connection.
+    StartTls,
     /// Describe an export.
     Info,
     /// Describe an export and choose it.
     Go,
     /// Use structured replies.
     StructuredReply,
+    /// Name the metadata contexts of an export.
+    ListMetaContext,
+    /// Choose the metadata contexts that BLOCK_STATUS reports.
+    SetMetaContext,
+    /// Use requests and replies with lengths of 64 bits.
+    ExtendedHeaders,
     /// Any other number.
     Unknown(u32),
 }
@@ -37,9 +45,13 @@ impl OptionKind {
             Self::ExportName => 1,
             Self::Abort => 2,
             Self::List => 3,
+            Self::StartTls => 5,
             Self::Info => 6,
             Self::Go => 7,
             Self::StructuredReply => 8,
+            Self::ListMetaContext => 9,
+            Self::SetMetaContext => 10,
+            Self::ExtendedHeaders => 11,
             Self::Unknown(number) => number,
         }
     }
@@ -51,9 +63,13 @@ impl OptionKind {
             1 => Self::ExportName,
             2 => Self::Abort,
             3 => Self::List,
+            5 => Self::StartTls,
             6 => Self::Info,
             7 => Self::Go,
             8 => Self::StructuredReply,
+            9 => Self::ListMetaContext,
+            10 => Self::SetMetaContext,
+            11 => Self::ExtendedHeaders,
             _ => Self::Unknown(number),
         }
     }
@@ -135,6 +151,8 @@ pub enum OptionReplyKind {
     Server,
     /// One piece of information on an export.
     Info,
+    /// One metadata context.
+    MetaContext,
     /// The option was refused.
     Error(OptionError),
     /// Any other number.
@@ -149,6 +167,7 @@ impl OptionReplyKind {
             Self::Ack => 1,
             Self::Server => 2,
             Self::Info => 3,
+            Self::MetaContext => 4,
             Self::Error(error) => error.number(),
             Self::Unknown(number) => number,
         }
@@ -161,6 +180,7 @@ impl OptionReplyKind {
             1 => Self::Ack,
             2 => Self::Server,
             3 => Self::Info,
+            4 => Self::MetaContext,
             _ if number & ERROR_BIT != 0 => Self::Error(OptionError::from_number(number)),
             _ => Self::Unknown(number),
         }

@@ -69,7 +69,10 @@ impl Workload {
     /// Lets every request on the volume end: who has it open could not remove it.
     fn await_answers(&mut self, volume: usize) {
         let is_of_volume = |pending: &Pending| match pending {
-            Pending::Write { volume: of, .. } | Pending::Read { volume: of, .. } => *of == volume,
+            Pending::Write { volume: of, .. }
+            | Pending::Read { volume: of, .. }
+            | Pending::Walk { volume: of, .. }
+            | Pending::Cache { volume: of } => *of == volume,
             Pending::Flush { .. } | Pending::Clean => false,
         };
         while self.pending.values().any(is_of_volume) {
