@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use serde::Serialize;
 
+use super::bench::arguments::Bench;
 use super::check_command::Check;
 use super::credential::CredentialArguments;
+use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
 use super::size::parse_size;
 use crate::daemon::volume_rule;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::lane::IoChoice;
 use crate::pool::Watermarks;
 
@@ -124,6 +125,11 @@ pub(super) enum Command {
     /// Show where the pool's space is
     #[command(name = "df")]
     Space,
+    /// Watch and end long work of the daemon
+    Job {
+        #[command(subcommand)]
+        command: JobCommand,
+    },
     /// Compare what is counted as used with what the map uses; changes nothing
     #[command(
         after_help = "Every leaf of the map and every part of the bitmap is read and verified. Exit code 9 says \
@@ -375,70 +381,6 @@ pub(super) struct Remove {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Bench {
-    /// Where pools and raw files are made, and removed again
-    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
-    pub(super) directory: PathBuf,
-    /// Size of a fresh pool and of the raw file; the volume has a quarter of it. The aged pool has half of it
-    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_bench_size)]
-    pub(super) pool_size: u64,
-    /// What is mapped when leaves are not cached; the target is for 16GiB, which takes twice as much space
-    #[arg(long, value_name = "SIZE", default_value = "4GiB", value_parser = parse_mapped_size)]
-    pub(super) mapped_size: u64,
-    /// How long each measurement takes at most
-    #[arg(long, default_value = "0.5", value_parser = parse_seconds)]
-    pub(super) seconds: f64,
-    /// Rounds of one, the other, the one again for each case
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub(super) rounds: u32,
-    /// Measure only the cases of this group; without any, of all
-    #[arg(long = "group", value_name = "GROUP")]
-    pub(super) groups: Vec<BenchGroup>,
-    /// Measure only the cases with this in their name, like random-write or qd32
-    #[arg(long = "case", value_name = "TEXT")]
-    pub(super) cases: Vec<String>,
-    /// Measure pools that are not encrypted
-    #[arg(long)]
-    pub(super) no_encryption: bool,
-    /// Draw the ratios into this file, as SVG
-    #[arg(long, value_name = "FILE")]
-    pub(super) plot: Option<PathBuf>,
-    /// Make exactly so many requests of one case of the group memory, with the engine alone, and print nothing: for tools
-    /// that count
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub(super) requests: Option<u64>,
-    /// With --requests: have a ring do the I/O, on a file in this directory, which should be in memory
-    #[arg(long, value_name = "DIR", requires = "requests")]
-    pub(super) ring_on: Option<PathBuf>,
-}
-
-/// Cases of the bench that belong together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum BenchGroup {
-    /// All cases with a promised figure, each with its target beside it
-    Targets,
-    /// One lane beside a raw file, on a volume that was written in order
-    Fresh,
-    /// The same on a pool that is 80 % full, after random overwrites of three times its free space
-    Aged,
-    /// Writes to the aged pool, each time after idle cleaning has nothing more to do
-    Cleaned,
-    /// All lanes beside as many raw threads
-    AllLanes,
-    /// An encrypted pool beside one that is not
-    Encryption,
-    /// A map that is larger than its cache
-    ColdLeaves,
-    /// Latency with checkpoints back to back, beside that without
-    Tail,
-    /// Processor time of a request on a device in memory
-    Memory,
-    /// Two lanes beside one on a device in memory
-    MemoryLanes,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Target {
     #[command(flatten)]
     pub(super) volume: VolumeName,
@@ -453,38 +395,6 @@ fn parse_name(text: &str) -> Result<String, Error> {
 fn parse_volume_size(text: &str) -> Result<u64, Error> {
     let size_bytes = parse_size(text)?;
     volume_rule::check_size(size_bytes).map(|()| size_bytes)
-}
-
-/// With less, the requests under way would overlap.
-const BENCH_POOL_BYTES_MIN: u64 = 1 << 30;
-
-fn parse_bench_size(text: &str) -> Result<u64, Error> {
-    let size_bytes = parse_size(text)?;
-    if size_bytes < BENCH_POOL_BYTES_MIN || !size_bytes.is_multiple_of(1 << 20) {
-        let message = format!("A pool of {size_bytes} bytes is not for a bench");
-        return Err(Error::new(ErrorKind::Usage, message).with_hint("Use whole MiB, at least 1GiB"));
-    }
-    Ok(size_bytes)
-}
-
-/// With less, all leaves would fit into the smallest cache.
-const MAPPED_BYTES_MIN: u64 = 256 << 20;
-
-fn parse_mapped_size(text: &str) -> Result<u64, Error> {
-    let size_bytes = parse_size(text)?;
-    if size_bytes < MAPPED_BYTES_MIN || !size_bytes.is_multiple_of(4 << 20) {
-        let message = format!("{size_bytes} bytes are not enough to be mapped, or no whole multiple of 4 MiB");
-        return Err(Error::new(ErrorKind::Usage, message).with_hint("Use at least 256MiB"));
-    }
-    Ok(size_bytes)
-}
-
-fn parse_seconds(text: &str) -> Result<f64, Error> {
-    let seconds: Option<f64> = text.parse().ok();
-    seconds.filter(|seconds| (0.01..=60.0).contains(seconds)).ok_or_else(|| {
-        Error::new(ErrorKind::Usage, format!("{text:?} is not from 0.01 to 60 seconds"))
-            .with_hint("Use one second, or a few for steadier figures")
-    })
 }
 
 fn parse_sector_size(text: &str) -> Result<u32, Error> {

@@ -7,6 +7,7 @@
 //! A pool is fresh in the sense of the targets: before each measurement of writes the volume is discarded and
 //! a checkpoint frees its blocks, and no measurement writes more than the volume's size.
 
+pub(super) mod arguments;
 mod background;
 mod case;
 mod contest;
@@ -25,11 +26,12 @@ mod worker;
 
 use std::process::ExitCode;
 
-use super::arguments::{Bench, BenchGroup, Global};
+use super::arguments::Global;
 use super::failure::Outcome;
 use super::output::Output;
 use super::serve_command::prepare_process;
 use crate::error::{Error, ErrorKind, Result};
+use arguments::{Bench, BenchGroup};
 use case::Case;
 use interrupt::Interrupt;
 use place::Place;

@@ -8,8 +8,10 @@ mod bench;
 mod check_command;
 mod client;
 mod credential;
+mod duration;
 mod export_command;
 mod failure;
+mod job_command;
 mod key_command;
 mod lock_command;
 mod output;
@@ -55,6 +57,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Bench(arguments) => return bench::run(&arguments, &global, output),
         Command::Check(arguments) => return check_command::run(&arguments, &global, output),
         Command::Remove(arguments) => return volume_command::remove(&arguments, global.yes, &client()?, output),
+        Command::Job { command } => return job_command::run(&command, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {
             pool_command::show_offline(&directory, output)?;

@@ -122,6 +122,8 @@ pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, ou
         if is_dry_run {
             let verb = if *is_shredded { "shred" } else { "remove" };
             output.message(&format!("Would {verb} {}.", change.reference));
+        } else if let Some(job) = &change.job {
+            output.message(&format!("The space of {} comes back in the background: job {job}.", change.reference));
         }
     }
     let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();

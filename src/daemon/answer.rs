@@ -30,6 +30,11 @@ impl Refusal {
         Self { status, error, reference: None }
     }
 
+    /// About what the client asked for.
+    pub(super) fn about(error: Error, reference: Option<String>) -> Self {
+        Self { reference, ..Self::from(error) }
+    }
+
     fn from_rejection(status: StatusCode, text: String) -> Self {
         Self::new(status, Error::new(ErrorKind::Usage, text))
     }
@@ -94,11 +99,28 @@ where
     T: Send + 'static,
     W: FnOnce(&Control) -> Result<T> + Send + 'static,
 {
-    run_at(gate, reference, |gate| gate.with(work)).await
+    fetch(gate, reference, work).await.map(Json)
 }
 
-/// The same for what can be asked of a locked pool too.
+/// The same for a handler that does more with what it gets.
+pub(super) async fn fetch<T, W>(gate: Arc<Gate>, reference: Option<String>, work: W) -> std::result::Result<T, Refusal>
+where
+    T: Send + 'static,
+    W: FnOnce(&Control) -> Result<T> + Send + 'static,
+{
+    blocking(gate, reference, |gate| gate.with(work)).await
+}
+
+/// As [`run`], for what can be asked of a locked pool too.
 pub(super) async fn run_at<T, W>(gate: Arc<Gate>, reference: Option<String>, work: W) -> Answer<T>
+where
+    T: Send + 'static,
+    W: FnOnce(&Gate) -> Result<T> + Send + 'static,
+{
+    blocking(gate, reference, work).await.map(Json)
+}
+
+async fn blocking<T, W>(gate: Arc<Gate>, reference: Option<String>, work: W) -> std::result::Result<T, Refusal>
 where
     T: Send + 'static,
     W: FnOnce(&Gate) -> Result<T> + Send + 'static,
@@ -107,7 +129,7 @@ where
     let result = result.unwrap_or_else(|error| {
         Err(Error::new(ErrorKind::Other, "The daemon stopped before the request was done").with_source(error))
     });
-    result.map(Json).map_err(|error| Refusal { reference, ..Refusal::from(error) })
+    result.map_err(|error| Refusal::about(error, reference))
 }
 
 /// The status for a kind of failure; the body's `code` says the same more precisely.

@@ -14,7 +14,10 @@ use uuid::Uuid;
 use super::check_resource::CheckAnswer;
 use super::cleaning_resource::Cleaning;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
+use super::job_resource::job_reference;
+use super::job_table::JobTable;
 use super::key_resource::KeyChangeAnswer;
+use super::reclaim_job::ReclaimJob;
 use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume};
 use super::resource::{
     Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, SpaceLevel, Status, Volume, VolumeAnswer,
@@ -35,6 +38,7 @@ pub struct Control {
     listeners: Vec<ListenAddress>,
     changes: Mutex<()>,
     checks: Mutex<()>,
+    reclaim: Arc<ReclaimJob>,
     /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
     key_slots: Mutex<KeySlots>,
     /// One change of devices at a time.
@@ -59,14 +63,25 @@ impl Control {
         key_slots: KeySlots,
         device_list: DeviceList,
         listeners: Vec<ListenAddress>,
+        reclaim: Arc<ReclaimJob>,
     ) -> Self {
         let (changes, key_slots, device_list) = (Mutex::new(()), Mutex::new(key_slots), Mutex::new(device_list));
         let checks = Mutex::new(());
-        Self { server, place, listeners, changes, checks, key_slots, device_list }
+        Self { server, place, listeners, changes, checks, reclaim, key_slots, device_list }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
         &self.server
+    }
+
+    /// The jobs of the pool.
+    pub(super) fn jobs(&self) -> &Arc<JobTable> {
+        self.reclaim.jobs().table()
+    }
+
+    /// Has the jobs stop where they are; the next opening of the pool goes on with them.
+    pub(super) fn stop_jobs(&self) {
+        self.reclaim.stop();
     }
 
     /// Where NBD clients connect.
@@ -222,7 +237,8 @@ impl Control {
         } else {
             self.server.volumes().remove(name)?;
         }
-        Ok(Change::new(Action::Remove, is_dry_run, Some(before), None))
+        let job = if is_dry_run { None } else { self.watch_reclaim(name, before.allocated_bytes) };
+        Ok(Change { job, ..Change::new(Action::Remove, is_dry_run, Some(before), None) })
     }
 
     /// Offers a volume on the listeners, or hides it.
@@ -378,6 +394,16 @@ impl Control {
             connections: volumes.iter().map(|volume| u64::from(volume.connections)).sum(),
             listeners: self.listeners.iter().map(|listener| export_uri(listener, "")).collect(),
         }
+    }
+
+    /// The job that tells how so many bytes of what was removed come back. They do also if it cannot begin.
+    fn watch_reclaim(&self, name: &str, bytes: u64) -> Option<String> {
+        let begun = self.reclaim.begin(name, bytes);
+        let job = begun.unwrap_or_else(|error| {
+            tracing::warn!(%error, "there is no job that watches space come back");
+            None
+        });
+        job.map(job_reference)
     }
 
     fn find(&self, name: &str) -> Result<Volume> {

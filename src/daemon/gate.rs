@@ -135,8 +135,18 @@ impl Gate {
     pub(super) fn close(&self) -> Result<()> {
         let _changing = self.changing.lock();
         match &*self.state.read() {
-            State::Open(control) => control.server().shutdown(),
+            State::Open(control) => {
+                control.stop_jobs();
+                control.server().shutdown()
+            }
             State::Locked | State::Changing => Ok(()),
+        }
+    }
+
+    /// Ends requests that only wait. Those to come answer at once.
+    pub(super) fn end_waits(&self) {
+        if let State::Open(control) = &*self.state.read() {
+            control.jobs().close();
         }
     }
 
@@ -205,6 +215,7 @@ impl Control {
     /// Ends the server and drops everything of the pool, its keys first of all.
     fn close(self: Box<Self>) -> Result<()> {
         let pool = Arc::downgrade(self.server().pool());
+        self.stop_jobs();
         let ended = self.server().shutdown();
         drop(self);
         if pool.strong_count() > 0 {

@@ -11,6 +11,7 @@ pub mod control_socket;
 pub mod device_resource;
 pub mod gate;
 pub mod host;
+pub mod job_resource;
 pub mod key_resource;
 pub mod lock_resource;
 pub mod name_template;
@@ -22,11 +23,15 @@ pub mod volume_rule;
 
 mod answer;
 mod export_routes;
+mod job_routes;
+mod job_table;
+mod jobs;
 mod key_routes;
 mod peer_listener;
 mod pool_routes;
 mod pool_setup;
 mod process;
+mod reclaim_job;
 mod router;
 mod volume_routes;
 

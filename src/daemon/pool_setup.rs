@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
+use super::reclaim_job::ReclaimJob;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, IoChoice, ListenAddress, Server, ServerOptions};
@@ -71,8 +72,10 @@ impl PoolSetup {
                 tracing::warn!(name, %error, "a volume that was not exported is gone");
             }
         }
-        let listeners = match listen_everywhere(&server, self) {
-            Ok(listeners) => listeners,
+        let started =
+            listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, ReclaimJob::open(&server)?)));
+        let (listeners, reclaim) = match started {
+            Ok(started) => started,
             Err(error) => {
                 // The pool was opened, so it is closed; that this fails too would hide the cause.
                 if let Err(second) = server.shutdown() {
@@ -81,7 +84,7 @@ impl PoolSetup {
                 return Err(error);
             }
         };
-        Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners))
+        Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners, reclaim))
     }
 
     /// Takes where it listened and what it did not offer, so that clients find the same again.

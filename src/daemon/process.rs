@@ -135,6 +135,7 @@ impl Daemon {
         // The receiver is gone if the API ended by itself; then there is nothing to stop.
         let _is_running = self.stop_api.send(()).is_ok();
         let gate = self.gate;
+        gate.end_waits();
         let api = self.api;
         let closed = self.runtime.block_on(async {
             let closing = async {

@@ -44,6 +44,8 @@ pub enum Kind {
     Status,
     CheckReport,
     PoolLock,
+    Job,
+    JobList,
 }
 
 /// A writable virtual disk.
@@ -149,6 +151,8 @@ pub struct Change {
     pub before: Option<Volume>,
     /// The volume afterwards; null if it is gone. In the plan of a creation its id is zero.
     pub after: Option<Volume>,
+    /// The job that goes on with it in the background; null if there is none.
+    pub job: Option<String>,
 }
 
 impl Change {
@@ -168,6 +172,7 @@ impl Change {
             has_changed: before != after,
             before,
             after,
+            job: None,
         }
     }
 }
@@ -426,7 +431,7 @@ pub struct Failure {
 }
 
 /// What failed and what to do.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FailureDetail {
     /// The kind of the failure, a stable word.
     pub code: String,

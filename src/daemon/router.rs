@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::answer::Refusal;
 use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
-use super::{export_routes, key_routes, pool_routes, volume_routes};
+use super::{export_routes, job_routes, key_routes, pool_routes, volume_routes};
 use crate::error::{Error, ErrorKind};
 
 #[derive(OpenApi)]
@@ -41,6 +41,7 @@ fn all_routes() -> OpenApiRouter<Arc<Gate>> {
         .merge(volume_routes::routes())
         .merge(export_routes::routes())
         .merge(key_routes::routes())
+        .merge(job_routes::routes())
         .merge(pool_routes::routes())
         .routes(routes!(openapi))
 }

@@ -15,6 +15,7 @@ use crate::format::bitmap::{self, STRETCH_WORDS};
 use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, OnFull, TreeRecord, TreeState, VolumeRecord};
 use crate::format::device_header::DeviceHeader;
 use crate::format::entry::Entry;
+use crate::format::job::{JobFailure, JobRecord, JobState, JobUnit};
 use crate::format::leaf::{Leaf, LeafChange, frames, push_frame};
 use crate::format::owner::{self, OwnerRun};
 use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
@@ -64,6 +65,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("domain-of-volume", domain_of_volume().encode()),
         ("shred-key", shred_key_copy().encode()),
         ("checkpoint", checkpoint().encode()),
+        ("job", job().encode()),
         ("entry", entry_fields(entry(2000, 50))),
         ("leaf", leaf().encode()),
         ("leaf-change", leaf_change().encode()),
@@ -78,6 +80,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("key-volume", key::volume(VOLUME)),
         ("key-tree", key::tree(TreeId::new(7))),
         ("key-domain", key::domain(DomainId::new(0))),
+        ("key-job", key::job(41)),
         ("key-checkpoint", key::CHECKPOINT.to_vec()),
         ("key-session", key::session(SESSION)),
         ("key-leaf", leaf_key),
@@ -171,6 +174,21 @@ fn volume() -> VolumeRecord {
 
 fn pausing_volume() -> VolumeRecord {
     VolumeRecord { on_full: OnFull::Pause, ..volume() }
+}
+
+fn job() -> JobRecord {
+    JobRecord {
+        id: 41,
+        work: "reclaim".to_owned(),
+        target: "vol1".to_owned(),
+        state: JobState::Failed,
+        unit: JobUnit::Bytes,
+        done: 4096,
+        total: 8192,
+        began_at: 1_700_000_000,
+        ended_at: 1_700_000_060,
+        failure: Some(JobFailure { code: "busy".to_owned(), message: "No".to_owned(), hint: "Wait".to_owned() }),
+    }
 }
 
 fn tree() -> TreeRecord {
@@ -420,6 +438,7 @@ fn golden_catalog_decodes() {
     let domain = DomainRecord::decode(&golden("domain")).expect("our own");
     let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
     assert!(DomainKey::unwrap(&DomainWrapping::of_pool(&master()), &place, &domain.keys[0].1).is_some());
+    assert_eq!(JobRecord::decode(&golden("job")), Ok(job()));
 }
 
 #[test]

@@ -13,6 +13,8 @@ pub const VOLUME_PREFIX: &[u8] = b"V";
 pub const TREE_PREFIX: &[u8] = b"T";
 /// Prefix of domains in the catalog.
 pub const DOMAIN_PREFIX: &[u8] = b"D";
+/// Prefix of jobs in the catalog.
+pub const JOB_PREFIX: &[u8] = b"J";
 /// Blocks whose owners share a value: 1 MiB of a device.
 pub const OWNER_GROUP_SHIFT: u32 = 8;
 
@@ -32,6 +34,12 @@ pub fn tree(id: TreeId) -> Vec<u8> {
 #[must_use]
 pub fn domain(id: DomainId) -> Vec<u8> {
     [DOMAIN_PREFIX, &id.get().to_be_bytes()].concat()
+}
+
+/// Key of a job in the catalog.
+#[must_use]
+pub fn job(id: u64) -> Vec<u8> {
+    [JOB_PREFIX, &id.to_be_bytes()].concat()
 }
 
 /// Key of a session.

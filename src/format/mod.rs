@@ -10,6 +10,7 @@ pub mod device_header;
 pub mod entry;
 #[cfg(test)]
 pub(crate) mod golden_tests;
+pub mod job;
 pub mod key;
 pub mod leaf;
 pub mod owner;

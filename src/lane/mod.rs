@@ -20,6 +20,7 @@ mod io_method;
 pub mod limits;
 mod listeners;
 mod mailbox;
+mod pool_events;
 mod requests;
 mod sender;
 mod server;
@@ -39,4 +40,5 @@ pub use device::DeviceTarget;
 pub use io_method::{IoChoice, IoMethod};
 #[cfg(feature = "rocksdb")]
 pub(crate) use limits::BLOCKING_THREADS;
+pub use pool_events::PoolEvents;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};

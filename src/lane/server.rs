@@ -11,6 +11,7 @@ use super::exports::ExportTable;
 use super::io_method::{IoChoice, IoMethod};
 use super::limits::{CONNECTIONS_MAX, SHUTDOWN_TIME_MAX};
 use super::mailbox::{Mailbox, Message};
+use super::pool_events::PoolEvents;
 use super::signals::LaneSignals;
 use super::threads::{Threads, join, join_lanes, spawn_threads, start_error};
 use super::trimming::Trimming;
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub checkpoints: Arc<Checkpoints>,
     pub cleaning: Arc<Cleaning>,
     pub trimming: Arc<Trimming>,
+    pub events: Arc<PoolEvents>,
     /// The first of the lanes, which serve users; the one behind them is the cleaner's.
     serving_count: usize,
     pub io_method: IoMethod,
@@ -131,7 +133,7 @@ impl Server {
         let mailboxes: std::io::Result<Vec<_>> = (0..lane_count).map(|_| Mailbox::new().map(Arc::new)).collect();
         let mailboxes = mailboxes.map_err(|source| start_error("An eventfd", source))?;
         let (checkpoints, cleaning) = (Arc::new(Checkpoints::default()), Arc::new(Cleaning::default()));
-        let trimming = Arc::new(Trimming::default());
+        let (trimming, events) = (Arc::new(Trimming::default()), Arc::new(PoolEvents::default()));
         let alarms = mailboxes.iter().map(|mailbox| Arc::clone(&mailbox.alarm)).collect();
         let shared = Arc::new(Shared {
             exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))))),
@@ -141,13 +143,14 @@ impl Server {
             checkpoints: Arc::clone(&checkpoints),
             cleaning: Arc::clone(&cleaning),
             trimming: Arc::clone(&trimming),
+            events: Arc::clone(&events),
             serving_count: pool.cleaner_lane().map_or(lane_count, LaneIndex::as_usize),
             io_method,
             transfers: Arc::default(),
             connection_count: Arc::new(AtomicUsize::new(0)),
             next_lane: AtomicUsize::new(0),
         });
-        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning, trimming }));
+        pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning, trimming, events }));
         let threads = spawn_threads(&pool, &shared, &options)?;
         let threads = Mutex::new(Some(threads));
         Ok(Arc::new(Self { pool, shared, addresses: Mutex::default(), threads }))
@@ -163,6 +166,12 @@ impl Server {
     #[must_use]
     pub const fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// What tells that a checkpoint was done, that space came back, or that the pool failed.
+    #[must_use]
+    pub fn events(&self) -> &Arc<PoolEvents> {
+        &self.shared.events
     }
 
     /// Whether there is nothing to clean before the next checkpoint.

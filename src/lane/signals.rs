@@ -3,6 +3,7 @@
 use super::alarm::Alarm;
 use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
+use super::pool_events::PoolEvents;
 use super::trimming::Trimming;
 use crate::pool::Signals;
 use crate::units::LaneIndex;
@@ -14,6 +15,7 @@ pub(super) struct LaneSignals {
     pub checkpoints: Arc<Checkpoints>,
     pub cleaning: Arc<Cleaning>,
     pub trimming: Arc<Trimming>,
+    pub events: Arc<PoolEvents>,
 }
 
 impl Signals for LaneSignals {
@@ -23,6 +25,7 @@ impl Signals for LaneSignals {
 
     fn wake_lanes(&self) {
         self.alarms.iter().for_each(|alarm| alarm.raise());
+        self.events.happen();
     }
 
     fn wake_lane(&self, lane: LaneIndex) {
@@ -36,6 +39,7 @@ impl Signals for LaneSignals {
 
     fn space_freed(&self) {
         self.cleaning.space_freed();
+        self.events.happen();
         self.trimming.look();
     }
 

@@ -20,6 +20,7 @@ mod log;
 mod open;
 mod own_key;
 mod owners;
+mod reclaim_status;
 mod recovery;
 mod shared;
 mod shred_key;

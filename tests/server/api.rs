@@ -7,12 +7,13 @@ use std::os::unix::process::CommandExt as _;
 
 use serde_json::{Value, json};
 
+use crate::job::with_data;
 use crate::schema::violations;
 use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 22] = [
+const REQUESTS: [(&str, &str, &str, &str); 26] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -42,6 +43,10 @@ const REQUESTS: [(&str, &str, &str, &str); 22] = [
     ("GET", "/v1/space", "/v1/space", ""),
     ("GET", "/v1/status", "/v1/status", ""),
     ("GET", "/v1/check", "/v1/check", ""),
+    ("GET", "/v1/jobs", "/v1/jobs", ""),
+    ("GET", "/v1/jobs/{name}", "/v1/jobs/j-1", ""),
+    ("GET", "/v1/jobs/{name}/wait", "/v1/jobs/j-1/wait?seconds=60", ""),
+    ("POST", "/v1/jobs/{name}/cancel", "/v1/jobs/j-1/cancel?dry_run=true", ""),
     ("POST", "/v1/pool/lock", "/v1/pool/lock", ""),
     ("POST", "/v1/pool/unlock", "/v1/pool/unlock", r#"{"credential":{"key_file":"HOME/pool.key"}}"#),
     ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?now=true", ""),
@@ -97,9 +102,12 @@ fn every_route_is_described_and_every_description_has_a_route() {
 
 #[test]
 fn answers_are_what_the_document_describes() {
-    let home = Home::with_pool();
+    let home = with_data();
     let _serving = home.serve(&[]);
     let document = document(&home);
+    // The first job.
+    home.run(["rm", "vol1", "--now"]).success();
+    home.run(["job", "wait", "j-1"]).success();
 
     for (method, path, target, body) in REQUESTS {
         let answer = request(&home.socket(), method, target, &body.replace("HOME/", &home.text("")));
@@ -138,6 +146,8 @@ fn failures_have_the_form_the_document_describes() {
     let too_large = format!(r#"{{"name":"{}","size":4096}}"#, "x".repeat(1 << 20));
     let cases = [
         ("GET", "/v1/volumes/{name}", "/v1/volumes/none", "", 404, "not-found"),
+        ("GET", "/v1/jobs/{name}", "/v1/jobs/j-9", "", 404, "not-found"),
+        ("GET", "/v1/jobs/{name}/wait", "/v1/jobs/none/wait", "", 400, "usage"),
         ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":4096}"#, 409, "exists"),
         ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"b","size":4097}"#, 400, "usage"),
         ("POST", "/v1/volumes", "/v1/volumes", "{", 400, "usage"),

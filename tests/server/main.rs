@@ -17,6 +17,7 @@ mod full_file_system;
 mod history;
 mod images;
 mod io_method;
+mod job;
 mod key;
 mod kill;
 mod lane_nbd;

@@ -1,6 +1,6 @@
 //! What is measured: the requests of each case, what they are compared with, and what is promised.
 
-use crate::cli::arguments::BenchGroup;
+use crate::cli::bench::arguments::BenchGroup;
 
 /// Whether requests read or write, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

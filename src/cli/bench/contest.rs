@@ -6,7 +6,7 @@ use super::case::{Access, Case};
 use super::engine_team::EngineTeam;
 use super::load::{Limit, Measured, Plan, requests_of};
 use super::worker::Team;
-use crate::cli::arguments::BenchGroup;
+use crate::cli::bench::arguments::BenchGroup;
 use crate::error::Result;
 
 /// Who is measured.

@@ -7,7 +7,7 @@ use super::case::Case;
 use super::contest::fill_engine;
 use super::engine_team::{EngineTeam, PoolPlan};
 use super::load::{Limit, Plan};
-use crate::cli::arguments::{Bench, BenchGroup};
+use crate::cli::bench::arguments::{Bench, BenchGroup};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Small, since under a tool that counts everything takes fifty times as long.

@@ -277,7 +277,7 @@ pub(super) fn requests_of(bytes: u64, case: &Case) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::arguments::BenchGroup;
+    use crate::cli::bench::arguments::BenchGroup;
 
     const SPAN_BYTES: u64 = 64 * 4096;
     const TIMED: Limit = Limit::Time(Duration::from_secs(1));

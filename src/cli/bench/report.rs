@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::case::{Case, Metric, Target, all};
 use super::contest::Round;
 use super::load::Measured;
-use crate::cli::arguments::{Bench, BenchGroup};
+use crate::cli::bench::arguments::{Bench, BenchGroup};
 use crate::cli::failure::Outcome;
 use crate::cli::output::Output;
 use crate::cli::table::Table;

@@ -12,7 +12,7 @@ use super::place::Place;
 use super::raw_side::{RawSide, open_file};
 use super::report::Report;
 use super::worker::Team;
-use crate::cli::arguments::{Bench, BenchGroup};
+use crate::cli::bench::arguments::{Bench, BenchGroup};
 use crate::cli::output::Output;
 use crate::disk::FileDevice;
 use crate::error::Result;
