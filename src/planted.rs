@@ -47,11 +47,17 @@ pub enum Bug {
     WalkWithoutChanges,
     /// What the stored map leaves free is given back, although the log has blocks there.
     TrimTrustsStoredMap,
+    /// A write that waits for space does not see what came between its look and its wait.
+    PauseMissesSpace,
+    /// A write that waits for space keeps its range locked.
+    PausedWriteKeepsItsRange,
+    /// What an idle lane gives back is no news for writes that wait for space.
+    GivenBackUntold,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -73,6 +79,9 @@ impl Bug {
         Self::MoveTrustsEarlyLook,
         Self::TrimTrustsStoredMap,
         Self::WalkWithoutChanges,
+        Self::PauseMissesSpace,
+        Self::PausedWriteKeepsItsRange,
+        Self::GivenBackUntold,
     ];
 }
 

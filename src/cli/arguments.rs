@@ -11,7 +11,9 @@ use super::check_command::Check;
 use super::credential::CredentialArguments;
 use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
+use super::property::Property;
 use super::size::parse_size;
+use crate::daemon::on_full_resource::OnFull;
 use crate::daemon::volume_rule;
 use crate::error::Error;
 use crate::lane::IoChoice;
@@ -105,6 +107,12 @@ pub(super) enum Command {
     Rename(Rename),
     /// Give a volume a new size
     Resize(Resize),
+    /// Give properties of a volume new values
+    #[command(
+        after_help = "Properties: on-full=error has writes fail that find no space in the pool; on-full=pause has them \
+        wait until there is some. From pause to error, those that wait fail at once."
+    )]
+    Set(Set),
     /// Remove volumes
     #[command(
         name = "rm",
@@ -335,6 +343,9 @@ pub(super) struct Create {
     /// Encrypt it with a key of its own, so that rm --shred can destroy its data
     #[arg(long)]
     pub(super) own_key: bool,
+    /// What its writes do that find no space in the pool: fail (error), or wait until there is some (pause)
+    #[arg(long, value_name = "error|pause", default_value = "error", value_parser = OnFull::parse)]
+    pub(super) on_full: OnFull,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
 }
@@ -361,6 +372,17 @@ pub(super) struct Resize {
     /// The new size may be smaller; what lies behind it is lost
     #[arg(long)]
     pub(super) shrink: bool,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Set {
+    #[command(flatten)]
+    pub(super) volume: VolumeName,
+    /// Properties and their values, like on-full=pause
+    #[arg(value_name = "KEY=VALUE", required = true, value_parser = Property::parse)]
+    pub(super) properties: Vec<Property>,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
 }

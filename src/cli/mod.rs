@@ -16,6 +16,7 @@ mod key_command;
 mod lock_command;
 mod output;
 mod pool_command;
+mod property;
 mod quickstart_command;
 mod serve_command;
 mod size;
@@ -75,6 +76,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Show { name } => volume_command::show(&name, &client()?, output)?,
         Command::Rename(arguments) => volume_command::rename(&arguments, &client()?, output)?,
         Command::Resize(arguments) => volume_command::resize(&arguments, global.yes, &client()?, output)?,
+        Command::Set(arguments) => volume_command::set(&arguments, &client()?, output)?,
         Command::Export(arguments) => export_command::export(&arguments, &client()?, output)?,
         Command::Unexport(arguments) => export_command::unexport(&arguments, &client()?, output)?,
         Command::Exports => export_command::list(&client()?, output)?,

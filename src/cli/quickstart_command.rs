@@ -14,6 +14,7 @@ use super::serve_command::{absolute, finish, lane_count, prepare_process, prepar
 use super::size::format_size;
 use crate::crypto::Suite;
 use crate::daemon::control_socket::nbd_path_beside;
+use crate::daemon::on_full_resource::OnFull;
 use crate::daemon::request::CreateVolume;
 use crate::daemon::volume_rule::SECTOR_SIZE_DEFAULT;
 use crate::daemon::{Control, Daemon, DaemonOptions, TcpListen, host};
@@ -183,6 +184,7 @@ fn create_volume_if_none(control: &Control, output: &Output) -> Result<()> {
         sector_size: SECTOR_SIZE_DEFAULT,
         if_missing: true,
         own_key: false,
+        on_full: OnFull::default(),
     };
     control.create(&request, false)?;
     let size = format_size(VOLUME_SIZE_BYTES);

@@ -5,6 +5,7 @@ use super::failure::Outcome;
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::cleaning_resource::Cleaning;
+use crate::daemon::on_full_resource::PausedVolume;
 use crate::daemon::resource::{Io, Space, SpaceLevel, Status};
 
 /// `status`.
@@ -39,6 +40,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("metadata", metadata(space, output)),
         ("volumes", format!("{} with {} in all", answer.volumes, output.size(space.nominal_bytes))),
         ("connections", answer.connections.to_string()),
+        ("paused", paused(&answer)),
         ("listeners", answer.listeners.join(" ")),
         ("io", io.to_owned()),
         ("session", pool.session.to_string()),
@@ -61,6 +63,17 @@ fn level(space: &Space) -> String {
         SpaceLevel::Critical => "critical",
     };
     format!("{level} (low from {} % used, critical from {} %)", space.low_percent, space.critical_percent)
+}
+
+fn paused(status: &Status) -> String {
+    let of_volume = |paused: &PausedVolume| {
+        let PausedVolume { reference, writes, since } = paused;
+        format!("{reference}: {writes} writes wait for space since {since}")
+    };
+    if status.paused.is_empty() {
+        return "no writes".to_owned();
+    }
+    status.paused.iter().map(of_volume).collect::<Vec<_>>().join(", ")
 }
 
 fn metadata(space: &Space, output: &Output) -> String {

@@ -1,14 +1,15 @@
-//! The commands on volumes: `create ls show rename resize rm`.
+//! The commands on volumes: `create ls show rename resize set rm`.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use hyper::Method;
 
-use super::arguments::{Create, Remove, Rename, Resize, VolumeName};
+use super::arguments::{Create, Remove, Rename, Resize, Set, VolumeName};
 use super::client::Client;
 use super::failure::{EXIT_PARTIAL, Failed, Outcome};
 use super::output::Output;
+use super::property::Property;
 use super::table::Table;
 use crate::daemon::request::{CreateVolume, RenameVolume, ResizeVolume};
 use crate::daemon::resource::{ApiVersion, Change, ChangeList, Kind, Volume, VolumeAnswer, VolumeList};
@@ -23,6 +24,7 @@ pub(super) fn create(arguments: &Create, client: &Client, output: &Output) -> Ou
         sector_size: arguments.sector_size,
         if_missing: arguments.if_missing,
         own_key: arguments.own_key,
+        on_full: arguments.on_full,
     };
     let path = format!("/v1/volumes?dry_run={}", arguments.dry_run.is_dry_run);
     let change: Change = client.post(&path, &request, name)?;
@@ -66,6 +68,7 @@ pub(super) fn show(name: &VolumeName, client: &Client, output: &Output) -> Outco
         ("connections", answer.volume.connections.to_string()),
         ("exported", yes_or_no(answer.volume.is_exported)),
         ("own key", yes_or_no(*has_own_key)),
+        ("on full", on_full(&answer.volume)),
         ("created", answer.volume.created_at.clone()),
     ];
     Ok(output.one(&answer, &Table::of_fields(reference, fields))?)
@@ -92,6 +95,16 @@ pub(super) fn resize(arguments: &Resize, is_confirmed: bool, client: &Client, ou
     let before = change.before.as_ref().map_or(0, |volume| volume.size_bytes);
     let plan = format!("resize {name} from {} to {}", output.size(before), output.size(arguments.size));
     finish(&change, &plan, output)
+}
+
+/// `set NAME KEY=VALUE…`.
+pub(super) fn set(arguments: &Set, client: &Client, output: &Output) -> Outcome<()> {
+    let name = &arguments.volume.name;
+    let request = Property::request(&arguments.properties).map_err(|error| Failed::about(error, name))?;
+    let path = format!("{}?dry_run={}", volume_path(name), arguments.dry_run.is_dry_run);
+    let change: Change = client.patch(&path, &request, name)?;
+    let on_full = change.after.as_ref().map(|volume| volume.on_full).unwrap_or_default();
+    finish(&change, &format!("set on-full of {name} to {}", on_full.as_str()), output)
 }
 
 /// `rm NAME…`: all are tried; some failures among successes have an exit code of their own.
@@ -163,6 +176,15 @@ fn confirm(sentence: &str, name: &str) -> Outcome<()> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused("Nothing was changed")) }
+}
+
+fn on_full(volume: &Volume) -> String {
+    match (volume.on_full, &volume.paused_since) {
+        (on_full, None) => on_full.as_str().to_owned(),
+        (on_full, Some(since)) => {
+            format!("{}: {} writes wait for space since {since}", on_full.as_str(), volume.paused_writes)
+        }
+    }
 }
 
 fn yes_or_no(value: bool) -> String {

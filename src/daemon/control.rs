@@ -17,16 +17,17 @@ use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
 use super::job_resource::job_reference;
 use super::job_table::JobTable;
 use super::key_resource::KeyChangeAnswer;
+use super::on_full_resource::PausedVolume;
 use super::reclaim_job::ReclaimJob;
-use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume};
+use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume, SetVolume};
 use super::resource::{
-    Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, SpaceLevel, Status, Volume, VolumeAnswer,
-    VolumeList, seconds_since_1970, time_text,
+    Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList,
+    seconds_since_1970, time_text,
 };
 use super::volume_rule;
+use super::warnings::warnings;
 use crate::crypto::system_random;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalog::OnFull;
 use crate::lane::{ExportInfo, ListenAddress, Server};
 use crate::pool::directory::{DeviceList, KeyChange, KeySlots};
 use crate::volume::{NewVolume, VolumeInfo};
@@ -145,6 +146,8 @@ impl Control {
                 allocated_bytes: 0,
                 connections: 0,
                 has_own_key: request.own_key,
+                on_full: request.on_full.into(),
+                pause: None,
             };
             Volume::new(planned, true)
         } else {
@@ -154,7 +157,7 @@ impl Control {
                 size_bytes: request.size_bytes,
                 sector_size: request.sector_size,
                 created_at,
-                on_full: OnFull::Error,
+                on_full: request.on_full.into(),
             };
             let volumes = self.server.volumes();
             let info = if request.own_key {
@@ -208,6 +211,24 @@ impl Control {
             with_export(self.server.resize(name, request.size_bytes)?, &self.server.exports())
         };
         Ok(Change::new(Action::Resize, is_dry_run, Some(before), Some(after)))
+    }
+
+    /// Gives properties of a volume new values.
+    ///
+    /// # Errors
+    /// `Usage` for a request that names none, `NotFound`, and what the engine reports.
+    pub fn set(&self, name: &str, request: &SetVolume, is_dry_run: bool) -> Result<Change> {
+        let Some(on_full) = request.on_full else {
+            return Err(Error::new(ErrorKind::Usage, "The request names no property").with_hint("There is on_full"));
+        };
+        let _one_at_a_time = self.changes.lock();
+        let before = self.find(name)?;
+        let after = if is_dry_run || before.on_full == on_full {
+            Volume { on_full, ..before.clone() }
+        } else {
+            with_export(self.server.volumes().set_on_full(name, on_full.into())?, &self.server.exports())
+        };
+        Ok(Change::new(Action::Set, is_dry_run, Some(before), Some(after)))
     }
 
     /// Removes a volume for good, and destroys its key if the options say so.
@@ -359,7 +380,8 @@ impl Control {
     #[must_use]
     pub fn status(&self) -> Status {
         let pool = self.server.pool().status();
-        let volumes = self.server.volumes().list();
+        let volumes = self.volumes().items;
+        let paused: Vec<PausedVolume> = volumes.iter().filter_map(PausedVolume::new).collect();
         let space = self.space();
         let state = PoolState {
             uuid: pool.id,
@@ -387,7 +409,8 @@ impl Control {
             started_at: time_text(self.place.started_at),
             path: state.path.clone(),
             is_locked: false,
-            warnings: warnings(&state, &space),
+            warnings: warnings(&state, &space, &paused),
+            paused,
             pool: Some(state),
             space: Some(space),
             volumes: crate::units::to_u64(volumes.len()),
@@ -436,44 +459,6 @@ fn refuse_if_open(volume: &Volume, what: &str) -> Result<()> {
     }
     let message = format!("{} cannot be {what}: {} connections have it open", volume.name, volume.connections);
     Err(Error::new(ErrorKind::Busy, message).with_hint("Disconnect its clients first"))
-}
-
-fn warnings(pool: &PoolState, space: &Space) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Some(failure) = &pool.failure {
-        warnings
-            .push(format!("The pool takes no writes any more: {failure}. Restart the daemon when that is repaired."));
-    }
-    if pool.damaged_blocks > 0 {
-        warnings.push(format!(
-            "Reads found a damaged block, times: {}. The log names the blocks; they read as errors.",
-            pool.damaged_blocks
-        ));
-    }
-    if pool.is_meta_reserve_gone {
-        warnings.push(
-            "The file system of the metadata is full: writes that need space fail. Free some, and its reserve comes back."
-                .to_owned(),
-        );
-    }
-    if pool.cleaning.is_taking_failing {
-        warnings.push(
-            "Free space that was given back cannot be taken again: the file system of a data file is full. Free some; it is \
-             tried again by itself."
-                .to_owned(),
-        );
-    }
-    let used_percent = u128::from(space.used_bytes) * 100 / u128::from(space.capacity_bytes.max(1));
-    let level = match space.level {
-        SpaceLevel::Enough => return warnings,
-        SpaceLevel::Low => "low",
-        SpaceLevel::Critical => "critical",
-    };
-    warnings.push(format!(
-        "The pool is {used_percent} % full, which is {level}; writes fail when it has no space left. Make it larger with \
-         rok-blk pool grow or add-device, or discard or remove what is not needed."
-    ));
-    warnings
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people; 53 bits are plenty")]

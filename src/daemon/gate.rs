@@ -185,6 +185,7 @@ impl Gate {
             volumes: 0,
             connections: 0,
             listeners: Vec::new(),
+            paused: Vec::new(),
             warnings: vec!["The pool is locked: rok-blk key unlock opens it.".to_owned()],
         }
     }

@@ -15,6 +15,7 @@ pub mod job_resource;
 pub mod key_resource;
 pub mod lock_resource;
 pub mod name_template;
+pub mod on_full_resource;
 pub mod request;
 pub mod resource;
 pub mod retention;
@@ -34,6 +35,7 @@ mod process;
 mod reclaim_job;
 mod router;
 mod volume_routes;
+mod warnings;
 
 pub use control::Control;
 pub use gate::Gate;

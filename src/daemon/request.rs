@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 use zeroize::Zeroizing;
 
+use super::on_full_resource::OnFull;
 use super::volume_rule::SECTOR_SIZE_DEFAULT;
 use crate::crypto::Passphrase;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,9 @@ pub struct CreateVolume {
     /// Encrypt it with a key of its own, which a removal can destroy.
     #[serde(default)]
     pub own_key: bool,
+    /// What its writes do that find no space in the pool: `error` (the default) or `pause`.
+    #[serde(default)]
+    pub on_full: OnFull,
 }
 
 /// Gives a volume a new name.
@@ -50,6 +54,15 @@ pub struct ResizeVolume {
     /// It may be below the present one; what lies behind it is lost.
     #[serde(default)]
     pub shrink: bool,
+}
+
+/// Gives properties of a volume new values. Those that are not named stay.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolume {
+    /// What its writes do that find no space in the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_full: Option<OnFull>,
 }
 
 /// What opens a key slot: one of the two.

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::cleaning_resource::Cleaning;
 use super::key_resource::KeySlot;
+use super::on_full_resource::{OnFull, PausedVolume};
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind};
 use crate::lane::IoMethod;
@@ -74,6 +75,12 @@ pub struct Volume {
     pub created_at: String,
     /// Whether it is encrypted with a key of its own, which a removal can destroy.
     pub has_own_key: bool,
+    /// What its writes do that find no space in the pool.
+    pub on_full: OnFull,
+    /// How many of its writes wait for space.
+    pub paused_writes: u32,
+    /// Since when at least one does; null if none does.
+    pub paused_since: Option<String>,
 }
 
 impl Volume {
@@ -91,6 +98,9 @@ impl Volume {
             is_exported,
             created_at: time_text(info.created_at),
             has_own_key: info.has_own_key,
+            on_full: info.on_full.into(),
+            paused_writes: info.pause.map_or(0, |pause| pause.writes),
+            paused_since: info.pause.map(|pause| time_text(pause.since)),
         }
     }
 }
@@ -126,6 +136,7 @@ pub enum Action {
     Create,
     Rename,
     Resize,
+    Set,
     Remove,
     Export,
     Unexport,
@@ -419,6 +430,8 @@ pub struct Status {
     pub connections: u64,
     /// Where NBD clients connect.
     pub listeners: Vec<String>,
+    /// Volumes whose writes wait for space, ordered by name.
+    pub paused: Vec<PausedVolume>,
     /// What needs somebody's attention, in sentences.
     pub warnings: Vec<String>,
 }

@@ -8,13 +8,13 @@ use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Name, Options, run};
 use super::gate::Gate;
-use super::request::{ChangeOptions, CreateVolume, RemoveOptions, RenameVolume, ResizeVolume};
+use super::request::{ChangeOptions, CreateVolume, RemoveOptions, RenameVolume, ResizeVolume, SetVolume};
 use super::resource::{Change, Failure, VolumeAnswer, VolumeList};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
-        .routes(routes!(show, remove))
+        .routes(routes!(show, set, remove))
         .routes(routes!(rename))
         .routes(routes!(resize))
 }
@@ -42,6 +42,19 @@ async fn create(
     (status = 200, body = VolumeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn show(State(gate): State<Arc<Gate>>, Name(name): Name) -> Answer<VolumeAnswer> {
     run(gate, Some(name.clone()), move |control| control.volume(&name)).await
+}
+
+/// Gives properties of a volume new values.
+#[utoipa::path(patch, path = "/v1/volumes/{name}", params(("name" = String, Path), ChangeOptions),
+    request_body = SetVolume, responses(
+    (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn set(
+    State(gate): State<Arc<Gate>>,
+    Name(name): Name,
+    Options(options): Options<ChangeOptions>,
+    Body(request): Body<SetVolume>,
+) -> Answer<Change> {
+    run(gate, Some(name.clone()), move |control| control.set(&name, &request, options.dry_run)).await
 }
 
 /// Removes a volume with its data.

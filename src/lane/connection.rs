@@ -1,8 +1,8 @@
 //! One NBD connection: what arrived, what is under way, what goes out.
 //!
-//! Invariants: at most one receive and one send are in the kernel; the memory of both belongs to the connection until
-//! their completions; a connection is dropped only when none is in the kernel and the engine has answered
-//! everything ([`Connection::is_over`]). Owned by its lane.
+//! Invariants: at most one receive, one send and one wait for the peer's end are in the kernel; their memory and the socket
+//! belong to the connection until their completions; a connection is dropped only when none is in the kernel and the engine
+//! has answered everything ([`Connection::is_over`]). Owned by its lane.
 
 use super::buffers::Buffers;
 use super::driver::Call;
@@ -126,6 +126,12 @@ pub(super) struct Connection {
     /// It is in the lane's list of connections to look at.
     pub is_dirty: bool,
     receiving: Option<(Target, LentToDevice)>,
+    /// A wait for the peer's end is in the kernel.
+    is_watched: bool,
+    /// The peer sends nothing more.
+    has_hung_up: bool,
+    /// The engine was told that it leaves.
+    pub has_left: bool,
     _permit: Permit,
 }
 
@@ -148,6 +154,9 @@ impl Connection {
             has_job: false,
             is_dirty: false,
             receiving: None,
+            is_watched: false,
+            has_hung_up: false,
+            has_left: false,
             _permit: permit,
         }
     }
@@ -183,6 +192,24 @@ impl Connection {
     /// Whether a receive is in the kernel.
     pub(super) const fn is_receiving(&self) -> bool {
         self.receiving.is_some()
+    }
+
+    /// The wait for the peer's end, if there is to be one: while nothing is received, nobody else would see it, and requests
+    /// that wait for space would wait for ever.
+    pub(super) fn begin_watch(&mut self) -> Option<Call> {
+        let is_due = self.is_blocked && !self.is_watched && !self.has_hung_up && !self.is_broken;
+        self.is_watched |= is_due;
+        is_due.then(|| Call::AwaitHangup { socket: self.raw_fd() })
+    }
+
+    /// Takes the end of that wait.
+    pub(super) const fn hung_up(&mut self) {
+        (self.is_watched, self.has_hung_up) = (false, true);
+    }
+
+    /// Whether nobody may be there for the answers any more: what waits for space is not to be waited for.
+    pub(super) const fn is_leaving(&self) -> bool {
+        self.has_hung_up || self.is_draining || self.is_broken
     }
 
     /// Takes the result of a receive.
@@ -273,7 +300,8 @@ impl Connection {
     /// Whether nothing of it is with the kernel, the engine or a thread, and it can be dropped.
     pub(super) fn is_over(&self) -> bool {
         let is_ended = self.is_broken || self.is_drained();
-        is_ended && self.receiving.is_none() && !self.sender.is_busy() && self.pending.is_empty() && !self.has_job
+        let is_in_kernel = self.receiving.is_some() || self.is_watched || self.sender.is_busy();
+        is_ended && !is_in_kernel && self.pending.is_empty() && !self.has_job
     }
 
     pub(super) fn raw_fd(&self) -> RawFd {

@@ -89,19 +89,29 @@ impl Devices {
 
     /// Takes the completion of a command, and hands the request that it brings to the engine.
     pub(super) fn completed(&mut self, end: CallEnd, engine: &Rc<Engine<LaneDisk>>, buffers: &mut Buffers) {
-        let slot = Prefix::of(end.user_data).value() - DEVICE_FIRST;
+        let slot = u32::from(Prefix::of(end.user_data).value() - DEVICE_FIRST);
         // One that was abandoned may be gone before its commands are back.
-        let Some(device) = self.0.get_mut(usize::from(slot)) else { return };
-        let mut service = DeviceService { engine, buffers, owner: DEVICE_OWNER | u32::from(slot) };
+        let Some(device) = self.0.get_mut(to_usize(u64::from(slot))) else { return };
+        let mut service = DeviceService { engine, buffers, owner: DEVICE_OWNER | slot };
         device.completed(end.user_data, end.result, &mut service);
-        self.drop_ended(usize::from(slot));
+        if device.queue.is_ended() {
+            // The driver does not wait for the answers.
+            engine.leave(DEVICE_OWNER | slot);
+        }
+        self.drop_ended(slot, engine);
     }
 
     /// Takes the engine's answer to a request.
-    pub(super) fn answered(&mut self, completion: Completion, result: Result<(), IoError>, buffers: &mut Buffers) {
-        let slot = to_usize(u64::from(completion.owner & !DEVICE_OWNER));
-        self.0[slot].answered(completion.cookie, result, buffers);
-        self.drop_ended(slot);
+    pub(super) fn answered(
+        &mut self,
+        completion: Completion,
+        result: Result<(), IoError>,
+        engine: &Engine<LaneDisk>,
+        buffers: &mut Buffers,
+    ) {
+        let slot = completion.owner & !DEVICE_OWNER;
+        self.0[to_usize(u64::from(slot))].answered(completion.cookie, result, buffers);
+        self.drop_ended(slot, engine);
     }
 
     /// Serves nothing more; what is with the engine is still waited for.
@@ -115,9 +125,11 @@ impl Devices {
         self.0.is_empty()
     }
 
-    fn drop_ended(&mut self, slot: usize) {
-        if self.0[slot].is_over() {
-            self.0.remove(slot);
+    fn drop_ended(&mut self, slot: u32, engine: &Engine<LaneDisk>) {
+        let index = to_usize(u64::from(slot));
+        if self.0[index].is_over() {
+            self.0.remove(index);
+            engine.forget_owner(DEVICE_OWNER | slot);
         }
     }
 }

@@ -36,6 +36,8 @@ pub(super) enum Call {
     Accept { listener: RawFd, is_many: bool },
     /// Read the eventfd of the lane's alarm: 8 bytes.
     ReadAlarm { alarm: RawFd, memory: *mut u8 },
+    /// Wait until the peer sends nothing more, or the connection is gone.
+    AwaitHangup { socket: RawFd },
     /// Let a tick's time go by.
     Tick,
     /// End the call with this user data.

@@ -22,6 +22,7 @@ const OPERATIONS: &[(u8, &str)] = &[
     (opcode::Recv::CODE, "recv"),
     (opcode::SendMsg::CODE, "sendmsg"),
     (opcode::Accept::CODE, "accept"),
+    (opcode::PollAdd::CODE, "poll"),
     (opcode::Timeout::CODE, "timeout"),
     (opcode::AsyncCancel::CODE, "cancel"),
 ];

@@ -12,6 +12,7 @@ mod buffers;
 mod checkpoints;
 mod cleaning;
 mod connection;
+mod controls;
 mod device;
 mod driver;
 mod exports;

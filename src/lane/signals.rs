@@ -8,6 +8,7 @@ use super::trimming::Trimming;
 use crate::pool::Signals;
 use crate::units::LaneIndex;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Raises alarms; never blocks.
 pub(super) struct LaneSignals {
@@ -45,5 +46,10 @@ impl Signals for LaneSignals {
 
     fn want_stock(&self) {
         self.trimming.look();
+    }
+
+    fn now_seconds(&self) -> u64 {
+        // A clock before 1970 is a broken clock; zero is as good as any other time.
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
     }
 }

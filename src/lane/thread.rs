@@ -7,10 +7,11 @@
 
 use super::buffers::Buffers;
 use super::connection::{Connection, HandshakeStep, Phase};
+use super::controls::{Answer, Controls};
 use super::device::{Devices, is_device};
 use super::driver::{Call, CallEnd, Driver, LaneDisk, Submission, Uring};
 use super::handshake::{HandshakeTurn, NextStep, advance};
-use super::limits::{CONTROLS_MAX, SHUTDOWN_TIME_MAX};
+use super::limits::SHUTDOWN_TIME_MAX;
 use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
@@ -28,7 +29,7 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Pool I/O.
@@ -39,13 +40,13 @@ const SOCKET: Prefix = Prefix::new(2);
 const ACCEPT: Prefix = Prefix::new(3);
 const ALARM: Prefix = Prefix::new(4);
 const TICK: Prefix = Prefix::new(5);
+/// Waits for the ends of peers: the payload is the connection's slot.
+const HANGUP: Prefix = Prefix::new(7);
 /// Cancellations, whose own ends tell nothing.
 const CANCEL: Prefix = Prefix::new(6);
 /// Queues of devices have this prefix and those that follow.
 pub(super) const DEVICE_FIRST: u16 = 0x100;
 
-/// The owner of requests that no connection made.
-const CONTROL_OWNER: u32 = u32::MAX;
 /// Rounds of tasks and answers in one turn, so that I/O gets its turn too.
 const ROUNDS_PER_TURN: usize = 32;
 
@@ -69,7 +70,7 @@ pub(super) struct Lane {
     dirty: Vec<u32>,
     listeners: Listeners,
     devices: Devices,
-    controls: Slab<mpsc::Sender<Result<(), IoError>>>,
+    controls: Controls,
     buffers: Buffers,
     /// Calls that the kernel has not been asked for.
     submissions: VecDeque<Submission>,
@@ -97,7 +98,7 @@ impl Lane {
             dirty: Vec::new(),
             listeners: Listeners::default(),
             devices: Devices::default(),
-            controls: Slab::new(),
+            controls: Controls::default(),
             buffers: Buffers::default(),
             submissions: VecDeque::new(),
             alarm_buffer: IoBuffer::allocate(8),
@@ -182,6 +183,7 @@ impl Lane {
                 self.is_tick_armed = false;
                 self.look_at_deadlines(Instant::now());
             }
+            HANGUP => self.hung_up(payload),
             CANCEL => {}
             _ => self.devices.completed(end, &self.engine, &mut self.buffers),
         }
@@ -217,6 +219,9 @@ impl Lane {
             let connection = &mut self.connections[slot_of(owner)];
             let mut service = Service { engine: &self.engine, buffers: &mut self.buffers, owner };
             connection.take_requests(&mut service);
+            if connection.is_leaving() && !std::mem::replace(&mut connection.has_left, true) {
+                self.engine.leave(owner);
+            }
         }
     }
 
@@ -224,15 +229,14 @@ impl Lane {
     fn deliver(&mut self) {
         let mut done = std::mem::take(&mut self.done);
         for (completion, result) in done.drain(..) {
-            let cookie = to_usize(completion.cookie);
-            if completion.owner == CONTROL_OWNER {
-                answer_control(&self.controls.remove(cookie), result);
+            if self.controls.answered(completion, result) {
                 continue;
             }
             if is_device(completion.owner) {
-                self.devices.answered(completion, result, &mut self.buffers);
+                self.devices.answered(completion, result, &self.engine, &mut self.buffers);
                 continue;
             }
+            let cookie = to_usize(completion.cookie);
             self.connections[slot_of(completion.owner)].answered(cookie, result, &mut self.buffers);
             self.mark(completion.owner);
         }
@@ -251,14 +255,17 @@ impl Lane {
             self.advance_handshake(slot);
             let connection = &mut self.connections[slot_of(slot)];
             if let Some(call) = connection.begin_receive() {
-                let user_data = SOCKET.pack(u64::from(slot) << 1);
-                self.submissions.push_back(Submission { user_data, call });
+                self.submissions.push_back(Submission { user_data: SOCKET.pack(u64::from(slot) << 1), call });
+            }
+            if let Some(call) = connection.begin_watch() {
+                self.submissions.push_back(Submission { user_data: HANGUP.pack(u64::from(slot)), call });
             }
             if connection.is_drained() && !connection.is_over() {
                 connection.break_off();
             }
             if connection.is_over() {
                 let mut connection = self.connections.remove(slot_of(slot));
+                self.engine.forget_owner(slot);
                 if let Some(incoming) = connection.incoming.take() {
                     self.buffers.give(incoming.buffer);
                 }
@@ -321,6 +328,12 @@ impl Lane {
         self.mark(slot);
     }
 
+    fn hung_up(&mut self, payload: u64) {
+        let slot = u32::try_from(payload).expect("a lane has few connections");
+        self.connections[slot_of(slot)].hung_up();
+        self.mark(slot);
+    }
+
     fn take_mail(&mut self) {
         for (slot, turn) in self.mailbox.take_handshakes() {
             self.handshake_returned(slot, turn);
@@ -352,29 +365,21 @@ impl Lane {
         self.mark(u32::try_from(slot).expect("a lane has few connections"));
     }
 
-    fn discard(&mut self, volume: &Arc<Volume>, range: (u64, u64), done: mpsc::Sender<Result<(), IoError>>) {
-        if self.closing.is_some() || self.controls.len() >= CONTROLS_MAX {
-            return answer_control(&done, Err(IoError::ShuttingDown));
+    fn discard(&mut self, volume: &Arc<Volume>, range: (u64, u64), done: Answer) {
+        if let Some(completion) = self.controls.begin(done, self.closing.is_some()) {
+            self.engine.remove(volume, range, RemoveMode::Discard, true, completion);
         }
-        let completion = self.control(done);
-        self.engine.remove(volume, range, RemoveMode::Discard, true, completion);
     }
 
-    fn clean(&mut self, group: AddressGroup, done: mpsc::Sender<Result<(), IoError>>) {
-        if self.closing.is_some() || self.controls.len() >= CONTROLS_MAX {
-            return answer_control(&done, Err(IoError::ShuttingDown));
+    fn clean(&mut self, group: AddressGroup, done: Answer) {
+        if let Some(completion) = self.controls.begin(done, self.closing.is_some()) {
+            self.engine.clean(&self.shared.exports.volumes, group, completion);
         }
-        let completion = self.control(done);
-        self.engine.clean(&self.shared.exports.volumes, group, completion);
-    }
-
-    /// The name of a request that no connection made.
-    fn control(&mut self, done: mpsc::Sender<Result<(), IoError>>) -> Completion {
-        Completion { owner: CONTROL_OWNER, cookie: to_u64(self.controls.insert(done)) }
     }
 
     fn close(&mut self) {
         self.closing = Some(Instant::now() + SHUTDOWN_TIME_MAX);
+        self.engine.close();
         self.is_tick_wanted = true;
         for slot in self.listeners.close() {
             self.submit_call(CANCEL.pack(0), Call::Cancel { user_data: ACCEPT.pack(slot) });
@@ -486,12 +491,6 @@ impl Lane {
             && self.controls.is_empty()
             && self.engine.is_idle()
             && self.engine.with_disk(|disk| disk.in_flight_count()) == 0
-    }
-}
-
-fn answer_control(done: &mpsc::Sender<Result<(), IoError>>, result: Result<(), IoError>) {
-    if done.send(result).is_err() {
-        tracing::debug!("nobody waits for the answer to a control request");
     }
 }
 

@@ -44,12 +44,14 @@ impl ReservedStore {
         self.is_gone.load(Ordering::Acquire)
     }
 
-    /// Takes the reserve back, if it is gone and there is space.
-    pub fn restore_reserve(&self) {
-        if self.is_reserve_gone() && self.reserve.as_ref().is_some_and(|reserve| reserve.take_back()) {
+    /// Takes the reserve back, if it is gone and there is space. Whether it was taken back now.
+    pub fn restore_reserve(&self) -> bool {
+        let is_back = self.is_reserve_gone() && self.reserve.as_ref().is_some_and(|reserve| reserve.take_back());
+        if is_back {
             tracing::info!("the metadata store has its reserve back");
             self.is_gone.store(false, Ordering::Release);
         }
+        is_back
     }
 
     /// Sees to space after a commit that found none. Whether there is some now.
@@ -164,12 +166,13 @@ mod tests {
         let (store, reserve, reserved) = reserved();
         store.fill_after(Some(1));
         reserved.commit(&BATCH, Durability::Synced).expect("from the reserve");
-        reserved.restore_reserve();
-        assert!(reserved.is_reserve_gone(), "there is no space");
+        assert!(!reserved.restore_reserve(), "there is no space");
+        assert!(reserved.is_reserve_gone());
 
         *reserve.may_come_back.lock() = true;
-        reserved.restore_reserve();
+        assert!(reserved.restore_reserve());
         assert!(!reserved.is_reserve_gone());
+        assert!(!reserved.restore_reserve(), "it is there already");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use crate::crypto::{KeyRing, SealKind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalog::{DomainRecord, NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord};
+use crate::format::catalog::{DomainRecord, NAME_BYTES_MAX, OnFull, TreeRecord, TreeState, VolumeRecord};
 use crate::format::key;
 use crate::map::Lineage;
 use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, Table};
@@ -196,6 +196,16 @@ impl Catalog {
     pub fn set_size(&mut self, at: CatalogStore<'_>, name: &str, size_bytes: u64) -> Result<VolumeRecord> {
         let mut volume = self.find(name)?.clone();
         volume.size_bytes = size_bytes;
+        self.update(at, volume)
+    }
+
+    /// Says what writes of a volume do that find no space.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or the store's failure.
+    pub fn set_on_full(&mut self, at: CatalogStore<'_>, name: &str, on_full: OnFull) -> Result<VolumeRecord> {
+        let mut volume = self.find(name)?.clone();
+        volume.on_full = on_full;
         self.update(at, volume)
     }
 

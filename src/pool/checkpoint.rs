@@ -129,7 +129,7 @@ impl Checkpoint {
             Phase::Headers => self.write_headers(),
             Phase::Release => {
                 self.release();
-                self.pool.store.restore_reserve();
+                self.pool.restore_meta_reserve();
                 self.pool.watch_space();
                 tracing::debug!(checkpoint = %self.id, "checkpoint done");
                 Ok(Phase::Done)
@@ -395,6 +395,7 @@ impl Checkpoint {
         }
         drop(space);
         pool.checkpoints_done.fetch_add(1, Ordering::AcqRel);
+        pool.tell_space();
         if let Some(signals) = pool.signals.get() {
             signals.wake_lanes();
             signals.space_freed();

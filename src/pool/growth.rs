@@ -86,6 +86,7 @@ impl Pool {
         if !is_planted(Bug::UseBeforeListed) {
             self.learn(new);
         }
+        self.tell_space();
         self.want_checkpoint();
         if let Some(signals) = self.signals.get() {
             signals.wake_lanes();

@@ -25,6 +25,7 @@ mod recovery;
 mod shared;
 mod shred_key;
 mod space;
+mod space_news;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
+use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::release_holes;
 use crate::pool::watermark::Watermarks;
 use crate::pool::{LaneShared, Pool, StoredState};
@@ -256,6 +257,7 @@ fn assemble(
         restocked: AtomicU64::new(0),
         is_restock_failing: AtomicBool::new(false),
         is_restocking: AtomicBool::new(false),
+        space_news: SpaceNews::default(),
         signals: OnceLock::new(),
         recovery: recovered.report,
         window_blocks: AtomicU64::new(window_blocks),

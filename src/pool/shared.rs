@@ -8,6 +8,7 @@ use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
+use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::is_stock_low;
 use crate::pool::watermark::SpaceLevel;
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
@@ -32,6 +33,8 @@ pub trait Signals: Send + Sync {
     fn space_freed(&self);
     /// Lanes come to the end of the free space that is fit for use: [`Pool::restock_step`] has something to do.
     fn want_stock(&self);
+    /// The time in seconds since 1970, which says since when writes wait.
+    fn now_seconds(&self) -> u64;
 }
 
 /// What the other lanes and the checkpoint see of a lane.
@@ -98,6 +101,7 @@ pub struct Pool {
     pub(super) changes: Changes,
     pub(super) leaves: LeafCache,
     pub(super) space: Mutex<Space>,
+    pub(super) space_news: SpaceNews,
     pub(super) stored: Mutex<StoredState>,
     pub(super) catalog: Mutex<Catalog>,
     pub(super) lanes: Box<[LaneShared]>,
@@ -289,6 +293,9 @@ impl Pool {
         let mut space = self.space.lock();
         window.iter().for_each(|run| space.free_run(*run));
         drop(space);
+        if !is_planted(Bug::GivenBackUntold) {
+            self.tell_space();
+        }
         if let Some(signals) = self.signals.get() {
             signals.space_freed();
         }
@@ -338,7 +345,9 @@ impl Pool {
 
     /// Takes the reserve of `meta/` back if it is gone and there is space for it. Never on a lane.
     pub fn restore_meta_reserve(&self) {
-        self.store.restore_reserve();
+        if self.store.restore_reserve() {
+            self.tell_space();
+        }
     }
 
     /// Whether `meta/` lives on its reserve: then nothing may be begun that needs more space.

@@ -42,31 +42,36 @@ impl Pool {
         let Some(stretch) = taken else { return TrimProgress::Rested };
         let device = self.device_of(stretch);
         if is_blank(&*device.device, stretch) {
-            self.space.lock().give_back(stretch);
+            self.give_back(stretch);
             return TrimProgress::Worked;
         }
         let discarded = device.device.discard(stretch.index * STRETCH_BYTES, STRETCH_BYTES);
-        let mut space = self.space.lock();
         if let Err(error) = discarded {
-            space.keep(stretch);
+            self.space.lock().keep(stretch);
             let is_refused = error.kind() == std::io::ErrorKind::Unsupported;
             if !is_refused {
                 tracing::warn!(device = device.device.name(), %error, "free space is no longer given back");
             }
             // A part of it may be gone, which in a file is to be written again before it is used.
             if device.device.is_thin() && !is_refused {
-                space.release(stretch)
+                self.space.lock().release(stretch)
             } else {
-                space.give_back(stretch)
+                self.give_back(stretch)
             }
             return TrimProgress::Worked;
         }
         if device.device.is_thin() {
-            space.release(stretch)
+            self.space.lock().release(stretch)
         } else {
-            space.give_back(stretch)
+            self.give_back(stretch)
         }
         TrimProgress::Trimmed
+    }
+
+    /// Makes a taken stretch free again. Who looked for space meanwhile did not find it.
+    fn give_back(&self, stretch: Stretch) {
+        self.space.lock().give_back(stretch);
+        self.tell_space();
     }
 
     /// Makes a stretch fit for use again that was given back, if the stock is low. Off the lanes; one caller at a time.
@@ -90,7 +95,7 @@ impl Pool {
         let device = self.device_of(stretch);
         let result = match write_zeros(&*device.device, stretch) {
             Ok(()) => {
-                self.space.lock().give_back(stretch);
+                self.give_back(stretch);
                 self.is_restock_failing.store(false, Ordering::Release);
                 self.restocked.fetch_add(1, Ordering::AcqRel);
                 Ok(TrimProgress::Worked)

@@ -168,7 +168,7 @@ impl<D: Disk + 'static> Engine<D> {
     /// Writes the blocks of a range, which is locked already, to another place; the part unlocks it.
     fn start_move(&self, volume: &Arc<Volume>, range: BlockRange, blocks: IoBuffer) -> Answer {
         let part = Part { is_move: true, ..Part::new(0, volume, range, PartKind::Write(blocks)) };
-        (u64::from(range.count), self.start_part(part))
+        (u64::from(range.count), self.start_part(part, None))
     }
 }
 

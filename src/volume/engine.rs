@@ -5,6 +5,7 @@ use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};
 use crate::error::IoError;
 use crate::pool::{DoneBatch, FLIGHT_SOFT_MAX, Log, Pool};
 use crate::units::{AddressRun, LaneIndex, LeafIndex, TreeId, to_u64};
+use crate::volume::pause::Pauses;
 use crate::volume::range_lock::RangeLocks;
 use crate::volume::read::Reread;
 use crate::volume::request::{
@@ -62,6 +63,8 @@ pub(super) struct State<D> {
     pub backlog: VecDeque<u32>,
     /// Locked parts that wait for space.
     pub starved: Vec<Starved>,
+    /// Writes that wait for space without a lock, as long as it takes.
+    pub pauses: Pauses,
     /// Locked parts that wait for a leaf, which says whether they need space.
     pub lookups: Vec<u32>,
     pub flush_waiting: Vec<FlushWaiter>,
@@ -118,6 +121,7 @@ impl<D: Disk + 'static> Engine<D> {
                 tickets: Slab::new(),
                 backlog: VecDeque::new(),
                 starved: Vec::new(),
+                pauses: Pauses::default(),
                 lookups: Vec::new(),
                 flush_waiting: Vec::new(),
                 flush_running: None,
@@ -161,6 +165,9 @@ impl<D: Disk + 'static> Engine<D> {
             state.ciphers.drop_forgotten(self.pool.keys());
             state.disk.reap(&mut state.completions);
             state.decrypt_budget = DECRYPTED_PER_TURN_MIN.max(state.completions.len() / 4);
+            if crate::planted::is_planted(crate::planted::Bug::PauseMissesSpace) {
+                self.park_late(state);
+            }
         }
         loop {
             let has_completions = self.take_completions();
@@ -171,7 +178,9 @@ impl<D: Disk + 'static> Engine<D> {
             self.drain_backlog();
             self.start_flush();
             let has_run = self.run_tasks();
-            if !has_completions && !has_grants && !has_run {
+            // Last: what began to wait in this turn is compared with the news before the lane sleeps.
+            let has_resumed = self.retry_paused();
+            if !has_completions && !has_grants && !has_run && !has_resumed {
                 break;
             }
         }
@@ -318,6 +327,10 @@ impl<D: Disk + 'static> Engine<D> {
 
     fn lay(&self, batch: &DoneBatch) {
         self.pool.lay_batch(self.lane, batch, |guard| super::write::lay_record(&batch.record, guard, &self.pool));
+        // What is removed becomes free only there.
+        if !batch.record.removals.is_empty() && self.pool.has_waiting_writes() {
+            self.pool.want_checkpoint();
+        }
     }
 
     fn take_grants(self: &Rc<Self>) -> bool {
@@ -352,7 +365,7 @@ pub(super) fn finish<D>(state: &mut State<D>, done: Done, result: Result<(), IoE
     match done {
         Done::Frontend(completion) => state.done.push((completion, result)),
         // The task may be gone with its connection; then nobody waits.
-        Done::Task(sender) => drop(sender.send(result)),
+        Done::Task { answer, .. } => drop(answer.send(result)),
         Done::Nobody => {}
     }
 }

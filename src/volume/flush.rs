@@ -31,7 +31,7 @@ impl<D: Disk + 'static> Engine<D> {
 
     pub(super) async fn flush_for_task(&self) -> Result<(), IoError> {
         let (sender, receiver) = oneshot::channel();
-        self.flush_for(Done::Task(sender));
+        self.flush_for(Done::Task { answer: sender, request: None });
         receiver.await.map_err(|_| IoError::ShuttingDown)?
     }
 

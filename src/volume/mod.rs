@@ -8,6 +8,7 @@ mod clean;
 mod engine;
 mod flush;
 mod mapped;
+mod pause;
 mod range_lock;
 mod read;
 pub mod reference;
@@ -19,8 +20,10 @@ mod shortage;
 mod valid_time;
 mod write;
 
+pub use crate::format::catalog::OnFull;
 pub use engine::{Blocking, Engine, EngineParts};
 pub use mapped::{MapRun, MapRuns};
+pub use pause::Pause;
 pub use range_lock::{BlockRange, RangeLocks};
 pub use reference::{Reference, Selector};
 pub use registry::{NewVolume, OpenVolume, Volume, VolumeInfo, Volumes};

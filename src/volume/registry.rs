@@ -7,10 +7,11 @@ use crate::map::Lineage;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, Pool};
 use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX};
+use crate::volume::pause::Pause;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// A volume that requests can be sent to.
@@ -24,6 +25,8 @@ pub struct Volume {
     sector_size: u32,
     size_bytes: AtomicU64,
     users: AtomicU32,
+    is_pausing: AtomicBool,
+    pause: Mutex<Option<Pause>>,
 }
 
 impl Volume {
@@ -43,6 +46,36 @@ impl Volume {
     #[must_use]
     pub const fn sector_size(&self) -> u32 {
         self.sector_size
+    }
+
+    /// Whether its writes wait for space.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.is_pausing.load(Ordering::Acquire)
+    }
+
+    /// One more of its writes waits for space.
+    pub(super) fn pause_one(&self, now: u64) {
+        let mut pause = self.pause.lock();
+        if let Some(pause) = &mut *pause {
+            pause.writes += 1;
+        } else {
+            *pause = Some(Pause { writes: 1, since: now });
+            tracing::warn!(
+                volume = %self.id,
+                "writes of a volume wait for space: grow the pool, add a device, or free some; `rok-blk status` shows them"
+            );
+        }
+    }
+
+    /// A write that waited for space has ended.
+    pub(super) fn resume_one(&self) {
+        let mut pause = self.pause.lock();
+        let writes = pause.as_ref().map_or(0, |pause| pause.writes);
+        assert!(writes > 0, "what ends to wait has begun");
+        *pause = pause.filter(|_| writes > 1).map(|pause| Pause { writes: writes - 1, ..pause });
+        if pause.is_none() {
+            tracing::info!(volume = %self.id, "no write of the volume waits for space any more");
+        }
     }
 }
 
@@ -107,6 +140,10 @@ pub struct VolumeInfo {
     pub connections: u32,
     /// Whether it is encrypted with a key of its own, which can be shredded.
     pub has_own_key: bool,
+    /// What its writes do that find no space.
+    pub on_full: OnFull,
+    /// Those that wait for space, if there are any.
+    pub pause: Option<Pause>,
 }
 
 /// The volumes of a pool.
@@ -170,6 +207,8 @@ impl Volumes {
                 sector_size: record.sector_size,
                 size_bytes: AtomicU64::new(record.size_bytes),
                 users: AtomicU32::new(0),
+                is_pausing: AtomicBool::new(record.on_full == OnFull::Pause),
+                pause: Mutex::new(None),
             })
         });
         Ok(Arc::clone(volume))
@@ -234,6 +273,24 @@ impl Volumes {
         Ok(self.info(&record))
     }
 
+    /// Says what writes of a volume do that find no space. Those that wait fail at once if it is to fail.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], or the store's failure.
+    pub fn set_on_full(&self, name: &str, on_full: OnFull) -> Result<VolumeInfo> {
+        let record = {
+            // Held over the change: who opens the volume meanwhile would have it as it was.
+            let open = self.open.lock();
+            let record = self.pool.change_catalog(|catalog, at| catalog.set_on_full(at, name, on_full))?;
+            if let Some(volume) = open.get(&record.id) {
+                volume.is_pausing.store(on_full == OnFull::Pause, Ordering::Release);
+            }
+            record
+        };
+        self.pool.tell_space();
+        Ok(self.info(&record))
+    }
+
     /// Removes a volume; its space comes back with the next checkpoints.
     ///
     /// # Errors
@@ -283,7 +340,7 @@ impl Volumes {
 
     fn info(&self, record: &VolumeRecord) -> VolumeInfo {
         let tree = self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).copied());
-        let connections = self.open_users(record.id);
+        let (connections, pause) = self.open_state(record.id);
         VolumeInfo {
             id: record.id,
             name: record.name.clone(),
@@ -293,11 +350,15 @@ impl Volumes {
             allocated_bytes: tree.map_or(0, |tree| tree.mapped_block_count) * BLOCK_SIZE_U64,
             connections,
             has_own_key: tree.is_some_and(|tree| !tree.domain.is_pool()),
+            on_full: record.on_full,
+            pause,
         }
     }
 
-    fn open_users(&self, id: Uuid) -> u32 {
-        self.open.lock().get(&id).map_or(0, |volume| volume.users.load(Ordering::Acquire))
+    /// Users of a volume, and its writes that wait for space.
+    fn open_state(&self, id: Uuid) -> (u32, Option<Pause>) {
+        let open = self.open.lock();
+        open.get(&id).map_or((0, None), |volume| (volume.users.load(Ordering::Acquire), *volume.pause.lock()))
     }
 }
 

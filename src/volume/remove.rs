@@ -11,7 +11,8 @@ use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, to_u
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, finish};
 use crate::volume::range_lock::BlockRange;
-use crate::volume::request::{Completion, Done, PartKind, RemoveMode};
+use crate::volume::request::{Completion, Done, Part, PartKind, RemoveMode};
+use crate::volume::write::BlockChange;
 use futures_channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,35 +41,54 @@ impl<D: Disk + 'static> Engine<D> {
         self.spawn(done, async move {
             let range = offset_bytes..offset_bytes + len_bytes;
             match mode {
-                RemoveMode::ZeroProvisioned => engine.write_zeros(&volume, range).await?,
-                RemoveMode::Zero => engine.zero(&volume, range).await?,
+                RemoveMode::ZeroProvisioned => engine.write_zeros(&volume, range, completion).await?,
+                RemoveMode::Zero => engine.zero(&volume, range, completion).await?,
                 RemoveMode::Discard => engine.remove_whole_blocks(&volume, range).await?,
             }
             if is_fua { engine.flush_for_task().await } else { Ok(()) }
         });
     }
 
-    async fn write_zeros(self: &Rc<Self>, volume: &Arc<Volume>, range: std::ops::Range<u64>) -> Result<(), IoError> {
+    async fn write_zeros(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        range: std::ops::Range<u64>,
+        request: Completion,
+    ) -> Result<(), IoError> {
         let zeros = IoBuffer::allocate(ZEROS_BYTES);
         let mut offset = range.start;
         while offset < range.end {
             let len = to_usize(range.end - offset).min(ZEROS_BYTES - to_usize(offset % BLOCK_SIZE_U64));
-            let (sender, receiver) = oneshot::channel();
-            self.write_for(volume, offset, zeros.slice(0..len), false, Done::Task(sender));
+            let (answer, receiver) = oneshot::channel();
+            let done = Done::Task { answer, request: Some(request) };
+            self.write_for(volume, offset, zeros.slice(0..len), false, done);
             receiver.await.map_err(|_| IoError::ShuttingDown)??;
             offset += to_u64(len);
         }
         Ok(())
     }
 
-    async fn zero(self: &Rc<Self>, volume: &Arc<Volume>, range: std::ops::Range<u64>) -> Result<(), IoError> {
+    async fn zero(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        range: std::ops::Range<u64>,
+        request: Completion,
+    ) -> Result<(), IoError> {
         let first_whole = range.start.next_multiple_of(BLOCK_SIZE_U64).min(range.end);
         let last_whole = (range.end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64).max(first_whole);
         for edge in [range.start..first_whole, last_whole..range.end] {
             if !edge.is_empty() && self.is_mapped(volume, edge.start / BLOCK_SIZE_U64).await? {
-                let len = to_usize(edge.end - edge.start);
-                let receiver = self.merge_block(volume, edge.start, |bytes| bytes.fill(0), len).await?;
-                receiver.await.map_err(|_| IoError::ShuttingDown)??;
+                let (offset_bytes, len_bytes) = (edge.start, to_usize(edge.end - edge.start));
+                let change = BlockChange { offset_bytes, len_bytes, request: Some(request), has_waited: false };
+                let news = self.pool.space_news();
+                let receiver = self.merge_block(volume, change, |bytes| bytes.fill(0)).await?;
+                match receiver.await.map_err(|_| IoError::ShuttingDown)? {
+                    // A discard was between the look and the lock.
+                    Err(IoError::NoSpace) => {
+                        self.merge_with_space(volume, change, |bytes| bytes.fill(0), news).await?;
+                    }
+                    answer => answer?,
+                }
             }
         }
         self.remove_whole_blocks(volume, first_whole..last_whole).await
@@ -182,7 +202,9 @@ impl<D: Disk + 'static> Engine<D> {
         let entries = self.load_entries(volume, first, to_usize(end - first)).await;
         let runs = entries.map(|entries| mapped_runs(entries.iter().map(Option::is_some)));
         match runs {
-            Ok(runs) if !runs.is_empty() => Ok(Some(self.start_locked(volume, range, PartKind::Remove(runs)))),
+            Ok(runs) if !runs.is_empty() => {
+                Ok(Some(self.start_part(Part::new(0, volume, range, PartKind::Remove(runs)), None)))
+            }
             other => {
                 self.locks.unlock(range, &self.pool);
                 other.map(|_| None)

@@ -11,7 +11,7 @@ use futures_channel::oneshot;
 use std::sync::Arc;
 
 /// What a request was named by who made it, given back with its result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Completion {
     /// Which connection or device of the lane.
     pub owner: u32,
@@ -34,10 +34,21 @@ pub enum RemoveMode {
 pub(super) enum Done {
     /// The connection or device.
     Frontend(Completion),
-    /// A task of the lane.
-    Task(oneshot::Sender<Result<(), IoError>>),
+    /// A task of the lane, which works for a request if that is said.
+    Task { answer: oneshot::Sender<Result<(), IoError>>, request: Option<Completion> },
     /// Nobody: it was told already (planted bug).
     Nobody,
+}
+
+impl Done {
+    /// The request that it is about, if a connection or device made it.
+    pub const fn request(&self) -> Option<Completion> {
+        match self {
+            Self::Frontend(completion) => Some(*completion),
+            Self::Task { request, .. } => *request,
+            Self::Nobody => None,
+        }
+    }
 }
 
 /// A request with parts under way.
@@ -74,6 +85,18 @@ pub(super) struct Part {
     pub is_privileged: bool,
     /// It only moves blocks: it takes nothing of the reserve and waits for no space.
     pub is_move: bool,
+    /// Its block was merged with what the map had when it was locked: it does not wait without the lock.
+    pub is_merged: bool,
+    /// It is to wait for space as soon as nothing of it is in a batch.
+    pub is_pausing: bool,
+    /// It waits for space, or did so: its request is counted.
+    pub is_paused: bool,
+    /// It waited for space: it asks for no more checkpoints, each of which is news for it.
+    pub has_waited: bool,
+    /// Its range is locked, or will be before it does anything.
+    pub holds_range: bool,
+    /// The news of space that it has seen before it looked last.
+    pub news_seen: Option<u64>,
     /// What a lookup said: whether what is left overwrites only what is mapped.
     pub lookup: Option<bool>,
     /// Checkpoints that it waited for in vain.
@@ -98,6 +121,12 @@ impl Part {
             is_queued: false,
             failure: None,
             is_move: false,
+            is_merged: false,
+            is_pausing: false,
+            is_paused: false,
+            has_waited: false,
+            holds_range: true,
+            news_seen: None,
             lookup: None,
             space_attempts: 0,
             seen_progress: 0,
@@ -116,6 +145,16 @@ impl Part {
     /// The first block that is not in a batch yet.
     pub fn next_block(&self) -> BlockIndex {
         self.range.block.plus(crate::units::to_u64(self.appended))
+    }
+
+    /// Forgets what was appended of a write: the rest is all of it.
+    pub fn keep_rest(&mut self) {
+        let PartKind::Write(source) = &self.kind else { return };
+        let rest = source.slice(crate::units::blocks_to_bytes(self.appended)..source.len());
+        let appended = u32::try_from(self.appended).expect("a leaf has 256 blocks");
+        self.range = BlockRange { block: self.next_block(), count: self.range.count - appended, ..self.range };
+        self.kind = PartKind::Write(rest);
+        self.appended = 0;
     }
 
     /// Whether nothing is left to append or to wait for.

@@ -1,18 +1,17 @@
 //! Writes that find no space: who may take from the reserve, who waits for a checkpoint, and for how long.
 //!
 //! What overwrites mapped blocks only, and what frees, needs no space in the end: it is privileged, takes from the
-//! reserve, and waits as long as checkpoints help anybody like it. Everything else gets "no space" after checkpoints that
-//! brought it none, unless free space is about to be made fit for use.
+//! reserve, and waits as long as checkpoints help anybody like it. Everything else gets "no space", or pauses if its volume
+//! says so, after checkpoints that brought it none, unless free space is about to be made fit for use.
 
 use crate::disk::Disk;
-use crate::error::IoError;
 use crate::units::to_usize;
 use crate::volume::engine::{Engine, State};
 use crate::volume::request::{Done, Part, Starved};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Checkpoints that a write waits for before it gets "no space": the first may have begun before what it hopes for.
+/// Checkpoints that a write waits for before it gets "no space" or pauses: the first may have begun before what it hopes for.
 const SPACE_ATTEMPTS_MAX: u32 = 3;
 
 impl<D: Disk + 'static> Engine<D> {
@@ -30,11 +29,11 @@ impl<D: Disk + 'static> Engine<D> {
             part.space_attempts = 0;
         }
         part.seen_progress = progress;
-        let restocked = self.pool.is_restock_coming().then(|| self.pool.restocked());
+        // What comes fit for use is news for those that have waited before.
+        let restocked = (self.pool.is_restock_coming() && !part.has_waited).then(|| self.pool.restocked());
         if restocked.is_none() {
-            if part.space_attempts == SPACE_ATTEMPTS_MAX {
-                part.failure = Some(IoError::NoSpace);
-                return false;
+            if part.space_attempts == SPACE_ATTEMPTS_MAX || part.has_waited && !is_privileged {
+                return self.pause_or_fail(state, index);
             }
             part.space_attempts += 1;
         }

@@ -46,7 +46,8 @@ impl<D: Disk + 'static> Engine<D> {
         } else if offset_bytes.is_multiple_of(BLOCK_SIZE_U64) && source.len().is_multiple_of(BLOCK_SIZE) {
             self.write_blocks(volume, offset_bytes / BLOCK_SIZE_U64, &source, is_fua, done);
         } else {
-            let task = write_unaligned(Rc::clone(self), Arc::clone(volume), offset_bytes, source, is_fua);
+            let is_for = (is_fua, done.request());
+            let task = write_unaligned(Rc::clone(self), Arc::clone(volume), offset_bytes, source, is_for);
             self.spawn(done, task);
         }
     }
@@ -80,8 +81,13 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     fn lock_part(&self, state: &mut State<D>, part: Part) {
-        let range = part.range;
         let part = slot(state.parts.insert(part));
+        self.lock_again(state, part);
+    }
+
+    /// Locks the range of a part that holds none; then it is appended.
+    pub(super) fn lock_again(&self, state: &mut State<D>, part: u32) {
+        let range = state.parts[usize_of(part)].range;
         let ticket = state.tickets.insert(Ticket::Part(part));
         if self.locks.lock(range, self.lane, to_u64(ticket)) {
             state.tickets.remove(ticket);
@@ -105,20 +111,11 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// A request of one part whose range is locked already; the part unlocks it.
-    pub(super) fn start_locked(
-        &self,
-        volume: &Arc<Volume>,
-        range: BlockRange,
-        kind: PartKind,
-    ) -> oneshot::Receiver<Result<(), IoError>> {
-        self.start_part(Part::new(0, volume, range, kind))
-    }
-
-    /// A request of one part whose range is locked already.
-    pub(super) fn start_part(&self, part: Part) -> oneshot::Receiver<Result<(), IoError>> {
-        let (sender, receiver) = oneshot::channel();
+    pub(super) fn start_part(&self, part: Part, request: Option<Completion>) -> oneshot::Receiver<Result<(), IoError>> {
+        let (answer, receiver) = oneshot::channel();
         let mut state = self.state.borrow_mut();
-        let request = Request { done: Done::Task(sender), parts_left: 1, result: Ok(()), is_fua: false };
+        let done = Done::Task { answer, request };
+        let request = Request { done, parts_left: 1, result: Ok(()), is_fua: false };
         let request = slot(state.requests.insert(request));
         let part = slot(state.parts.insert(Part { request, ..part }));
         self.append_part(&mut state, part);
@@ -182,12 +179,16 @@ impl<D: Disk + 'static> Engine<D> {
                 return queue(state, index);
             }
             if !part.is_privileged && self.pool.is_meta_reserve_gone() {
-                // What overwrites needs no space in the end, and a checkpoint may bring the reserve back.
-                self.pool.want_checkpoint();
+                // What overwrites needs no space in the end, and a checkpoint may bring the reserve back: one for each
+                // write that comes, since those that have waited are told.
+                if !part.has_waited {
+                    self.pool.want_checkpoint();
+                }
                 let Some(is_overwrite) = self.is_privileged(state, index) else { return };
-                let part = &mut state.parts[usize_of(index)];
-                part.is_privileged = is_overwrite;
-                part.failure = (!is_overwrite).then_some(IoError::NoSpace);
+                state.parts[usize_of(index)].is_privileged = is_overwrite;
+                if !is_overwrite && self.pause_or_fail(state, index) {
+                    return;
+                }
                 continue;
             }
             let floor = if part.is_privileged { HOME_RESERVE_BLOCKS } else { self.pool.reserve_blocks() };
@@ -271,11 +272,20 @@ impl<D: Disk + 'static> Engine<D> {
 
     /// Ends a part that is over: unlocks its range and counts it in its request.
     pub(super) fn settle_part(&self, state: &mut State<D>, index: u32) {
+        if state.parts[usize_of(index)].is_pausing {
+            return self.park_part(state, index);
+        }
         if !state.parts[usize_of(index)].is_over() {
             return;
         }
         let part = state.parts.remove(usize_of(index));
-        self.locks.unlock(part.range, &self.pool);
+        if part.holds_range {
+            self.locks.unlock(part.range, &self.pool);
+        }
+        if part.is_paused {
+            let request = state.requests[usize_of(part.request)].done.request();
+            self.end_pause(state, request, &part.volume);
+        }
         let request = &mut state.requests[usize_of(part.request)];
         request.parts_left -= 1;
         if let Some(failure) = part.failure {
@@ -378,8 +388,9 @@ async fn write_unaligned<D: Disk + 'static>(
     volume: Arc<Volume>,
     offset_bytes: u64,
     source: IoBuffer,
-    is_fua: bool,
+    (is_fua, request): (bool, Option<Completion>),
 ) -> Result<(), IoError> {
+    let news = engine.pool.space_news();
     let end = offset_bytes + to_u64(source.len());
     let mut offset = offset_bytes;
     let mut pending = Vec::new();
@@ -390,35 +401,57 @@ async fn write_unaligned<D: Disk + 'static>(
         let next = if is_whole_block { end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64 } else { block_end.min(end) };
         let piece = source.slice(to_usize(offset - offset_bytes)..to_usize(next - offset_bytes));
         if is_whole_block {
-            let (sender, receiver) = oneshot::channel();
-            engine.write_blocks(&volume, offset / BLOCK_SIZE_U64, &piece, false, Done::Task(sender));
-            pending.push(receiver);
+            let (answer, receiver) = oneshot::channel();
+            let done = Done::Task { answer, request };
+            engine.write_blocks(&volume, offset / BLOCK_SIZE_U64, &piece, false, done);
+            pending.push((None, receiver));
         } else {
-            let change = |into: &mut [u8]| piece.with_bytes(|bytes| into.copy_from_slice(bytes));
-            match engine.merge_block(&volume, offset, change, piece.len()).await {
-                Ok(receiver) => pending.push(receiver),
+            let change = BlockChange { offset_bytes: offset, len_bytes: piece.len(), request, has_waited: false };
+            match engine.merge_block(&volume, change, copy_of(&piece)).await {
+                Ok(receiver) => pending.push((Some((change, piece)), receiver)),
                 Err(error) => result = Err(error),
             }
         }
         offset = next;
     }
     // All of them, also after an error: nothing of the request may be written behind its answer.
-    for receiver in pending {
-        result = result.and(receiver.await.unwrap_or(Err(IoError::ShuttingDown)));
+    for (edge, receiver) in pending {
+        let mut answer = receiver.await.unwrap_or(Err(IoError::ShuttingDown));
+        if let (Some((change, piece)), Err(IoError::NoSpace), Ok(())) = (edge, answer, result) {
+            answer = engine.merge_with_space(&volume, change, copy_of(&piece), news).await;
+        }
+        result = result.and(answer);
     }
     result?;
     if is_fua { engine.flush_for_task().await } else { Ok(()) }
 }
 
+fn copy_of(piece: &IoBuffer) -> impl Fn(&mut [u8]) {
+    |into| piece.with_bytes(|bytes| into.copy_from_slice(bytes))
+}
+
+/// A change of some bytes within one block.
+#[derive(Clone, Copy)]
+pub(super) struct BlockChange {
+    /// Where in the volume.
+    pub offset_bytes: u64,
+    /// How many.
+    pub len_bytes: usize,
+    /// The request that it is for.
+    pub request: Option<Completion>,
+    /// It waited for space before, and asks for no more checkpoints.
+    pub has_waited: bool,
+}
+
 impl<D: Disk + 'static> Engine<D> {
-    /// Changes `len_bytes` at `offset_bytes`, within one block; the receiver tells when it is written.
+    /// Has `fill` change bytes of a block; the receiver tells when it is written.
     pub(super) async fn merge_block(
         self: &Rc<Self>,
         volume: &Arc<Volume>,
-        offset_bytes: u64,
-        change: impl FnOnce(&mut [u8]),
-        len_bytes: usize,
+        change: BlockChange,
+        fill: impl FnOnce(&mut [u8]),
     ) -> Result<oneshot::Receiver<Result<(), IoError>>, IoError> {
+        let BlockChange { offset_bytes, len_bytes, request, has_waited } = change;
         let block = BlockIndex::new(offset_bytes / BLOCK_SIZE_U64);
         let range = BlockRange { tree: volume.tree, block, count: 1 };
         self.lock_for_task(range).await?;
@@ -428,8 +461,9 @@ impl<D: Disk + 'static> Engine<D> {
             return Err(error);
         }
         let from = to_usize(offset_bytes % BLOCK_SIZE_U64);
-        buffer.slice(from..from + len_bytes).with_bytes_mut(change);
-        Ok(self.start_locked(volume, range, PartKind::Write(buffer)))
+        buffer.slice(from..from + len_bytes).with_bytes_mut(fill);
+        let part = Part::new(0, volume, range, PartKind::Write(buffer));
+        Ok(self.start_part(Part { is_merged: true, has_waited, ..part }, request))
     }
 }
 

@@ -32,6 +32,12 @@ pub struct Counts {
     pub restocked: u64,
     pub restock_failures: u64,
     pub blocks_walked: u64,
+    /// Writes that waited for space, and those of them that were written then.
+    pub paused: u64,
+    pub resumed: u64,
+    /// Times that volumes were told to fail writes, and that who waited left.
+    pub set_to_error: u64,
+    pub owners_left: u64,
 }
 
 impl Counts {
@@ -66,6 +72,10 @@ impl Counts {
             restocked,
             restock_failures,
             blocks_walked,
+            paused,
+            resumed,
+            set_to_error,
+            owners_left,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -96,5 +106,9 @@ impl Counts {
         self.restocked += restocked;
         self.restock_failures += restock_failures;
         self.blocks_walked += blocks_walked;
+        self.paused += paused;
+        self.resumed += resumed;
+        self.set_to_error += set_to_error;
+        self.owners_left += owners_left;
     }
 }

@@ -10,6 +10,7 @@ mod counts;
 mod fill_and_free;
 mod fragmented;
 mod model;
+mod pausing;
 mod reserve;
 mod scenarios;
 mod sector;
@@ -94,6 +95,7 @@ fn no_seed_finds_a_difference_from_the_model() {
         let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
         let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
         let Counts { blocks_walked, .. } = counts;
+        let Counts { paused, resumed, owners_left, .. } = counts;
         let happened = [
             kills,
             power_losses,
@@ -116,6 +118,9 @@ fn no_seed_finds_a_difference_from_the_model() {
             discards,
             restocked,
             blocks_walked,
+            paused,
+            resumed,
+            owners_left,
         ];
         assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
     }

@@ -5,6 +5,8 @@ mod ending;
 mod faults;
 mod mapped;
 mod own_keys;
+mod partial;
+mod pausing;
 mod volumes;
 
 use crate::counts::Counts;
@@ -17,7 +19,7 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Stretch;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, MapRuns, RemoveMode};
+use rok_blk::volume::{Completion, MapRuns, OnFull, RemoveMode};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SECTOR: u64 = 512;
@@ -28,7 +30,7 @@ const IN_FLIGHT_MAX: usize = 24;
 
 /// What a request in flight is about.
 enum Pending {
-    Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64 },
+    Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64, pausing_since: Option<u64> },
     Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>> },
     Walk { volume: usize, first: u64, count: u64, runs: MapRuns, allowed: BTreeMap<u64, Vec<Value>> },
     Cache { volume: usize },
@@ -52,6 +54,8 @@ pub struct Workload {
     /// Volumes whose removal or creation failed: a crash may find them or not.
     doubtful: BTreeSet<usize>,
     now: u64,
+    /// What writes of each volume do that find no space; `None` if a failure left that open.
+    on_full: Vec<Option<OnFull>>,
     old_keys: OldKeys,
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
     has_failed: bool,
@@ -82,6 +86,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         next_write: 1,
         next_volume_id: 1,
         closed: Vec::new(),
+        on_full: vec![None; VOLUME_COUNT],
         doubtful: BTreeSet::new(),
         old_keys: OldKeys::default(),
         now: 1,
@@ -119,7 +124,8 @@ impl Workload {
             650..720 => self.remove(),
             720..810 => self.flush(),
             810..840 => self.ask_mapped(),
-            840..900 => {}
+            840..860 => self.set_on_full(),
+            860..900 => {}
             900..920 => self.clean(),
             920..935 => self.world.wants_growth = true,
             935..950 => self.fill_or_empty_meta(),
@@ -156,6 +162,7 @@ impl Workload {
         self.world.drain(&mut life, &mut done);
         self.life = Some(life);
         self.take_done(done);
+        self.learn_on_full();
         assert!(self.pending.is_empty(), "an idle engine owes {} answers", self.pending.len());
     }
 
@@ -202,37 +209,6 @@ impl Workload {
         self.send_write((volume, write), first * BLOCK_SIZE_U64, source, is_fua, blocks);
     }
 
-    fn write_partial(&mut self) {
-        let volume = self.random_volume();
-        let (first, count) = self.random_range(volume, 4);
-        let sectors = count * 8;
-        let from = self.world.random.random_range(0..sectors);
-        let len = self.world.random.random_range(1..=sectors - from);
-        let offset = first * BLOCK_SIZE_U64 + from * SECTOR;
-        let touched = offset / BLOCK_SIZE_U64..(offset + len * SECTOR).div_ceil(BLOCK_SIZE_U64);
-        let Some(before) = self.certain(volume, touched.clone()) else { return };
-        let write = self.next_write;
-        self.next_write += 1;
-        let source = IoBuffer::allocate(usize::try_from(len * SECTOR).expect("small"));
-        source.with_bytes_mut(|bytes| fill(bytes, write));
-        for (block, mut value) in touched.clone().zip(before) {
-            for (sector, place) in (block * 8..).zip(value.iter_mut()) {
-                if sector * SECTOR >= offset && sector * SECTOR < offset + len * SECTOR {
-                    *place = write;
-                }
-            }
-            self.begin(volume, block, write, value);
-        }
-        self.exclusive.extend(touched.clone().map(|block| (volume, block)));
-        let is_fua = self.world.random.random_bool(0.1);
-        self.send_write((volume, write), offset, source, is_fua, touched.collect());
-    }
-
-    /// The values of blocks of which nothing is in flight and just one value is possible.
-    fn certain(&self, volume: usize, blocks: std::ops::Range<u64>) -> Option<Vec<Value>> {
-        blocks.map(|block| self.models[volume].certain(block)).collect()
-    }
-
     /// A write begins: reads under way may see it, even if another one replaces it before they end.
     fn begin(&mut self, volume: usize, block: u64, write: u64, value: Value) {
         self.models[volume].begin(block, write, value, self.now);
@@ -256,7 +232,8 @@ impl Workload {
     ) {
         let begin = self.now;
         self.note(|| format!("write {write} of volume {volume}, blocks {:?}", (blocks.first(), blocks.len())));
-        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
+        let pausing_since = self.is_pausing(volume).then_some(self.world.counts.set_to_error);
+        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin, pausing_since });
         let lane = self.lane();
         let life = self.life();
         let handle = life.handles[volume].volume().clone();
@@ -285,7 +262,8 @@ impl Workload {
         let is_fua = self.world.random.random_bool(0.1);
         let begin = self.now;
         self.note(|| format!("removal {write} of volume {volume}, blocks {:?}, {mode:?}", (first, count)));
-        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin });
+        let pausing_since = self.is_pausing(volume).then_some(self.world.counts.set_to_error);
+        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin, pausing_since });
         let lane = self.lane();
         let life = self.life();
         let handle = life.handles[volume].volume().clone();
@@ -330,7 +308,13 @@ impl Workload {
             self.world.trace.update(&cookie.to_le_bytes());
             self.world.trace.update(&code.to_le_bytes());
             match self.pending.remove(&cookie).expect("each request is answered once") {
-                Pending::Write { volume, blocks, write, is_fua, begin } => {
+                Pending::Write { volume, blocks, write, is_fua, begin, pausing_since } => {
+                    let is_fail_possible = pausing_since != Some(self.world.counts.set_to_error);
+                    assert!(
+                        result != Err(IoError::NoSpace) || is_fail_possible,
+                        "write {write} got no space, and was to wait"
+                    );
+                    self.world.counts.resumed += u64::from(self.world.paused.remove(&cookie) && result.is_ok());
                     self.write_done(volume, &blocks, write, is_fua && begin < self.now, result);
                 }
                 Pending::Flush { begin } => match self.noted_flush(begin, result) {
@@ -366,6 +350,7 @@ impl Workload {
                 assert!(self.is_short_of_space || is_explained, "a write got no space on a device with plenty");
                 self.world.counts.no_space += 1;
             }
+            Err(IoError::ShuttingDown) => assert!(self.world.counts.owners_left > 0, "nobody has left"),
             Err(_) => self.failed(),
         }
         let now = self.now;
@@ -423,6 +408,7 @@ impl Workload {
         let has_failed = self.has_failed || life.as_ref().is_some_and(|life| life.pool.check_writable().is_err());
         let end = if has_failed { End::PowerLoss } else { end };
         self.pending.clear();
+        self.world.paused.clear();
         self.exclusive.clear();
         self.world.clear_faults();
         self.world.crash(life, end);

@@ -1,6 +1,8 @@
 //! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
 mod growth;
+mod pausing;
+mod signals;
 mod sizes;
 mod trimming;
 
@@ -19,43 +21,16 @@ use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
 use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals, Watermarks};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
+use signals::{SimBlocking, SimSignals};
 pub use sizes::device_bytes;
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 /// Steps that a drain may take: far above what any workload here needs.
 const DRAIN_STEPS_MAX: usize = 200_000;
-
-#[derive(Default)]
-struct SimSignals {
-    wants_checkpoint: AtomicBool,
-}
-
-impl Signals for SimSignals {
-    fn want_checkpoint(&self) {
-        self.wants_checkpoint.store(true, Ordering::Relaxed);
-    }
-    fn wake_lanes(&self) {}
-    fn wake_lane(&self, _lane: LaneIndex) {}
-    fn wake_other_lanes(&self, _lane: LaneIndex) {}
-    fn space_freed(&self) {}
-    fn want_stock(&self) {}
-}
-
-#[derive(Default)]
-struct SimBlocking {
-    jobs: RefCell<VecDeque<Box<dyn FnOnce() + Send>>>,
-}
-
-impl Blocking for SimBlocking {
-    fn run(&self, job: Box<dyn FnOnce() + Send>) {
-        self.jobs.borrow_mut().push_back(job);
-    }
-}
 
 /// One life of the pool.
 pub struct Life {
@@ -96,6 +71,8 @@ pub struct World {
     pub wants_growth: bool,
     pub store: Arc<MemoryStore>,
     pub counts: Counts,
+    /// Cookies of requests that waited for space.
+    pub paused: BTreeSet<u64>,
     pub trace: blake3::Hasher,
     pub limits: Limits,
     pub reserve: Option<Arc<SimReserve>>,
@@ -137,6 +114,7 @@ impl World {
             wants_growth: false,
             store,
             counts: Counts::default(),
+            paused: BTreeSet::new(),
             trace: blake3::Hasher::new(),
             limits,
             shred_key: SimDevice::new("shred-key", shred_key::FILE_BYTES),
@@ -244,6 +222,7 @@ impl World {
         for engine in &life.lanes {
             engine.drain_done(done);
         }
+        self.note_paused(life);
     }
 
     fn complete_one(&mut self, life: &Life, lane: usize) {
@@ -278,16 +257,22 @@ impl World {
         }
     }
 
-    /// Runs until every request is answered, for which `meta/` gets space.
+    /// Runs until every request is answered, for which `meta/` gets space. What waits for space and gets none fails.
     pub fn drain(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
         self.store.fill_after(None);
         for _ in 0..DRAIN_STEPS_MAX {
+            let news = life.pool.space_news();
             for engine in &life.lanes {
                 engine.turn();
                 engine.drain_done(done);
             }
             if life.lanes.iter().all(|engine| engine.is_idle()) {
                 return;
+            }
+            self.note_paused(life);
+            if self.is_paused(life, news) {
+                self.relieve(life);
+                continue;
             }
             for lane in 0..life.lanes.len() {
                 self.complete_one(life, lane);

@@ -27,6 +27,7 @@ mod memory;
 mod nbd_client;
 mod own_key;
 mod passphrase;
+mod pausing;
 mod process;
 mod quickstart;
 mod refusal;

@@ -103,6 +103,11 @@ impl Signals for Bell {
 
     // Nothing is given back here.
     fn want_stock(&self) {}
+
+    // Nothing waits here.
+    fn now_seconds(&self) -> u64 {
+        0
+    }
 }
 
 /// Jobs of one lane, which wake it when they are done.

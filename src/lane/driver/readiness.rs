@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// The calls of a lane that have not ended.
 #[derive(Default)]
 pub(in crate::lane) struct Readiness {
-    /// Those that wait for a file; bounded by what lanes have open, two calls for a connection.
+    /// Those that wait for a file; bounded by what lanes have open, three calls for a connection.
     pending: Vec<Submission>,
     /// What poll(2) is asked, in the order of `pending`.
     polled: Vec<libc::pollfd>,
@@ -65,7 +65,7 @@ impl Readiness {
                 None => self.pending.push(submission),
             },
             // Most have nothing yet.
-            Call::Receive { .. } | Call::ReadAlarm { .. } => self.pending.push(submission),
+            Call::Receive { .. } | Call::ReadAlarm { .. } | Call::AwaitHangup { .. } => self.pending.push(submission),
             Call::Accept { listener, .. } => match set_nonblocking(listener) {
                 Ok(()) => self.pending.push(submission),
                 Err(error) => ends.push(last(user_data, -error.raw_os_error().unwrap_or(libc::EIO))),
@@ -131,6 +131,7 @@ fn last(user_data: u64, result: i32) -> CallEnd {
 fn awaited(call: Call) -> (RawFd, libc::c_short) {
     match call {
         Call::Send { socket, .. } => (socket, libc::POLLOUT),
+        Call::AwaitHangup { socket } => (socket, libc::POLLRDHUP),
         Call::Receive { socket: fd, .. } | Call::Accept { listener: fd, .. } | Call::ReadAlarm { alarm: fd, .. } => {
             (fd, libc::POLLIN)
         }
@@ -156,6 +157,8 @@ fn attempt(call: Call) -> Option<i32> {
         }
         // SAFETY: as for a receive. It does not wait: poll said that there is something, and nobody else reads it.
         Call::ReadAlarm { alarm, memory } => unsafe { libc::read(alarm, memory.cast(), 8) },
+        // That poll(2) says it is all there is to it.
+        Call::AwaitHangup { .. } => 0,
         Call::Tick | Call::Cancel { .. } => unreachable!("these are never tried"),
     };
     if result >= 0 {
@@ -187,6 +190,7 @@ mod tests {
     const ACCEPT: u64 = 3;
     const TICK: u64 = 4;
     const CANCEL: u64 = 5;
+    const HANGUP: u64 = 6;
     /// More than a socket takes before somebody reads.
     const LONG: usize = 8 << 20;
 
@@ -226,6 +230,19 @@ mod tests {
         bench.submit(RECEIVE, receive(&lane, &mut memory));
         drop(writer.join().expect("no panic").expect("the lane reads"));
         assert_eq!(bench.turn(true), [(RECEIVE, 0, false)], "the client has gone");
+    }
+
+    #[test]
+    fn hangup_is_told_although_nothing_is_read() {
+        let (lane, mut client) = UnixStream::pair().expect("a pair");
+        let mut bench = Bench::default();
+        client.write_all(b"bytes").expect("room");
+        bench.submit(HANGUP, Call::AwaitHangup { socket: lane.as_raw_fd() });
+        assert_eq!(bench.turn(false), [], "bytes are no hangup");
+
+        drop(client);
+
+        assert_eq!(bench.turn(true), [(HANGUP, 0, false)]);
     }
 
     #[test]

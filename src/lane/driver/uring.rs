@@ -74,6 +74,10 @@ fn entry_of(call: Call, tick: &types::Timespec) -> squeue::Entry {
             opcode::Accept::new(types::Fd(listener), address, len).flags(libc::SOCK_CLOEXEC).build()
         }
         Call::ReadAlarm { alarm, memory } => opcode::Read::new(types::Fd(alarm), memory, 8).build(),
+        Call::AwaitHangup { socket } => {
+            let events = u32::try_from(libc::POLLRDHUP).expect("flags are positive");
+            opcode::PollAdd::new(types::Fd(socket), events).build()
+        }
         Call::Tick => opcode::Timeout::new(&raw const *tick).build(),
         Call::Cancel { user_data } => opcode::AsyncCancel::new(user_data).build(),
     }

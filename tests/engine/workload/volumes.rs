@@ -25,6 +25,7 @@ impl Workload {
                 self.renew(volume);
                 self.create(volume).expect("nothing is injected");
             }
+            self.check_on_full(volume);
             self.open_volume(volume);
         }
         self.doubtful.clear();
@@ -105,7 +106,8 @@ impl Workload {
         let (id, size_bytes) = (Uuid::from_u128(self.next_volume_id), self.sizes[volume]);
         self.next_volume_id += 1;
         let (name, has_own_key) = (name(volume), self.world.random.random_bool(0.6));
-        let new = NewVolume::new(id, &name, size_bytes);
+        let new = NewVolume { on_full: self.any_on_full(), ..NewVolume::new(id, &name, size_bytes) };
+        self.on_full[volume] = None;
         if has_own_key && self.is_encrypted() {
             self.create_with_own_key(&new)
         } else {

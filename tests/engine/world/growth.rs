@@ -99,6 +99,15 @@ impl World {
         };
     }
 
+    /// Makes a device larger or adds one, all steps at once.
+    pub fn grow_now(&mut self, life: &mut Life) {
+        let before = self.counts.growths;
+        self.wants_growth = true;
+        while self.counts.growths == before {
+            self.growth_step(life);
+        }
+    }
+
     fn begin_growth(&mut self, life: &Life) -> Growth {
         let added = self.random.random_range(ADDED_BLOCKS_MIN..ADDED_BLOCKS_MAX) * BLOCK_SIZE_U64;
         let count = self.devices.len();

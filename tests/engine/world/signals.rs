@@ -1,0 +1,40 @@
+//! What the pool and its lanes ask of those who run them.
+
+use rok_blk::pool::Signals;
+use rok_blk::units::LaneIndex;
+use rok_blk::volume::Blocking;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What the pool asks for.
+#[derive(Default)]
+pub(super) struct SimSignals {
+    pub(super) wants_checkpoint: AtomicBool,
+}
+
+impl Signals for SimSignals {
+    fn want_checkpoint(&self) {
+        self.wants_checkpoint.store(true, Ordering::Relaxed);
+    }
+    fn wake_lanes(&self) {}
+    fn wake_lane(&self, _lane: LaneIndex) {}
+    fn wake_other_lanes(&self, _lane: LaneIndex) {}
+    fn space_freed(&self) {}
+    fn want_stock(&self) {}
+    fn now_seconds(&self) -> u64 {
+        1
+    }
+}
+
+/// Jobs that wait for a blocking thread.
+#[derive(Default)]
+pub(super) struct SimBlocking {
+    pub(super) jobs: RefCell<VecDeque<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Blocking for SimBlocking {
+    fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        self.jobs.borrow_mut().push_back(job);
+    }
+}
