@@ -173,10 +173,10 @@ impl Record {
         head.u16(len_u16(block_count));
         head.u16(0);
         let head = head.finish();
-        target.fill(0);
         target[..CLEAR_BYTES].copy_from_slice(&head);
         let end = RECORD_HEAD_BYTES + body.len();
         target[RECORD_HEAD_BYTES..end].copy_from_slice(&body);
+        target[end..].fill(0);
         let associated = associated(place, &head);
         let tag = keys.seal_record(place.lane, place.chain, &associated, &mut target[RECORD_HEAD_BYTES..end]);
         target[CLEAR_BYTES..RECORD_HEAD_BYTES].copy_from_slice(&tag);

@@ -8,7 +8,9 @@
 
 use crate::format::entry::Entry;
 use crate::units::{Address, BlockIndex, Epoch, LeafIndex, Sequence, TreeId, to_u64, to_usize};
+use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,15 +51,17 @@ struct Stripe {
 
 /// Both sets of changes of a pool.
 pub struct Changes {
-    stripes: Box<[Mutex<Stripe>]>,
-    cut: RwLock<()>,
-    active_count: AtomicU64,
+    stripes: Box<[CachePadded<Mutex<Stripe>>]>,
+    cut: CachePadded<RwLock<()>>,
+    active_count: CachePadded<AtomicU64>,
     frozen_count: AtomicU64,
 }
 
 /// Keeps a cut away while a batch is laid.
 pub struct LayGuard<'a> {
     changes: &'a Changes,
+    /// Changes of blocks that had none; counted for all lanes at the end, since each count takes a cache line from them.
+    new_count: Cell<u64>,
     _cut: RwLockReadGuard<'a, ()>,
 }
 
@@ -71,9 +75,9 @@ pub struct DroppedSet {
 impl Default for Changes {
     fn default() -> Self {
         Self {
-            stripes: (0..STRIPE_COUNT).map(|_| Mutex::default()).collect(),
-            cut: RwLock::new(()),
-            active_count: AtomicU64::new(0),
+            stripes: (0..STRIPE_COUNT).map(|_| CachePadded::default()).collect(),
+            cut: CachePadded::default(),
+            active_count: CachePadded::default(),
             frozen_count: AtomicU64::new(0),
         }
     }
@@ -120,7 +124,7 @@ impl Changes {
         }
         let from = ChangeKey { tree, block: BlockIndex::new(blocks.start), epoch: Epoch::new(0) };
         let to = ChangeKey { tree, block: BlockIndex::new(blocks.end), epoch: Epoch::new(0) };
-        let of_stripe = |stripe: &Mutex<Stripe>| {
+        let of_stripe = |stripe: &CachePadded<Mutex<Stripe>>| {
             let stripe = stripe.lock();
             let first = |set: &ChangeSet| set.changes.range(from..to).next().map(|(key, _)| key.block.leaf());
             [first(&stripe.active), first(&stripe.frozen)].into_iter().flatten().min()
@@ -130,7 +134,7 @@ impl Changes {
 
     /// Begins to lay a batch. Never hold it across an await.
     pub fn lay(&self) -> LayGuard<'_> {
-        LayGuard { changes: self, _cut: self.cut.read() }
+        LayGuard { changes: self, new_count: Cell::new(0), _cut: self.cut.read() }
     }
 
     /// Makes the active set the frozen one; `at_cut` runs at that instant, while no lane lays.
@@ -226,7 +230,14 @@ impl LayGuard<'_> {
             assert!(before.sequence < change.sequence, "changes of a block are laid in the order of their sequences");
             stripe.active.replaced.extend(before.entry.map(Entry::address));
         }
-        self.changes.active_count.fetch_add(new_count, Ordering::Relaxed);
+        self.new_count.set(self.new_count.get() + new_count);
+    }
+}
+
+impl Drop for LayGuard<'_> {
+    fn drop(&mut self) {
+        // Before a cut may come.
+        self.changes.active_count.fetch_add(self.new_count.get(), Ordering::Relaxed);
     }
 }
 

@@ -11,11 +11,13 @@ use crate::units::to_usize;
 
 /// 256 consecutive map entries, packed.
 pub struct PackedLeaf {
-    present: CountedSet,
+    present: SlotSet,
     /// First slots of the runs of places.
-    place_heads: CountedSet,
+    place_heads: SlotSet,
     /// First slots of the runs of sequences.
-    sequence_heads: CountedSet,
+    sequence_heads: SlotSet,
+    /// What is counted of the three, side by side: as one field with its set, each would be padded to a word.
+    counts: [QuarterCounts; 3],
     /// Where the words of the sequences start.
     sequences_at: u16,
     /// The macs of the entries, ascending by slot; a word for each run of sequences; one for each run of places,
@@ -33,14 +35,16 @@ impl PackedLeaf {
     /// Mapped slots.
     #[must_use]
     pub const fn present(&self) -> SlotSet {
-        self.present.slots
+        self.present
     }
 
     /// What the slots from `first` on hold, in order; `None` is a block that is not mapped.
     pub fn entries_from(&self, first: u8) -> impl Iterator<Item = Option<Entry>> {
-        let mut next_mac = self.present.rank(first);
-        let mut next_sequence = to_usize(u64::from(self.sequences_at)) + self.sequence_heads.rank(first);
-        let mut place_at = self.words.len() - self.place_heads.rank(first);
+        let [present, place_heads, sequence_heads] = &self.counts;
+        let mut next_mac = present.rank(self.present, first);
+        let mut next_sequence =
+            to_usize(u64::from(self.sequences_at)) + sequence_heads.rank(self.sequence_heads, first);
+        let mut place_at = self.words.len() - place_heads.rank(self.place_heads, first);
         (first..=u8::MAX).map(move |slot| {
             if !self.present.contains(slot) {
                 return None;
@@ -66,36 +70,29 @@ impl From<&Leaf> for PackedLeaf {
         words[places_at..].reverse();
         let sequences_at = u16::try_from(leaf.len()).expect("a leaf has 256 slots");
         Self {
-            present: leaf.present().into(),
-            place_heads: place_heads.into(),
-            sequence_heads: sequence_heads.into(),
+            counts: [leaf.present(), place_heads, sequence_heads].map(QuarterCounts::from),
+            present: leaf.present(),
+            place_heads,
+            sequence_heads,
             sequences_at,
             words: words.into_boxed_slice(),
         }
     }
 }
 
-/// Slots of a set that are below each quarter, so that counting looks at one word.
-struct CountedSet {
-    slots: SlotSet,
-    below: [u8; 4],
-}
+/// How many slots of a set are below each quarter, so that counting looks at one word.
+struct QuarterCounts([u8; 4]);
 
-impl CountedSet {
-    const fn contains(&self, slot: u8) -> bool {
-        self.slots.contains(slot)
-    }
-
-    /// Slots of the set below `slot`.
-    fn rank(&self, slot: u8) -> usize {
-        usize::from(self.below[usize::from(slot >> 6)]) + self.slots.rank_in_quarter(slot)
+impl QuarterCounts {
+    /// Slots of the set, which must be the counted one, below `slot`.
+    fn rank(&self, slots: SlotSet, slot: u8) -> usize {
+        usize::from(self.0[usize::from(slot >> 6)]) + slots.rank_in_quarter(slot)
     }
 }
 
-impl From<SlotSet> for CountedSet {
+impl From<SlotSet> for QuarterCounts {
     fn from(slots: SlotSet) -> Self {
-        let below = [0, 64, 128, 192].map(|slot| u8::try_from(slots.rank(slot)).expect("at most 192 are below"));
-        Self { slots, below }
+        Self([0, 64, 128, 192].map(|slot| u8::try_from(slots.rank(slot)).expect("at most 192 are below")))
     }
 }
 

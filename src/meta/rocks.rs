@@ -95,6 +95,10 @@ impl Default for RocksOptions {
     }
 }
 
+/// A scan for so many entries reads this far ahead.
+const LONG_SCAN_ENTRIES: usize = 1024;
+const LONG_SCAN_READAHEAD_BYTES: usize = 1 << 20;
+
 /// A [`MetaStore`] in a directory of its own.
 pub struct RocksStore {
     database: DB,
@@ -240,7 +244,7 @@ impl MetaRead for RocksStore {
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
-        let Some(options) = scan_options(from, end) else { return Ok(Vec::new()) };
+        let Some(options) = scan_options(from, end, limit) else { return Ok(Vec::new()) };
         collect(self.database.raw_iterator_cf_opt(self.family(table), options), from, limit)
     }
 }
@@ -262,7 +266,7 @@ impl MetaRead for RocksView<'_> {
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
-        let Some(options) = scan_options(from, end) else { return Ok(Vec::new()) };
+        let Some(options) = scan_options(from, end, limit) else { return Ok(Vec::new()) };
         collect(self.snapshot.raw_iterator_cf_opt(self.store.family(table), options), from, limit)
     }
 }
@@ -284,12 +288,16 @@ fn found_by_seek(found: Result<Vec<KeyValue>, MetaError>, prefix: &[u8]) -> Resu
 }
 
 /// `None` if nothing is between the two.
-fn scan_options(from: &[u8], end: &[u8]) -> Option<ReadOptions> {
+fn scan_options(from: &[u8], end: &[u8], limit: usize) -> Option<ReadOptions> {
     if !end.is_empty() && from >= end {
         return None;
     }
     let mut options = ReadOptions::default();
     options.set_total_order_seek(true);
+    if limit >= LONG_SCAN_ENTRIES {
+        // By itself the store begins with 8 KiB and never reads more than 256 KiB ahead.
+        options.set_readahead_size(LONG_SCAN_READAHEAD_BYTES);
+    }
     if !end.is_empty() {
         options.set_iterate_upper_bound(end);
     }

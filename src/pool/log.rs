@@ -18,8 +18,12 @@ use crate::pool::space::WINDOW_RUNS_MAX;
 use crate::units::{Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize};
 use std::collections::VecDeque;
 
-/// Batches in flight when the open one is closed although it is not full.
-pub const FLIGHT_SOFT_MAX: usize = 2;
+/// With fewer batches than this in flight the open one is closed however small it is: the device has little to do.
+const FLIGHT_SMALL_MAX: usize = 2;
+/// With fewer than this it is closed if it is large enough to be worth a write of its own: a device does more large
+/// writes at once.
+const FLIGHT_LARGE_MAX: usize = 4;
+const LARGE_BATCH_BLOCKS: usize = 16;
 /// Batches in flight at most; then writes wait.
 pub const FLIGHT_MAX: usize = 8;
 /// Blocks after which a batch is closed while the device has little to do: it begins with them while the lane encrypts
@@ -220,6 +224,13 @@ impl Log {
     #[must_use]
     pub const fn has_open(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// Whether the open batch, if there is one, should be closed now although it is not full.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let is_large = self.open_counts().0 >= LARGE_BATCH_BLOCKS;
+        self.has_open() && self.flying.len() < if is_large { FLIGHT_LARGE_MAX } else { FLIGHT_SMALL_MAX }
     }
 
     /// Batches in flight.

@@ -41,7 +41,7 @@ pub use cleaning::{AddressGroup, CleaningStatus, Tried, Urgency, WRITE_AMPLIFICA
 pub use devices::PoolDevice;
 pub use flushing::FlushStart;
 pub use growth::NewBlocks;
-pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, FLIGHT_SOFT_MAX, Log, Placement, Refusal};
+pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, Log, Placement, Refusal};
 pub use open::{HOME_RESERVE_BLOCKS, Limits, Parts, create, open};
 pub use recovery::RecoveryReport;
 pub(crate) use shared::StoredState;

@@ -29,6 +29,7 @@ use crate::units::{
     AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, STRETCH_BLOCKS,
     Sequence, SessionId, TreeId, to_u64, to_usize,
 };
+use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -89,6 +90,9 @@ pub struct Parts {
     /// Bounds.
     pub limits: Limits,
 }
+
+/// Stretches of the bitmap that are read at once: 2 MiB.
+const STRETCHES_PER_SCAN: usize = 4096;
 
 /// Blocks that nothing but the start of a lane's chain at open may take.
 pub const HOME_RESERVE_BLOCKS: u64 = LANES_MAX as u64;
@@ -216,7 +220,7 @@ fn assemble(
                 .with_hint("Open it with fewer lanes (--lanes 1), or grow it"));
         };
         rest.into_iter().for_each(|run| space.free_run(run));
-        lanes.push(LaneShared::new(home.start));
+        lanes.push(CachePadded::new(LaneShared::new(home.start)));
         homes.push(Some(home));
     }
     let session_keys = keys.current();
@@ -240,8 +244,8 @@ fn assemble(
         lanes: lanes.into_boxed_slice(),
         cleaner_lane,
         homes: Mutex::new(homes),
-        next_sequence: AtomicU64::new(recovered.next_sequence.get()),
-        write_generation: AtomicU64::new(1),
+        next_sequence: CachePadded::new(AtomicU64::new(recovered.next_sequence.get())),
+        write_generation: CachePadded::new(AtomicU64::new(1)),
         flushed_generation: AtomicU64::new(0),
         is_flushing: Mutex::new(false),
         flush_ended: Condvar::new(),
@@ -427,23 +431,30 @@ fn catch_up_headers(
 fn load_used(parts: &Parts, keys: &KeyRing, block_counts: &[u64], space: &mut Space) -> Result<StoredState> {
     let stretches = |count: &u64| vec![[0; STRETCH_WORDS]; to_usize(count.div_ceil(STRETCH_BLOCKS))];
     let mut used: Vec<Vec<bitmap::StretchBits>> = block_counts.iter().map(stretches).collect();
-    let mut used_count = 0;
+    let free_before = space.free_count();
     let damaged = |reason: &str| {
         Error::new(ErrorKind::Integrity, format!("The bitmap of used blocks in meta/ is damaged: {reason}"))
             .with_hint("Restore meta/ and the devices from the same backup")
     };
-    let found = parts.store.scan(Table::Used, &[], &[], usize::MAX);
-    for (stretch_key, value) in found.map_err(|error| meta_error("Reading the bitmap of used blocks", error))? {
-        let (device, stretch) = key::parse_stretch(&stretch_key).map_err(|error| damaged(&error.to_string()))?;
-        let body = keys.open(SealKind::Bitmap, &stretch_key, &value).map_err(|error| damaged(&error.to_string()))?;
-        let bits = bitmap::decode(&body).map_err(|error| damaged(&error.to_string()))?;
-        let place = used.get_mut(device.as_usize()).and_then(|device| device.get_mut(to_usize(stretch)));
-        *place.ok_or_else(|| damaged("it names a place behind the device's end"))? = bits;
-        if !space.claim_stretch(device, stretch, &bits) {
-            return Err(damaged("it names a block that cannot be used"));
+    // Page by page: memory that was used a moment ago is used again, where new memory costs as much as the decoding.
+    let mut from = Vec::new();
+    loop {
+        let found = parts.store.scan(Table::Used, &from, &[], STRETCHES_PER_SCAN);
+        let found = found.map_err(|error| meta_error("Reading the bitmap of used blocks", error))?;
+        let Some((last_key, _)) = found.last() else { break };
+        from = [last_key.as_slice(), &[0]].concat();
+        for (stretch_key, value) in &found {
+            let (device, stretch) = key::parse_stretch(stretch_key).map_err(|error| damaged(&error.to_string()))?;
+            let body = keys.open(SealKind::Bitmap, stretch_key, value).map_err(|error| damaged(&error.to_string()))?;
+            let bits = bitmap::decode(&body).map_err(|error| damaged(&error.to_string()))?;
+            let place = used.get_mut(device.as_usize()).and_then(|device| device.get_mut(to_usize(stretch)));
+            *place.ok_or_else(|| damaged("it names a place behind the device's end"))? = bits;
+            if !space.claim_stretch(device, stretch, &bits) {
+                return Err(damaged("it names a block that cannot be used"));
+            }
         }
-        used_count += bits.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
     }
+    let used_count = free_before - space.free_count();
     Ok(StoredState { used, used_count, checkpoint: CheckpointId::new(0), is_trusted: false })
 }
 

@@ -13,6 +13,7 @@ use crate::pool::trim::is_stock_low;
 use crate::pool::watermark::SpaceLevel;
 use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
+use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -104,14 +105,14 @@ pub struct Pool {
     pub(super) space_news: SpaceNews,
     pub(super) stored: Mutex<StoredState>,
     pub(super) catalog: Mutex<Catalog>,
-    pub(super) lanes: Box<[LaneShared]>,
+    pub(super) lanes: Box<[CachePadded<LaneShared>]>,
     /// The lane that fills holes.
     pub(super) cleaner_lane: Option<LaneIndex>,
     /// First addresses of the lanes' chains, taken by their logs.
     pub(super) homes: Mutex<Vec<Option<AddressRun>>>,
-    pub(super) next_sequence: AtomicU64,
+    pub(super) next_sequence: CachePadded<AtomicU64>,
     /// Counts completed batches; what flushes compare.
-    pub(super) write_generation: AtomicU64,
+    pub(super) write_generation: CachePadded<AtomicU64>,
     pub(super) flushed_generation: AtomicU64,
     /// Whether a device flush runs, and what tells that it ended.
     pub(super) is_flushing: Mutex<bool>,

@@ -3,8 +3,9 @@
 use crate::crypto::CipherCache;
 use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};
 use crate::error::IoError;
-use crate::pool::{DoneBatch, FLIGHT_SOFT_MAX, Log, Pool};
-use crate::units::{AddressRun, LaneIndex, LeafIndex, TreeId, to_u64};
+use crate::format::entry::Entry;
+use crate::pool::{DoneBatch, Log, Pool};
+use crate::units::{AddressRun, LEAF_ENTRIES, LaneIndex, LeafIndex, TreeId, to_u64};
 use crate::volume::pause::Pauses;
 use crate::volume::range_lock::RangeLocks;
 use crate::volume::read::Reread;
@@ -47,6 +48,9 @@ const TASKS_PER_TURN: usize = 256;
 /// answered makes room for other requests, which should reach the device before the lane goes on with the rest.
 const DECRYPTED_PER_TURN_MIN: usize = 8;
 
+/// Vectors of reads that are kept, each of at most a leaf's entries: 2 MiB.
+const SPARE_ENTRIES_MAX: usize = 256;
+
 /// Who waits for a leaf that another task loads.
 pub(super) type LoadWaiter = oneshot::Sender<Result<(), IoError>>;
 
@@ -57,6 +61,8 @@ pub(super) struct State<D> {
     pub requests: Slab<Request>,
     pub parts: Slab<Part>,
     pub reads: Slab<Read>,
+    /// Emptied vectors of ended reads, for those that follow.
+    pub spare_entries: Vec<Vec<Option<Entry>>>,
     pub operations: Slab<Operation>,
     pub tickets: Slab<Ticket>,
     /// Locked parts that wait for room in the log, oldest first.
@@ -83,6 +89,15 @@ pub(super) struct State<D> {
     /// Writes wait for the lane to submit what there is.
     pub is_yielding: bool,
     task_count: u32,
+}
+
+impl<D> State<D> {
+    /// Keeps a read's vector for another one.
+    pub fn keep_entries(&mut self, entries: Vec<Option<Entry>>) {
+        if self.spare_entries.len() < SPARE_ENTRIES_MAX && entries.capacity() <= LEAF_ENTRIES {
+            self.spare_entries.push(entries);
+        }
+    }
 }
 
 /// The engine of one lane.
@@ -117,6 +132,7 @@ impl<D: Disk + 'static> Engine<D> {
                 requests: Slab::new(),
                 parts: Slab::new(),
                 reads: Slab::new(),
+                spare_entries: Vec::new(),
                 operations: Slab::new(),
                 tickets: Slab::new(),
                 backlog: VecDeque::new(),
@@ -155,7 +171,7 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// One turn of the lane's loop: takes device completions and grants, runs tasks, and closes the open batch if
-    /// fewer than two are in flight. Call it after the requests of the turn were handed in.
+    /// few are in flight. Call it after the requests of the turn were handed in.
     ///
     /// Returns whether there is more to do, once the lane has submitted what there is: it must enter the kernel, but not
     /// sleep there.
@@ -186,7 +202,7 @@ impl<D: Disk + 'static> Engine<D> {
         }
         let mut state = self.state.borrow_mut();
         self.give_back_window(&mut state);
-        if state.log.has_open() && state.log.flying_count() < FLIGHT_SOFT_MAX {
+        if state.log.is_due() {
             self.close_batch(&mut state);
         }
         state.is_yielding || !state.completions.is_empty()

@@ -6,6 +6,7 @@
 
 use crate::pool::Pool;
 use crate::units::{BlockIndex, LaneIndex, LeafIndex, TreeId, to_u64, to_usize};
+use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 
@@ -36,8 +37,8 @@ struct Stripe {
 
 /// The locks of a pool, and a box of granted tickets for each lane.
 pub struct RangeLocks {
-    stripes: Box<[Mutex<Stripe>]>,
-    granted: Box<[Mutex<Vec<u64>>]>,
+    stripes: Box<[CachePadded<Mutex<Stripe>>]>,
+    granted: Box<[CachePadded<Mutex<Vec<u64>>>]>,
 }
 
 impl BlockRange {
@@ -59,8 +60,8 @@ impl RangeLocks {
     #[must_use]
     pub fn new(lane_count: usize) -> Self {
         Self {
-            stripes: (0..STRIPE_COUNT).map(|_| Mutex::default()).collect(),
-            granted: (0..lane_count).map(|_| Mutex::default()).collect(),
+            stripes: (0..STRIPE_COUNT).map(|_| CachePadded::default()).collect(),
+            granted: (0..lane_count).map(|_| CachePadded::default()).collect(),
         }
     }
 

@@ -43,22 +43,25 @@ impl<D: Disk + 'static> Engine<D> {
         }
         let first_block = offset_bytes / BLOCK_SIZE_U64;
         let count = target.len() / BLOCK_SIZE;
-        let Some(entries) = self.cached_entries(volume, BlockIndex::new(first_block), count) else {
+        let mut entries = self.state.borrow_mut().spare_entries.pop().unwrap_or_default();
+        if self.fill_cached_entries(volume, BlockIndex::new(first_block), count, &mut entries).is_none() {
             return self.read_by_task(Arc::clone(volume), first_block, target, done);
         };
         zero_holes(&entries, &target);
-        let runs = device_runs(&entries);
+        let run_count = device_runs(&entries).count();
         let state = &mut *self.state.borrow_mut();
-        if runs.is_empty() {
+        if run_count == 0 {
+            state.keep_entries(entries);
             return finish(state, done, Ok(()));
         }
-        let device_reads_left = u32::try_from(runs.len()).expect("a request is bounded by the frontends");
+        let device_reads_left = u32::try_from(run_count).expect("a request is bounded by the frontends");
         let volume = Arc::clone(volume);
         let target_of = target.clone();
         let (is_doubtful, result) = (false, Ok(()));
         let read = Read { done, volume, first_block, target, entries, device_reads_left, is_doubtful, result };
-        let read = u32::try_from(state.reads.insert(read)).expect("a lane has far fewer than 2^32 reads");
-        for (first, run) in runs {
+        let slot = state.reads.insert(read);
+        let read = u32::try_from(slot).expect("a lane has far fewer than 2^32 reads");
+        for (first, run) in device_runs(&state.reads[slot].entries) {
             let count = to_usize(run.count);
             let token = to_u64(state.operations.insert(Operation::Read { read, first, count }));
             let target = target_of.slice(blocks_to_bytes(first)..blocks_to_bytes(first + count)).lend_to_device();
@@ -96,7 +99,8 @@ impl<D: Disk + 'static> Engine<D> {
         if read.device_reads_left > 0 {
             return;
         }
-        let read = state.reads.remove(slot);
+        let mut read = state.reads.remove(slot);
+        state.keep_entries(std::mem::take(&mut read.entries));
         if read.is_doubtful && read.result.is_ok() {
             state.spawn_later.push((read.volume, read.first_block, read.target, read.done));
         } else {
@@ -158,7 +162,20 @@ impl<D: Disk + 'static> Engine<D> {
         first: BlockIndex,
         count: usize,
     ) -> Option<Vec<Option<Entry>>> {
-        let mut entries = vec![None; count];
+        let mut entries = Vec::new();
+        self.fill_cached_entries(volume, first, count, &mut entries).map(|()| entries)
+    }
+
+    /// As [`Self::cached_entries`], into a vector that is there; what it holds is replaced.
+    fn fill_cached_entries(
+        &self,
+        volume: &Volume,
+        first: BlockIndex,
+        count: usize,
+        entries: &mut Vec<Option<Entry>>,
+    ) -> Option<()> {
+        entries.clear();
+        entries.resize(count, None);
         for (from, leaf, blocks) in leaf_ranges(first, count) {
             let mut changed = [false; 256];
             let mut changed_count = 0;
@@ -179,7 +196,7 @@ impl<D: Disk + 'static> Engine<D> {
                 }
             })?;
         }
-        Some(entries)
+        Some(())
     }
 
     /// The entries of consecutive blocks; loads the leaves that are missing.
@@ -304,23 +321,18 @@ fn leaf_ranges(first: BlockIndex, count: usize) -> impl Iterator<Item = (usize, 
 }
 
 /// Neighbouring addresses as runs of at most [`RUN_BLOCKS_MAX`], each with the index of its first block.
-fn device_runs(entries: &[Option<Entry>]) -> Vec<(usize, AddressRun)> {
-    let mut runs: Vec<(usize, AddressRun)> = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
-        let Some(entry) = entry else { continue };
-        let address = entry.address();
-        match runs.last_mut() {
-            Some((first, run))
-                if run.count < RUN_BLOCKS_MAX
-                    && *first + to_usize(run.count) == index
-                    && run.start.plus(run.count) == address =>
-            {
-                run.count += 1;
-            }
-            _ => runs.push((index, AddressRun { start: address, count: 1 })),
-        }
-    }
-    runs
+fn device_runs(entries: &[Option<Entry>]) -> impl Iterator<Item = (usize, AddressRun)> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let (first, start) =
+            entries.iter().enumerate().skip(next).find_map(|(index, entry)| Some((index, (*entry)?.address())))?;
+        let follows =
+            |(step, entry): &(u64, &Option<Entry>)| entry.is_some_and(|entry| entry.address() == start.plus(*step));
+        let rest = (1..RUN_BLOCKS_MAX).zip(&entries[first + 1..]);
+        let count = 1 + to_u64(rest.take_while(follows).count());
+        next = first + to_usize(count);
+        Some((first, AddressRun { start, count }))
+    })
 }
 
 fn zero_holes(entries: &[Option<Entry>], target: &IoBuffer) {
