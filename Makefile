@@ -27,7 +27,7 @@ test: ## Install what is missing, build, and run every test that needs no kernel
 	@deploy/install-deps.sh build test
 	@.ci/count-tests tests/run.sh
 
-bench: ## Measure the engine beside a raw io_uring loop (twelve minutes and 12 GiB; BENCH='--group targets' takes four)
+bench: ## Measure the engine beside a raw io_uring loop (twelve minutes and 12 GiB; BENCH='--group targets' takes five)
 	@deploy/install-deps.sh build
 	@cargo build --bin rok-blk
 	@exec cargo run --quiet --bin rok-blk -- bench --plot target/bench.svg $(BENCH)

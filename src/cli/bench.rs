@@ -19,6 +19,7 @@ mod load;
 mod place;
 mod plot;
 mod raw_side;
+mod recovery;
 mod report;
 mod ring_turn;
 mod stage;
@@ -65,6 +66,9 @@ pub(super) fn run(arguments: &Bench, global: &Global, output: &Output) -> Outcom
         plot::write(path, &report)?;
     }
     report.print(output)?;
+    if let Some(verdict) = report.verdict() {
+        output.message(&verdict);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -145,6 +145,20 @@ fn the_tail_is_that_of_fifty_thousand_writes() {
 }
 
 #[test]
+fn opening_a_pool_with_a_full_log_is_timed() {
+    let place = Place::new();
+
+    let report = place.home.run(place.arguments(&[&LEAST[..], &["--group", "recovery", "--json"]].concat()));
+
+    let verdict = report.stderr.lines().last().map(str::to_owned);
+    let item = &report.json()["items"][0];
+    assert_eq!((item["metric"].as_str(), item["target"].as_f64()), (Some("seconds_to_open"), Some(2.0)));
+    assert!(item["figure"]["median"].as_f64().is_some_and(|seconds| seconds > 0.0), "{item:#}");
+    assert!(verdict.is_some_and(|said| said.starts_with("Targets met: ")));
+    place.assert_is_empty();
+}
+
+#[test]
 fn interrupted_while_it_writes_its_files_it_removes_them() {
     let place = Place::new();
     let bench = Serving::start_until(place.home.command(place.arguments(&LEAST)), "Writing pools");

@@ -66,6 +66,8 @@ pub(in crate::cli) enum BenchGroup {
     ColdLeaves,
     /// Latency with checkpoints back to back, beside that without
     Tail,
+    /// Opening a pool that was killed with a full log, beside one that was closed
+    Recovery,
     /// Processor time of a request on a device in memory
     Memory,
     /// Two lanes beside one on a device in memory

@@ -45,6 +45,8 @@ pub(super) enum Metric {
     Throughput,
     /// Processor time of a request in the second less that in the first, in microseconds.
     ProcessorTime,
+    /// Seconds that the second took.
+    Seconds,
     /// The latency that all but one request in a thousand stay below, of the second to that of the first.
     Tail,
 }
@@ -121,6 +123,7 @@ impl Case {
             BenchGroup::Encryption => "encryption-",
             BenchGroup::ColdLeaves => "cold-leaves-",
             BenchGroup::Tail => "tail-",
+            BenchGroup::Recovery => "recovery-",
             BenchGroup::Memory => "memory-",
             BenchGroup::MemoryLanes => "memory-lanes-",
         };
@@ -138,6 +141,7 @@ impl Case {
         match self.group {
             BenchGroup::Encryption => ("plain", "encrypted"),
             BenchGroup::Tail => ("quiet", "checkpoints"),
+            BenchGroup::Recovery => ("closed", "full log"),
             BenchGroup::Memory => ("load only", "engine"),
             BenchGroup::MemoryLanes => ("one lane", "two lanes"),
             _ => ("raw", "engine"),
@@ -148,6 +152,7 @@ impl Case {
         match self.group {
             BenchGroup::Memory => Metric::ProcessorTime,
             BenchGroup::Tail => Metric::Tail,
+            BenchGroup::Recovery => Metric::Seconds,
             _ => Metric::Throughput,
         }
     }
@@ -188,7 +193,7 @@ fn fresh() -> Vec<Case> {
 
 fn others() -> Vec<Case> {
     use Access::{RandomRead, RandomWrite, SequentialRead, SequentialWrite};
-    use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Memory, MemoryLanes, Tail};
+    use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Memory, MemoryLanes, Recovery, Tail};
     vec![
         Case::new(Aged, RandomWrite, 4 * KIB, 1),
         Case::new(Aged, RandomWrite, 4 * KIB, 8),
@@ -213,6 +218,7 @@ fn others() -> Vec<Case> {
         Case::new(ColdLeaves, RandomRead, 4 * KIB, 1),
         Case::new(ColdLeaves, RandomRead, 4 * KIB, 32).at_least(0.4),
         Case::new(Tail, RandomWrite, 4 * KIB, 1).at_most(5.0),
+        Case::new(Recovery, RandomWrite, 4 * KIB, 32).at_most(2.0),
         Case::new(Memory, RandomRead, 4 * KIB, 1),
         Case::new(Memory, RandomRead, 4 * KIB, 32).at_most(2.5),
         Case::new(Memory, RandomWrite, 4 * KIB, 1),

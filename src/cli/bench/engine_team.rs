@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -65,10 +66,17 @@ impl EngineTeam {
         let credential = plan.is_encrypted.then(|| Credential::KeyFile(key_file));
         let device = DeviceSource::File { size_bytes: plan.size_bytes };
         let path = place.path(plan.name);
-        directory::create(
-            &path,
-            &CreateOptions { devices: vec![device], suite: plan.suite(), credential: credential.clone() },
-        )?;
+        directory::create(&path, &CreateOptions { devices: vec![device], suite: plan.suite(), credential })?;
+        Self::open_files(place, plan).map(|(engine, _)| engine)
+    }
+
+    /// Opens a pool that [`Self::on_files`] made, and tells how long that took.
+    ///
+    /// # Errors
+    /// What opening a pool can fail with; `Unsupported` if io_uring is refused.
+    pub(super) fn open_files(place: &Place, plan: &PoolPlan) -> Result<(Self, Duration)> {
+        let key_file = place.path(&format!("{}.key", plan.name));
+        let credential = plan.is_encrypted.then(|| Credential::KeyFile(key_file));
         let (lane_count, map_cache_bytes, meta_cache_bytes) =
             (plan.lane_count, plan.map_cache_bytes, plan.meta_cache_bytes);
         let options = OpenOptions {
@@ -79,8 +87,10 @@ impl EngineTeam {
             without_own_keys: false,
             watermarks: Watermarks::default(),
         };
-        let OpenPool { pool, devices, .. } = directory::open(&path, &options)?;
-        Self::on_devices(&pool, plan, &devices)
+        let begun = Instant::now();
+        let OpenPool { pool, devices, .. } = directory::open(&place.path(plan.name), &options)?;
+        let open_time = begun.elapsed();
+        Ok((Self::on_devices(&pool, plan, &devices)?, open_time))
     }
 
     /// Makes a pool on a device and with a metadata store in memory.
@@ -133,7 +143,10 @@ impl EngineTeam {
     {
         let volumes = Arc::new(Volumes::new(Arc::clone(pool)));
         let volume = NewVolume::new(Uuid::new_v4(), VOLUME_NAME, plan.span_bytes);
-        volumes.create(&NewVolume { sector_size: SECTOR_SIZE, ..volume })?;
+        match volumes.create(&NewVolume { sector_size: SECTOR_SIZE, ..volume }) {
+            Err(error) if error.kind() == ErrorKind::Exists => {}
+            created => drop(created?),
+        }
         let background = Background::start(pool, wakers.clone())?;
         let locks = Arc::new(RangeLocks::new(wakers.len()));
         let lanes = (0..).map(LaneIndex::new).zip(wakers);

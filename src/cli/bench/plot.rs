@@ -10,9 +10,14 @@ use crate::error::{Error, Result};
 
 const LEFT: f64 = 330.0;
 const WIDTH: f64 = 560.0;
-const RIGHT: f64 = 110.0;
-const TOP: f64 = 70.0;
+const RIGHT: f64 = 130.0;
+const TOP: f64 = 100.0;
 const ROW: f64 = 20.0;
+/// Between two groups.
+const GAP: f64 = 10.0;
+/// From the right edge of the axis to the figures, and to the targets.
+const FIGURES: f64 = 14.0;
+const TARGETS: f64 = 60.0;
 const BOTTOM: f64 = 50.0;
 /// Ratios outside of this are drawn at the edge.
 const RATIO_MIN: f64 = 0.125;
@@ -30,7 +35,8 @@ pub(super) fn write(path: &Path, report: &Report) -> Result<()> {
 }
 
 fn picture(lines: &[&Line]) -> String {
-    let rows: f64 = lines.iter().map(|_| ROW).sum();
+    let gap_before = |index: usize| if index > 0 && lines[index].group != lines[index - 1].group { GAP } else { 0.0 };
+    let rows: f64 = (0..lines.len()).map(|index| gap_before(index) + ROW).sum();
     let (width, height) = (LEFT + WIDTH + RIGHT, TOP + rows + BOTTOM);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
@@ -38,11 +44,14 @@ fn picture(lines: &[&Line]) -> String {
          <rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n\
          <text x=\"{LEFT}\" y=\"24\" font-size=\"16\">rok-blk bench: ratios, median and spread of the rounds</text>\n\
          <text x=\"{LEFT}\" y=\"44\" fill=\"#555\">dot: measured; bar: all rounds; line across: target; \
-         grey band: the control</text>\n"
+         grey band: the control</text>\n\
+         <text x=\"{LEFT}\" y=\"62\" fill=\"#555\">right of 1 the second contestant makes more requests a second; \
+         in tail- cases it waits longer</text>\n"
     );
     axis(&mut svg, rows);
     let mut y = TOP;
-    for line in lines {
+    for (index, line) in lines.iter().enumerate() {
+        y += gap_before(index);
         row(&mut svg, line, y + ROW / 2.0);
         y += ROW;
     }
@@ -64,11 +73,17 @@ fn axis(svg: &mut String, rows: f64) {
         put(
             svg,
             format_args!(
-                "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"{color}\" stroke-width=\"{stroke}\"/>\n\
+                "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555\">{text}</text>\n\
+                 <line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\" stroke=\"{color}\" stroke-width=\"{stroke}\"/>\n\
              <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555\">{text}</text>\n",
+                TOP - 8.0,
                 bottom + 18.0
             ),
         );
+    }
+    for (place, text) in [(FIGURES, "found"), (TARGETS, "target")] {
+        let (x, y) = (LEFT + WIDTH + place, TOP - 8.0);
+        put(svg, format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" fill=\"#555\">{text}</text>\n"));
     }
 }
 
@@ -95,21 +110,22 @@ fn row(svg: &mut String, line: &Line, y: f64) {
             line.name(),
             y - 6.0,
             (high - low).max(1.0),
-            LEFT + WIDTH + 14.0,
+            LEFT + WIDTH + FIGURES,
             y + 4.0,
             figure.median,
         ),
     );
     if let Some(target) = line.target {
         let x = x_of(target);
+        let sign = if line.is_upper_bound { "\u{2264}" } else { "\u{2265}" };
         put(
             svg,
             format_args!(
                 "<line x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{:.1}\" stroke=\"#000\" stroke-width=\"2\"/>\n\
-             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#555\">/ {target:.2}</text>\n",
+             <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#555\">{sign} {target:.2}</text>\n",
                 y - 8.0,
                 y + 8.0,
-                LEFT + WIDTH + 48.0,
+                LEFT + WIDTH + TARGETS,
                 y + 4.0,
             ),
         );

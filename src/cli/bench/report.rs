@@ -34,7 +34,7 @@ pub(super) struct Report {
 pub(super) struct Line {
     #[serde(rename = "ref")]
     reference: String,
-    group: BenchGroup,
+    pub(super) group: BenchGroup,
     #[serde(rename = "request_size")]
     request_size_bytes: usize,
     depth: usize,
@@ -48,7 +48,7 @@ pub(super) struct Line {
     /// The same from the first contestant's two measurements, of which it would be 1 (a difference: 0) without noise.
     pub(super) control: Spread,
     pub(super) target: Option<f64>,
-    is_upper_bound: bool,
+    pub(super) is_upper_bound: bool,
     pub(super) is_target_met: Option<bool>,
     #[serde(skip)]
     found: Vec<Round>,
@@ -60,6 +60,7 @@ enum MetricName {
     ThroughputRatio,
     CpuMicrosecondsPerRequest,
     TailLatencyRatio,
+    SecondsToOpen,
 }
 
 /// One of the two contestants.
@@ -128,8 +129,23 @@ impl Report {
         let Some(line) = self.items.last() else { return case.name() };
         let (first, second) = case.contestants();
         match case.metric() {
+            Metric::Seconds => format!("{}: {} s to open", case.name(), line.figure.text()),
             Metric::ProcessorTime => format!("{}: {} us of processor time", case.name(), line.figure.text()),
             _ => format!("{}: {second} {} times {first}", case.name(), line.figure.text()),
+        }
+    }
+
+    /// How many targets are met, and the cases that miss theirs; `None` if no case has one.
+    pub(super) fn verdict(&self) -> Option<String> {
+        let lines = self.lines();
+        let missed: Vec<&str> =
+            lines.iter().filter(|line| line.is_target_met == Some(false)).map(|line| line.name()).collect();
+        let target_count = lines.iter().filter(|line| line.is_target_met.is_some()).count();
+        let met_count = target_count - missed.len();
+        match (target_count, missed.as_slice()) {
+            (0, _) => None,
+            (_, []) => Some(format!("Targets met: {target_count} of {target_count}")),
+            _ => Some(format!("Targets met: {met_count} of {target_count}; missed: {}", missed.join(", "))),
         }
     }
 
@@ -182,12 +198,17 @@ fn figure_of(metric: Metric, firsts: &[Measured], second: &Measured) -> f64 {
         Metric::Throughput => measured.requests_per_second(),
         Metric::ProcessorTime => measured.cpu_us_per_request(),
         Metric::Tail => measured.tail_us.unwrap_or(f64::NAN),
+        Metric::Seconds => measured.duration.as_secs_f64(),
     };
     let first = match firsts {
         [one, again] => f64::midpoint(value(one), value(again)),
         firsts => firsts.iter().map(value).sum(),
     };
-    if metric == Metric::ProcessorTime { value(second) - first } else { value(second) / first }
+    match metric {
+        Metric::ProcessorTime => value(second) - first,
+        Metric::Seconds => value(second),
+        Metric::Throughput | Metric::Tail => value(second) / first,
+    }
 }
 
 impl Line {
@@ -206,6 +227,7 @@ impl Line {
                 Metric::Throughput => MetricName::ThroughputRatio,
                 Metric::ProcessorTime => MetricName::CpuMicrosecondsPerRequest,
                 Metric::Tail => MetricName::TailLatencyRatio,
+                Metric::Seconds => MetricName::SecondsToOpen,
             },
             first: Side::new(first, &found, |round| vec![round.first, round.first_again]),
             second: Side::new(second, &found, |round| vec![round.second]),
@@ -225,18 +247,24 @@ impl Line {
 
     /// Whether the figure is a ratio.
     pub(super) fn is_ratio(&self) -> bool {
-        self.metric != MetricName::CpuMicrosecondsPerRequest
+        matches!(self.metric, MetricName::ThroughputRatio | MetricName::TailLatencyRatio)
     }
 
     fn cells(&self) -> Vec<String> {
-        let unit = match (self.first.tail_us, self.request_size_bytes < LARGE_BYTES) {
-            (Some(_), _) => "us p99.9",
-            (None, true) => "requests/s",
-            (None, false) => "MiB/s",
+        let unit = match (self.metric, self.request_size_bytes < LARGE_BYTES) {
+            (MetricName::TailLatencyRatio, _) => "us p99.9",
+            (MetricName::SecondsToOpen, _) => "opens/s",
+            (_, true) => "requests/s",
+            (_, false) => "MiB/s",
         };
         let value = |side: &Side| format!("{:.0}", side.tail_us.unwrap_or(side.requests_per_second).median);
         let processor = |side: &Side| format!("{:.2} us", side.cpu_us_per_request.median);
-        let figure = format!("{}{}", self.figure.text(), if self.is_ratio() { "" } else { " us" });
+        let figure_unit = match self.metric {
+            MetricName::CpuMicrosecondsPerRequest => " us",
+            MetricName::SecondsToOpen => " s",
+            MetricName::ThroughputRatio | MetricName::TailLatencyRatio => "",
+        };
+        let figure = format!("{}{figure_unit}", self.figure.text());
         let target = match (self.target, self.is_target_met) {
             (Some(target), Some(is_met)) => {
                 let sign = if self.is_upper_bound { "<=" } else { ">=" };

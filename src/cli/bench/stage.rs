@@ -10,6 +10,7 @@ use super::engine_team::{EngineTeam, PoolPlan};
 use super::load::NoSide;
 use super::place::Place;
 use super::raw_side::{RawSide, open_file};
+use super::recovery::Opener;
 use super::report::Report;
 use super::worker::Team;
 use crate::cli::bench::arguments::{Bench, BenchGroup};
@@ -55,7 +56,7 @@ impl Stages<'_> {
     /// # Errors
     /// If a pool cannot be made, or a request fails.
     pub(super) fn run(&mut self, cases: &[Case]) -> Result<()> {
-        use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Fresh, Memory, MemoryLanes, Tail};
+        use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Fresh, Memory, MemoryLanes, Recovery, Tail};
         let of = |groups: &[BenchGroup]| {
             let mut chosen: Vec<Case> = cases.iter().filter(|case| groups.contains(&case.group)).copied().collect();
             // Reads first: they find the volume as it was filled. Each write begins with an empty one.
@@ -65,6 +66,7 @@ impl Stages<'_> {
         self.run_fresh(&of(&[Fresh, AllLanes, Encryption, Tail]))?;
         self.run_aged(&[of(&[Aged]), of(&[Cleaned])].concat())?;
         self.run_cold(&of(&[ColdLeaves]))?;
+        self.run_recovery(&of(&[Recovery]))?;
         self.run_memory(&of(&[Memory, MemoryLanes]))
     }
 
@@ -140,6 +142,23 @@ impl Stages<'_> {
         let engine = self.filled(&PoolPlan { map_cache_bytes, meta_cache_bytes: COLD_META_CACHE_BYTES, ..plan })?;
         for case in cases {
             self.contest((Contestant::other(&raw, 1), Contestant::engine(&engine, 1)), case, span_bytes)?;
+        }
+        Ok(())
+    }
+
+    fn run_recovery(&mut self, cases: &[Case]) -> Result<()> {
+        if cases.is_empty() {
+            return Ok(());
+        }
+        let size_bytes = self.arguments.pool_size;
+        let plan = self.pool_plan("recovery-pool", size_bytes, fresh_span_bytes(size_bytes));
+        drop(self.filled(&plan)?);
+        let opener = Opener::new(self.place, plan);
+        for case in cases {
+            for round in 0..self.arguments.rounds {
+                self.report.add(case, opener.measure_round(case, u64::from(round))?);
+            }
+            self.output.message(&self.report.sentence(case));
         }
         Ok(())
     }
