@@ -1,12 +1,14 @@
 //! A volume whose writes wait for space, in a real pool that is full: what is told of it, and what ends the wait.
 
+use std::os::unix::fs::symlink;
 use std::time::Instant;
 
 use rok_nbd::{CommandFlags, RequestKind, WireError};
 use serde_json::{Value, json};
 
+use crate::full_file_system::SmallFileSystem;
 use crate::nbd_client::NbdClient;
-use crate::support::{Home, Serving, WAIT_MAX};
+use crate::support::{Home, POOL_SIZE, Serving, WAIT_MAX, skip};
 
 const BLOCK: u64 = 4096;
 /// Bytes of a write that fills the pool.
@@ -236,6 +238,35 @@ fn waiting_write_survives_no_kill_and_disturbs_no_recovery() {
     await_paused(&home, WRITES);
     home.run(["pool", "grow", "--size", "128M"]).success();
     assert_eq!(take_answers(&mut waiting), vec![Ok(Vec::new()); 5]);
+    waiting.disconnect();
+    serving.stop();
+    home.check();
+}
+
+/// The metadata lives on its reserve: nobody frees anything in the pool, but in the file system around it.
+#[test]
+fn waiting_write_goes_on_when_the_reserve_of_the_metadata_is_back() {
+    let home = Home::new();
+    let Some(small) = SmallFileSystem::mount(&home) else {
+        return skip("a loop device cannot be mounted here");
+    };
+    let (pool, key) = (home.text("small/pool"), home.text("pool.key"));
+    home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
+    symlink(&pool, home.path("pool")).expect("it is new");
+    let serving = home.serve(&[]);
+    home.run(["create", "waiting", "--size", "1G", "--on-full", "pause"]).success();
+    serving.stop();
+    small.fill();
+    let serving = home.serve(&[]);
+    let mut waiting = connect(&home, "waiting");
+    submit_writes(&mut waiting);
+    let status = await_paused(&home, WRITES);
+    assert_eq!(status["pool"]["is_meta_reserve_gone"], true, "{status}");
+
+    small.empty();
+
+    assert_eq!(take_answers(&mut waiting), vec![Ok(Vec::new()); 5]);
+    await_paused(&home, 0);
     waiting.disconnect();
     serving.stop();
     home.check();
