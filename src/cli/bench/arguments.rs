@@ -64,7 +64,7 @@ pub(in crate::cli) enum BenchGroup {
     Encryption,
     /// A map that is larger than its cache
     ColdLeaves,
-    /// Latency with checkpoints back to back, beside that without
+    /// Latency on the aged pool with checkpoints and cleaning back to back, beside that without
     Tail,
     /// Opening a pool that was killed with a full log, beside one that was closed
     Recovery,

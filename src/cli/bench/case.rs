@@ -140,7 +140,7 @@ impl Case {
     pub(super) const fn contestants(&self) -> (&'static str, &'static str) {
         match self.group {
             BenchGroup::Encryption => ("plain", "encrypted"),
-            BenchGroup::Tail => ("quiet", "checkpoints"),
+            BenchGroup::Tail => ("quiet", "busy"),
             BenchGroup::Recovery => ("closed", "full log"),
             BenchGroup::Memory => ("load only", "engine"),
             BenchGroup::MemoryLanes => ("one lane", "two lanes"),

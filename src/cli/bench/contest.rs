@@ -15,7 +15,7 @@ pub(super) struct Contestant<'a> {
     team: &'a Team,
     worker_count: usize,
     engine: Option<&'a EngineTeam>,
-    has_checkpoints: bool,
+    is_busy: bool,
 }
 
 /// What a round found.
@@ -29,32 +29,34 @@ pub(super) struct Round {
 impl<'a> Contestant<'a> {
     /// The raw file, or nothing at all, with so many workers.
     pub(super) const fn other(team: &'a Team, worker_count: usize) -> Self {
-        Self { team, worker_count, engine: None, has_checkpoints: false }
+        Self { team, worker_count, engine: None, is_busy: false }
     }
 
     /// Some lanes of a pool.
     pub(super) const fn engine(engine: &'a EngineTeam, worker_count: usize) -> Self {
-        Self { team: engine.team(), worker_count, engine: Some(engine), has_checkpoints: false }
+        Self { team: engine.team(), worker_count, engine: Some(engine), is_busy: false }
     }
 
-    /// The same while one checkpoint follows the other.
-    pub(super) const fn with_checkpoints(self) -> Self {
-        Self { has_checkpoints: true, ..self }
+    /// The same while one checkpoint follows the other, and the cleaner works without a pause.
+    pub(super) const fn busy(self) -> Self {
+        Self { is_busy: true, ..self }
     }
 
     fn measure(&self, case: &Case, plan: &Plan, seed: u64) -> Result<Measured> {
         let Some(engine) = self.engine else { return self.team.measure(case, plan, (seed, self.worker_count)) };
         match case.group {
             BenchGroup::Cleaned => engine.clean()?,
-            BenchGroup::Aged => engine.store()?,
+            BenchGroup::Aged | BenchGroup::Tail => engine.store()?,
             _ if case.access.is_write() => engine.empty()?,
             _ if !case.access.is_read() => engine.store()?,
             _ => {}
         }
-        engine.set_checkpoints_back_to_back(self.has_checkpoints);
-        let measured = self.team.measure(case, plan, (seed, self.worker_count));
-        engine.set_checkpoints_back_to_back(false);
-        measured
+        let seed_and_lanes = (seed, self.worker_count);
+        if self.is_busy {
+            engine.measure_busy(case, plan, seed_and_lanes)
+        } else {
+            self.team.measure(case, plan, seed_and_lanes)
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use rand::{Rng as _, SeedableRng as _};
 use uuid::Uuid;
 
 use super::background::{Background, Waker};
+use super::case::Case;
 use super::engine_side::{EngineSide, LaneParts, VOLUME_NAME};
+use super::load::{Measured, Plan};
 use super::place::Place;
 use super::ring_turn::{DISK, MemoryTurn, RingTurn, Turn};
 use super::worker::Team;
@@ -184,20 +186,40 @@ impl EngineTeam {
     pub(super) fn clean(&self) -> Result<()> {
         self.store()?;
         let mut cleaner = Cleaner::new(Arc::clone(&self.pool));
-        loop {
-            match cleaner.next(Urgency::Idle) {
-                CleanerStep::Move(group) => {
-                    if !self.team.move_group(group)? {
-                        cleaner.refused();
-                    }
+        while self.clean_step(&mut cleaner)? {}
+        Ok(())
+    }
+
+    /// Whether there was something to clean.
+    fn clean_step(&self, cleaner: &mut Cleaner) -> Result<bool> {
+        match cleaner.next(Urgency::Idle) {
+            CleanerStep::Move(group) => {
+                if !self.team.move_group(group)? {
+                    cleaner.refused();
                 }
-                CleanerStep::Checkpoint => {
-                    self.store()?;
-                    cleaner.checkpointed();
-                }
-                CleanerStep::Rest => return Ok(()),
             }
+            CleanerStep::Checkpoint => {
+                self.store()?;
+                cleaner.checkpointed();
+            }
+            CleanerStep::Rest => return Ok(false),
         }
+        Ok(true)
+    }
+
+    /// Measures with some lanes, while checkpoints follow each other without a pause and the cleaner moves all that an
+    /// idle pool would have it move.
+    ///
+    /// # Errors
+    /// If a request or a checkpoint fails.
+    pub(super) fn measure_busy(&self, case: &Case, plan: &Plan, seed_and_lanes: (u64, usize)) -> Result<Measured> {
+        let mut cleaner = Cleaner::new(Arc::clone(&self.pool));
+        // Where nothing is left to clean, a checkpoint's writes may make some.
+        let mut clean = || if self.clean_step(&mut cleaner)? { Ok(()) } else { self.store() };
+        self.background.set_checkpoints_back_to_back(true);
+        let measured = self.team.measure_beside(case, plan, seed_and_lanes, Some(&mut clean));
+        self.background.set_checkpoints_back_to_back(false);
+        measured
     }
 
     /// Stores the changes, so that what follows does not pay for them.
@@ -206,11 +228,6 @@ impl EngineTeam {
     /// If the checkpoint fails.
     pub(super) fn store(&self) -> Result<()> {
         self.background.run_checkpoint()
-    }
-
-    /// Whether checkpoints follow each other without a pause from now on.
-    pub(super) fn set_checkpoints_back_to_back(&self, is_on: bool) {
-        self.background.set_checkpoints_back_to_back(is_on);
     }
 }
 

@@ -63,8 +63,8 @@ impl Stages<'_> {
             chosen.sort_by_key(|case| (case.access.is_write(), !case.access.is_read()));
             chosen
         };
-        self.run_fresh(&of(&[Fresh, AllLanes, Encryption, Tail]))?;
-        self.run_aged(&[of(&[Aged]), of(&[Cleaned])].concat())?;
+        self.run_fresh(&of(&[Fresh, AllLanes, Encryption]))?;
+        self.run_aged(&[of(&[Aged]), of(&[Tail]), of(&[Cleaned])].concat())?;
         self.run_cold(&of(&[ColdLeaves]))?;
         self.run_recovery(&of(&[Recovery]))?;
         self.run_memory(&of(&[Memory, MemoryLanes]))
@@ -92,7 +92,6 @@ impl Stages<'_> {
                     (Contestant::other(&raw, raw.count()), Contestant::engine(&engine, raw.count()))
                 }
                 (BenchGroup::Encryption, Some(plain)) => (Contestant::engine(plain, 1), lane),
-                (BenchGroup::Tail, _) => (lane, lane.with_checkpoints()),
                 _ => (Contestant::other(&raw, 1), lane),
             };
             self.contest(contestants, case, span_bytes)?;
@@ -118,7 +117,10 @@ impl Stages<'_> {
         ));
         age(&engine, span_bytes, overwritten)?;
         for case in cases {
-            self.contest((Contestant::other(&raw, 1), Contestant::engine(&engine, 1)), case, span_bytes)?;
+            let lane = Contestant::engine(&engine, 1);
+            let first = if case.group == BenchGroup::Tail { lane } else { Contestant::other(&raw, 1) };
+            let second = if case.group == BenchGroup::Tail { lane.busy() } else { lane };
+            self.contest((first, second), case, span_bytes)?;
         }
         Ok(())
     }

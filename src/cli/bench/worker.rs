@@ -119,16 +119,38 @@ impl Team {
     ///
     /// # Errors
     /// If a request fails.
-    pub(super) fn measure(&self, case: &Case, plan: &Plan, (seed, worker_count): (u64, usize)) -> Result<Measured> {
+    pub(super) fn measure(&self, case: &Case, plan: &Plan, seed_and_workers: (u64, usize)) -> Result<Measured> {
+        self.measure_beside(case, plan, seed_and_workers, None)
+    }
+
+    /// The same, while `meanwhile` is called again and again on this thread.
+    ///
+    /// # Errors
+    /// If a request or `meanwhile` fails.
+    pub(super) fn measure_beside(
+        &self,
+        case: &Case,
+        plan: &Plan,
+        (seed, worker_count): (u64, usize),
+        meanwhile: Option<&mut dyn FnMut() -> Result<()>>,
+    ) -> Result<Measured> {
         let workers = &self.workers[..worker_count];
         let start = Arc::new(Barrier::new(worker_count));
         for (index, worker) in (0..).zip(workers) {
             let seeds = (seed, index, to_u64(worker_count));
             worker.order(Order::Measure { case: *case, plan: *plan, seeds, start: Arc::clone(&start) });
         }
+        let mut beside = Ok(());
+        if let Some(meanwhile) = meanwhile {
+            // Each worker that measures has the barrier.
+            while beside.is_ok() && Arc::strong_count(&start) > 1 {
+                beside = meanwhile();
+            }
+        }
         // All of them, also after an error.
         let answers: Vec<Result<Answer>> = workers.iter().map(Worker::answer).collect();
         let answers = answers.into_iter().collect::<Result<Vec<_>>>()?;
+        beside?;
         let found = answers.into_iter().filter_map(|answer| match answer {
             Answer::Measured(measured) => Some(measured),
             Answer::Done | Answer::NoSpace => None,
