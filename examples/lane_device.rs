@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rok_blk::crypto::Suite;
-use rok_blk::lane::{AttachedDevice, DeviceTarget, IoChoice, ListenAddress, Server, ServerOptions};
+use rok_blk::lane::{
+    AttachedDevice, DeviceTarget, IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions,
+};
 use rok_blk::pool::directory::{
     CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open,
 };
@@ -84,11 +86,11 @@ fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
 
 fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {
     let OpenPool { pool, devices, .. } = open_pool(directory, key_file)?;
-    let server = Server::start(pool, ServerOptions { devices, io: IoChoice::IoUring })?;
+    let server = Server::start(pool, ServerOptions { devices, io: IoChoice::IoUring, nbd: NbdLimits::default() })?;
     for name in ["disk", "export"] {
         server.volumes().create(&NewVolume::new(Uuid::new_v4(), name, size_bytes))?;
     }
-    server.listen(&ListenAddress::Unix(PathBuf::from(socket)))?;
+    server.listen(&ListenAddress::Unix(PathBuf::from(socket)), ListenSettings::default())?;
 
     let control = Control::open()?;
     let volume = Arc::new(server.volumes().open("disk")?);

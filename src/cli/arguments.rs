@@ -11,6 +11,7 @@ use super::check_command::Check;
 use super::credential::CredentialArguments;
 use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
+use super::nbd_arguments::NbdArguments;
 use super::property::Property;
 use super::size::parse_size;
 use crate::daemon::on_full_resource::OnFull;
@@ -122,10 +123,15 @@ pub(super) enum Command {
         overwritten blocks."
     )]
     Remove(Remove),
-    /// Offer a volume to NBD clients again (new volumes are offered)
-    Export(Target),
+    /// Offer a volume to NBD clients, and say to whom and how
+    #[command(
+        after_help = "What is not said stays as it was. Rules: a network like 10.0.0.0/8 or an address (clients over \
+        TCP), uid:NUMBER and gid:NUMBER (clients of the unix socket), subject:NAME (a name in a client's certificate). A \
+        client must meet one rule of each kind that applies to it. Connections that there are stay as they are."
+    )]
+    Export(Export),
     /// Hide a volume from NBD clients
-    Unexport(Target),
+    Unexport(Unexport),
     /// List what NBD clients are offered, and where
     Exports,
     /// Show how daemon and pool do
@@ -192,6 +198,8 @@ pub(super) struct Serve {
     pub(super) nbd_unix: Option<PathBuf>,
     #[command(flatten)]
     pub(super) resources: Resources,
+    #[command(flatten)]
+    pub(super) nbd: NbdArguments,
 }
 
 /// How lanes do their I/O.
@@ -400,6 +408,35 @@ pub(super) struct Remove {
     pub(super) shred: bool,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    pub(super) volume: VolumeName,
+    /// Clients cannot change it
+    #[arg(long, conflicts_with = "read_write")]
+    pub(super) read_only: bool,
+    /// Clients can change it
+    #[arg(long)]
+    pub(super) read_write: bool,
+    /// Connections that may have it open; 0 is what serve was told
+    #[arg(long, value_name = "N")]
+    pub(super) max_connections: Option<u32>,
+    /// Who may open it: these rules in place of the ones before; "everybody" for none
+    #[arg(long, value_name = "RULE")]
+    pub(super) allow: Vec<String>,
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unexport {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Also while connections have it open, which end
+    #[arg(long)]
+    pub(super) force: bool,
 }
 
 #[derive(Debug, Args)]

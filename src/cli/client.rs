@@ -70,6 +70,12 @@ impl Client {
         self.send(Method::PATCH, path, Bytes::from(body), Some(reference))
     }
 
+    /// Puts a body where `path` is.
+    pub(super) fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, reference: &str) -> Outcome<T> {
+        let body = serde_json::to_vec(body).expect("requests are plain data");
+        self.send(Method::PUT, path, Bytes::from(body), Some(reference))
+    }
+
     /// Sends a request without a body.
     pub(super) fn change<T: DeserializeOwned>(&self, method: Method, path: &str, reference: &str) -> Outcome<T> {
         self.send(method, path, Bytes::new(), Some(reference))

@@ -2,22 +2,44 @@
 
 use hyper::Method;
 
-use super::arguments::Target;
+use super::arguments::{Export, Unexport};
 use super::client::Client;
 use super::failure::Outcome;
 use super::output::Output;
 use super::table::Table;
 use super::volume_command::finish;
-use crate::daemon::resource::{Change, ExportList};
+use crate::daemon::export_resource::ExportList;
+use crate::daemon::request::ExportVolume;
+use crate::daemon::resource::Change;
+
+/// Ends the rules of an export.
+const EVERYBODY: &str = "everybody";
 
 /// `export NAME`.
-pub(super) fn export(target: &Target, client: &Client, output: &Output) -> Outcome<()> {
-    change(Method::PUT, "export", target, client, output)
+pub(super) fn export(arguments: &Export, client: &Client, output: &Output) -> Outcome<()> {
+    let name = &arguments.volume.name;
+    let is_read_only = (arguments.read_only || arguments.read_write).then_some(arguments.read_only);
+    let request = ExportVolume {
+        read_only: is_read_only,
+        max_connections: arguments.max_connections,
+        allow: match arguments.allow.as_slice() {
+            [] => None,
+            [everybody] if everybody == EVERYBODY => Some(Vec::new()),
+            rules => Some(rules.to_vec()),
+        },
+    };
+    let path = format!("/v1/exports/{name}?dry_run={}", arguments.dry_run.is_dry_run);
+    let change: Change = client.put(&path, &request, name)?;
+    finish(&change, &format!("export {name}"), output)
 }
 
 /// `unexport NAME`.
-pub(super) fn unexport(target: &Target, client: &Client, output: &Output) -> Outcome<()> {
-    change(Method::DELETE, "unexport", target, client, output)
+pub(super) fn unexport(arguments: &Unexport, client: &Client, output: &Output) -> Outcome<()> {
+    let Unexport { target, force } = arguments;
+    let name = &target.volume.name;
+    let path = format!("/v1/exports/{name}?dry_run={}&force={force}", target.dry_run.is_dry_run);
+    let change: Change = client.change(Method::DELETE, &path, name)?;
+    finish(&change, &format!("unexport {name}"), output)
 }
 
 /// `exports`: a row for each URI.
@@ -30,11 +52,4 @@ pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
         }
     }
     Ok(output.list(&answer, &answer.items, &table)?)
-}
-
-fn change(method: Method, verb: &str, target: &Target, client: &Client, output: &Output) -> Outcome<()> {
-    let name = &target.volume.name;
-    let path = format!("/v1/exports/{name}?dry_run={}", target.dry_run.is_dry_run);
-    let change: Change = client.change(method, &path, name)?;
-    finish(&change, &format!("{verb} {name}"), output)
 }

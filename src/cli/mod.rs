@@ -14,6 +14,7 @@ mod failure;
 mod job_command;
 mod key_command;
 mod lock_command;
+mod nbd_arguments;
 mod output;
 mod pool_command;
 mod property;

@@ -21,6 +21,7 @@ use crate::daemon::{Control, Daemon, DaemonOptions, TcpListen, host};
 use crate::disk::free_space_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
+use crate::lane::{ListenSettings, NbdLimits};
 use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource};
 
 const POOL_SIZE_BYTES_DEFAULT: u64 = 8 << 30;
@@ -51,7 +52,13 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         pool: place.pool(),
         credential: Some(Credential::KeyFile(place.key_file())),
         nbd_unix: Some(nbd_path_beside(&socket)),
-        nbd_tcp: vec![TcpListen { address: SocketAddr::from((Ipv4Addr::LOCALHOST, NBD_PORT)), port_tries: PORT_TRIES }],
+        nbd_unix_settings: ListenSettings::default(),
+        nbd_limits: NbdLimits::default(),
+        nbd_tcp: vec![TcpListen {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, NBD_PORT)),
+            port_tries: PORT_TRIES,
+            settings: ListenSettings::default(),
+        }],
         lane_count: lane_count(arguments.resources),
         io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,

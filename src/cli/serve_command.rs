@@ -25,11 +25,17 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
     let socket = prepare_socket(global)?;
     let nbd_unix = arguments.nbd_unix.clone().unwrap_or_else(|| nbd_path_beside(&socket));
     let pool = absolute(&arguments.pool)?;
+    let tcp_listen = |address: &SocketAddr| {
+        let settings = arguments.nbd.tcp_settings(address)?;
+        Ok(TcpListen { address: *address, port_tries: 1, settings })
+    };
     let options = DaemonOptions {
         pool: pool.clone(),
         credential: arguments.credential.read()?,
         nbd_unix: Some(absolute(&nbd_unix)?),
-        nbd_tcp: arguments.nbd_listen.iter().map(|address| TcpListen { address: *address, port_tries: 1 }).collect(),
+        nbd_unix_settings: arguments.nbd.unix_settings(),
+        nbd_limits: arguments.nbd.limits()?,
+        nbd_tcp: arguments.nbd_listen.iter().map(tcp_listen).collect::<Result<_>>()?,
         lane_count: lane_count(arguments.resources),
         io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,
@@ -164,7 +170,7 @@ fn start_log(verbose: u8) {
 
 fn warn_open(address: &SocketAddr) {
     tell(&format!(
-        "Warning: {address} may be reachable from other machines. Whoever reaches it can read and write every volume, \
-         unencrypted on the wire."
+        "Warning: {address} may be reachable from other machines. Whoever reaches it can read and write what \
+         rok-blk export offers, unless its rules say otherwise, unencrypted on the wire."
     ));
 }

@@ -78,6 +78,16 @@ impl IntoResponse for Refusal {
 #[from_request(via(Json), rejection(Refusal))]
 pub(super) struct Body<T>(pub(super) T);
 
+/// What a JSON body says that may be left out.
+pub(super) fn optional<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> std::result::Result<T, Refusal> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::from(Error::new(ErrorKind::Usage, format!("The body is not understood: {error}")).with_source(error))
+    })
+}
+
 /// The query's options; a rejection is a [`Refusal`].
 #[derive(FromRequestParts)]
 #[from_request(via(Query), rejection(Refusal))]

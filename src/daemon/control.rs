@@ -3,11 +3,11 @@
 //!
 //! Changes go one after the other, so that the state before, the checks and the state afterwards belong together.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
@@ -21,8 +21,8 @@ use super::on_full_resource::PausedVolume;
 use super::reclaim_job::ReclaimJob;
 use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume, SetVolume};
 use super::resource::{
-    Action, ApiVersion, Change, Export, ExportList, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList,
-    seconds_since_1970, time_text,
+    Action, ApiVersion, Change, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList, seconds_since_1970,
+    time_text,
 };
 use super::volume_rule;
 use super::warnings::warnings;
@@ -69,6 +69,16 @@ impl Control {
         let (changes, key_slots, device_list) = (Mutex::new(()), Mutex::new(key_slots), Mutex::new(device_list));
         let checks = Mutex::new(());
         Self { server, place, listeners, changes, checks, reclaim, key_slots, device_list }
+    }
+
+    /// Held while something is changed: changes go one after the other.
+    pub(super) fn lock_changes(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock()
+    }
+
+    /// The pool's directory.
+    pub(super) fn pool_path(&self) -> &Path {
+        &self.place.path
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -251,7 +261,7 @@ impl Control {
             self.server.pool().check_shred(name)?;
         }
         if is_dry_run {
-            refuse_if_open(&before, "removed")?;
+            refuse_if_open(&before, "removed", "Disconnect its clients first")?;
         } else if is_shredded {
             self.server.volumes().shred(name, &mut system_random)?;
             tracing::info!(volume = %before.uuid, "a volume's key was destroyed");
@@ -260,38 +270,6 @@ impl Control {
         }
         let job = if is_dry_run { None } else { self.watch_reclaim(name, before.allocated_bytes) };
         Ok(Change { job, ..Change::new(Action::Remove, is_dry_run, Some(before), None) })
-    }
-
-    /// Offers a volume on the listeners, or hides it.
-    ///
-    /// # Errors
-    /// `NotFound`, `Busy` if it is to be hidden while connections have it open, and what the engine reports.
-    pub fn set_exported(&self, name: &str, is_exported: bool, is_dry_run: bool) -> Result<Change> {
-        let _one_at_a_time = self.changes.lock();
-        let before = self.find(name)?;
-        if !is_exported {
-            refuse_if_open(&before, "hidden")?;
-        }
-        if !is_dry_run {
-            self.server.set_exported(name, is_exported)?;
-        }
-        let action = if is_exported { Action::Export } else { Action::Unexport };
-        let after = Volume { is_exported, ..before.clone() };
-        Ok(Change::new(action, is_dry_run, Some(before), Some(after)))
-    }
-
-    /// What the listeners offer.
-    #[must_use]
-    pub fn exports(&self) -> ExportList {
-        let describe = |export: ExportInfo| Export {
-            uris: self.listeners.iter().map(|listener| export_uri(listener, &export.name)).collect(),
-            reference: export.name,
-            connections: export.connections,
-        };
-        let offered = self.server.exports().into_iter().filter(|export| export.is_exported);
-        let mut items: Vec<Export> = offered.map(describe).collect();
-        items.sort_by(|left, right| left.reference.cmp(&right.reference));
-        ExportList { api: ApiVersion::V1, kind: Kind::ExportList, items }
     }
 
     /// Makes a device larger. Takes as long as writing its new part.
@@ -429,7 +407,7 @@ impl Control {
         job.map(job_reference)
     }
 
-    fn find(&self, name: &str) -> Result<Volume> {
+    pub(super) fn find(&self, name: &str) -> Result<Volume> {
         Ok(with_export(self.server.volumes().find(name)?, &self.server.exports()))
     }
 }
@@ -453,12 +431,12 @@ fn exists(name: &str) -> Error {
     Error::new(ErrorKind::Exists, format!("There is a volume {name} already")).with_hint("Choose another name")
 }
 
-fn refuse_if_open(volume: &Volume, what: &str) -> Result<()> {
+pub(super) fn refuse_if_open(volume: &Volume, what: &str, hint: &str) -> Result<()> {
     if volume.connections == 0 {
         return Ok(());
     }
     let message = format!("{} cannot be {what}: {} connections have it open", volume.name, volume.connections);
-    Err(Error::new(ErrorKind::Busy, message).with_hint("Disconnect its clients first"))
+    Err(Error::new(ErrorKind::Busy, message).with_hint(hint))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a ratio for people; 53 bits are plenty")]

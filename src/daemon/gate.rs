@@ -103,7 +103,7 @@ impl Gate {
         let open = std::mem::replace(&mut *state, State::Changing);
         drop(state);
         let State::Open(control) = open else { unreachable!("it was open, and nobody else changes that") };
-        self.setup.lock().keep_exports(control.listeners(), &control.server().exports());
+        self.setup.lock().keep_addresses(control.listeners());
         let closed = control.close();
         *self.state.write() = State::Locked;
         tracing::info!("the pool is locked");

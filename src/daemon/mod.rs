@@ -9,6 +9,7 @@ pub mod cleaning_resource;
 pub mod control;
 pub mod control_socket;
 pub mod device_resource;
+pub mod export_resource;
 pub mod gate;
 pub mod host;
 pub mod job_resource;
@@ -23,7 +24,9 @@ pub mod version_rule;
 pub mod volume_rule;
 
 mod answer;
+mod export_control;
 mod export_routes;
+mod export_store;
 mod job_routes;
 mod job_table;
 mod jobs;

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
+use super::export_store;
 use super::reclaim_job::ReclaimJob;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{ExportInfo, IoChoice, ListenAddress, Server, ServerOptions};
+use crate::lane::{IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions};
 use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
@@ -20,6 +21,8 @@ pub struct TcpListen {
     pub address: SocketAddr,
     /// How many ports to try, counting up from the address's: at least 1.
     pub port_tries: u16,
+    /// How the listener treats its clients.
+    pub settings: ListenSettings,
 }
 
 /// What opens a pool, but for its key.
@@ -29,6 +32,10 @@ pub(super) struct PoolSetup {
     pub pool: PathBuf,
     /// The NBD socket; its directory is there.
     pub nbd_unix: Option<PathBuf>,
+    /// How that listener treats its clients.
+    pub nbd_unix_settings: ListenSettings,
+    /// The bounds of NBD connections.
+    pub nbd_limits: NbdLimits,
     /// NBD over TCP.
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
@@ -43,8 +50,6 @@ pub(super) struct PoolSetup {
     pub without_own_keys: bool,
     /// When space counts as low.
     pub watermarks: Watermarks,
-    /// Volumes that the listeners do not offer.
-    pub unexported: Vec<String>,
 }
 
 impl PoolSetup {
@@ -54,6 +59,8 @@ impl PoolSetup {
     /// `Busy` if another process has the pool or all the ports; `Key`, `Integrity` and others of opening a pool.
     pub fn serve(&self, credential: Option<Credential>, started_at: u64) -> Result<Control> {
         let begin = Instant::now();
+        // Before anybody can connect, and before anything is changed.
+        let policies = export_store::read(&self.pool)?;
         let pool = directory::open(
             &self.pool,
             &OpenOptions {
@@ -66,12 +73,9 @@ impl PoolSetup {
             },
         )?;
         let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };
-        let server = Server::start(pool.pool, ServerOptions { devices: pool.devices, io: self.io })?;
-        for name in &self.unexported {
-            if let Err(error) = server.set_exported(name, false) {
-                tracing::warn!(name, %error, "a volume that was not exported is gone");
-            }
-        }
+        let options = ServerOptions { devices: pool.devices, io: self.io, nbd: self.nbd_limits };
+        let server = Server::start(pool.pool, options)?;
+        policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
         let started =
             listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, ReclaimJob::open(&server)?)));
         let (listeners, reclaim) = match started {
@@ -87,15 +91,15 @@ impl PoolSetup {
         Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners, reclaim))
     }
 
-    /// Takes where it listened and what it did not offer, so that clients find the same again.
-    pub fn keep_exports(&mut self, listeners: &[ListenAddress], exports: &[ExportInfo]) {
-        let hidden = exports.iter().filter(|export| !export.is_exported);
-        self.unexported = hidden.map(|export| export.name.clone()).collect();
+    /// Takes where it listened, so that clients find it there again.
+    pub fn keep_addresses(&mut self, listeners: &[ListenAddress]) {
         let tcp = listeners.iter().filter_map(|listener| match listener {
-            ListenAddress::Tcp(address) => Some(TcpListen { address: *address, port_tries: 1 }),
+            ListenAddress::Tcp(address) => Some(*address),
             ListenAddress::Unix(_) => None,
         });
-        self.nbd_tcp = tcp.collect();
+        // It listens in the order in which it was told to.
+        let kept = self.nbd_tcp.iter().zip(tcp);
+        self.nbd_tcp = kept.map(|(listen, address)| TcpListen { address, port_tries: 1, ..*listen }).collect();
     }
 }
 
@@ -107,7 +111,7 @@ fn listen_everywhere(server: &Server, setup: &PoolSetup) -> Result<Vec<ListenAdd
                 .with_hint("Name another socket with --nbd-unix"),
             _ => error,
         })?;
-        listeners.push(server.listen(&ListenAddress::Unix(path.clone()))?);
+        listeners.push(server.listen(&ListenAddress::Unix(path.clone()), setup.nbd_unix_settings)?);
     }
     for tcp in &setup.nbd_tcp {
         listeners.push(listen_on_free_port(server, tcp)?);
@@ -119,7 +123,7 @@ fn listen_on_free_port(server: &Server, tcp: &TcpListen) -> Result<ListenAddress
     let first = tcp.address.port();
     let last = first.saturating_add(tcp.port_tries.saturating_sub(1));
     for port in first..=last {
-        match server.listen(&ListenAddress::Tcp(SocketAddr::new(tcp.address.ip(), port))) {
+        match server.listen(&ListenAddress::Tcp(SocketAddr::new(tcp.address.ip(), port)), tcp.settings) {
             Err(error) if error.kind() == ErrorKind::Busy => {}
             result => return result,
         }

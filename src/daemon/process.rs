@@ -15,7 +15,7 @@ use super::peer_listener::PeerListener;
 use super::pool_setup::{PoolSetup, TcpListen, check_can_be_locked, check_credential};
 use super::{host, router};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::IoChoice;
+use crate::lane::{IoChoice, ListenSettings, NbdLimits};
 use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential};
 
@@ -43,6 +43,10 @@ pub struct DaemonOptions {
     pub socket: PathBuf,
     /// The NBD socket; its directory is there.
     pub nbd_unix: Option<PathBuf>,
+    /// How that listener treats its clients.
+    pub nbd_unix_settings: ListenSettings,
+    /// The bounds of NBD connections.
+    pub nbd_limits: NbdLimits,
     /// NBD over TCP.
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
@@ -99,6 +103,8 @@ impl Daemon {
         let gate = Arc::new(Gate::locked(PoolSetup {
             pool: options.pool,
             nbd_unix: options.nbd_unix,
+            nbd_unix_settings: options.nbd_unix_settings,
+            nbd_limits: options.nbd_limits,
             nbd_tcp: options.nbd_tcp,
             lane_count: options.lane_count,
             io: options.io,
@@ -106,7 +112,6 @@ impl Daemon {
             meta_cache_bytes: options.meta_cache_bytes,
             without_own_keys: options.without_own_keys,
             watermarks: options.watermarks,
-            unexported: Vec::new(),
         }));
         if !options.is_locked {
             gate.open(options.credential)?;

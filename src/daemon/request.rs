@@ -65,6 +65,21 @@ pub struct SetVolume {
     pub on_full: Option<OnFull>,
 }
 
+/// How a volume is exported. What is absent stays as it was.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportVolume {
+    /// Clients cannot change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+    /// How many connections may have it open; 0 is the server's bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Who may open it: networks (`10.0.0.0/8`), `uid:N`, `gid:N`, `subject:NAME`. Everybody if there is no rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
+}
+
 /// What opens a key slot: one of the two.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -187,6 +202,21 @@ pub struct RemoveOptions {
 pub struct UnlockPool {
     /// Opens a slot of the pool.
     pub credential: KeyCredential,
+}
+
+/// Options of hiding an export.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct UnexportOptions {
+    /// Say what would change, and change nothing.
+    #[serde(default)]
+    #[param(required = false)]
+    pub dry_run: bool,
+    /// End the connections that have the volume open.
+    #[serde(default)]
+    #[param(required = false)]
+    pub force: bool,
 }
 
 /// Options of a lock.

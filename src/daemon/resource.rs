@@ -199,29 +199,6 @@ pub struct ChangeList {
     pub items: Vec<Change>,
 }
 
-/// A volume that the listeners offer.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Export {
-    /// The volume.
-    #[serde(rename = "ref")]
-    pub reference: String,
-    /// Where NBD clients find it, one for each listener.
-    pub uris: Vec<String>,
-    /// How many connections have it open.
-    pub connections: u32,
-}
-
-/// Exports, ordered by name.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ExportList {
-    /// Which API speaks.
-    pub api: ApiVersion,
-    /// `ExportList`.
-    pub kind: Kind,
-    /// The exports.
-    pub items: Vec<Export>,
-}
-
 /// A file or block device of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PoolDevice {

@@ -6,18 +6,22 @@
 
 use super::buffers::Buffers;
 use super::driver::Call;
+use super::exports::Client;
 use super::handshake::Session;
-use super::limits::{HANDSHAKE_TIME_MAX, STREAM_BYTES};
+use super::limits::STREAM_BYTES;
 use super::sender::{Head, Reply, Sender, Sent};
 use super::server::Permit;
+use super::settings::NbdLimits;
 use super::status::PendingStatus;
 use crate::disk::{IoBuffer, LentToDevice};
 use crate::units::to_usize;
 use rok_nbd::Request;
-use rok_nbd::server::Handshake;
+use rok_nbd::server::{Handshake, HandshakeBounds};
 use slab::Slab;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Instant;
+use uuid::Uuid;
 
 /// What has arrived and was not taken yet.
 pub(super) struct Stream {
@@ -132,15 +136,27 @@ pub(super) struct Connection {
     has_hung_up: bool,
     /// The engine was told that it leaves.
     pub has_left: bool,
+    pub client: Arc<Client>,
+    pub limits: NbdLimits,
+    /// Receives and sends that have ended.
+    progress: u64,
+    /// When the last look at deadlines found other progress than the one before, and what that was.
+    last_seen: (Instant, u64),
     _permit: Permit,
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd, permit: Permit, now: Instant) -> Self {
-        let handshake = Some(Box::new(Handshake::new()));
+    pub(super) fn new(socket: OwnedFd, permit: Permit, client: Arc<Client>, limits: NbdLimits, now: Instant) -> Self {
+        let bounds =
+            HandshakeBounds { option_count_max: limits.options_max, option_size_bytes_max: limits.option_bytes_max };
+        let handshake = Some(Box::new(Handshake::new(bounds)));
         Self {
             socket,
-            phase: Phase::Handshake { handshake, deadline: now + HANDSHAKE_TIME_MAX, step: HandshakeStep::Advance },
+            phase: Phase::Handshake {
+                handshake,
+                deadline: now + limits.handshake_time_max,
+                step: HandshakeStep::Advance,
+            },
             stream: Stream { buffer: IoBuffer::allocate(STREAM_BYTES), start: 0, end: 0 },
             incoming: None,
             drop_left: 0,
@@ -157,6 +173,10 @@ impl Connection {
             is_watched: false,
             has_hung_up: false,
             has_left: false,
+            client,
+            limits,
+            progress: 0,
+            last_seen: (now, 0),
             _permit: permit,
         }
     }
@@ -214,6 +234,7 @@ impl Connection {
 
     /// Takes the result of a receive.
     pub(super) fn received(&mut self, result: i32) {
+        self.progress += 1;
         let (target, loan) = self.receiving.take().expect("a completed receive was under way");
         drop(loan);
         match usize::try_from(result) {
@@ -239,6 +260,7 @@ impl Connection {
 
     /// Takes the result of a send; maybe there is a rest to send.
     pub(super) fn sent(&mut self, result: i32, buffers: &mut Buffers) -> Option<Call> {
+        self.progress += 1;
         let fd = self.raw_fd();
         let sent_bytes = match usize::try_from(result) {
             Ok(sent_bytes) => sent_bytes,
@@ -288,6 +310,42 @@ impl Connection {
         if shut_down_socket(&self.socket).is_err() {
             tracing::debug!("a connection was gone already");
         }
+    }
+
+    /// Whether requests of this connection are served by the volume.
+    pub(super) fn has_open(&self, volume: Uuid) -> bool {
+        matches!(&self.phase, Phase::Transmission(session) if session.volume.volume().id() == volume)
+    }
+
+    /// Whether it has to do something within some time.
+    pub(super) fn has_deadline(&self) -> bool {
+        match &self.phase {
+            Phase::Handshake { .. } => true,
+            Phase::Transmission(_) => self.limits.idle_time_max.is_some() || self.is_midway(),
+            Phase::Over => self.sender.is_busy(),
+        }
+    }
+
+    /// Whether the client owes the rest of a message, or has to take replies.
+    fn is_midway(&self) -> bool {
+        let is_message_cut = self.incoming.is_some() || self.drop_left > 0 || self.stream.len() > 0;
+        self.sender.is_busy() || (is_message_cut && !self.is_blocked)
+    }
+
+    /// Whether it has a deadline, and whether that is over. Looks at what happened since it was called last.
+    pub(super) fn look_at_deadline(&mut self, now: Instant) -> (bool, bool) {
+        let is_waiting_for_client = self.is_midway() || self.open_requests == 0;
+        if self.last_seen.1 != self.progress || !is_waiting_for_client {
+            self.last_seen = (now, self.progress);
+        }
+        let silence = now.saturating_duration_since(self.last_seen.0);
+        let is_late = match &self.phase {
+            Phase::Handshake { deadline, .. } => *deadline <= now,
+            Phase::Transmission(_) | Phase::Over if self.is_midway() => silence >= self.limits.stall_time_max,
+            Phase::Transmission(_) => self.limits.idle_time_max.is_some_and(|time_max| silence >= time_max),
+            Phase::Over => false,
+        };
+        (self.has_deadline(), is_late)
     }
 
     /// Whether all that was asked for is answered, and nothing more will be.

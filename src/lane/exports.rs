@@ -1,6 +1,7 @@
-//! What a server exports: every volume, unless it is hidden or being shrunk.
+//! What a server exports: volumes by name, to whom, and how.
 
-use super::limits::REQUEST_BYTES_MAX;
+use super::access::{AllowRule, Peer, is_allowed};
+use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::status::StatusContext;
 use crate::error::ErrorKind;
 use crate::volume::{OpenVolume, VolumeInfo, Volumes};
@@ -8,7 +9,7 @@ use parking_lot::Mutex;
 use rok_nbd::BlockSizes;
 use rok_nbd::server::{Export, ExportFeatures, Exports, FindError};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
@@ -27,31 +28,59 @@ const FEATURES: ExportFeatures = ExportFeatures {
     is_rotational: false,
 };
 
+/// How a volume is exported. The default leaves it to the listener whether it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportPolicy {
+    /// Whether clients may choose it; `None` is what the listener exposes.
+    pub is_exported: Option<bool>,
+    /// Clients cannot change it.
+    pub is_read_only: bool,
+    /// How many connections may have it open; `None` is the server's bound.
+    pub connections_max: Option<u32>,
+    /// Who may open it; everybody if there is no rule.
+    pub allow: Vec<AllowRule>,
+}
+
 /// The exports of a server.
 pub(super) struct ExportTable {
     pub volumes: Arc<Volumes>,
-    hidden: Mutex<BTreeSet<Uuid>>,
+    pub limits: NbdLimits,
+    policies: Mutex<BTreeMap<Uuid, ExportPolicy>>,
     /// Volumes that nobody may open now.
     closed: Mutex<BTreeSet<Uuid>>,
+    /// Connections that have each volume open.
+    connections: Arc<Mutex<BTreeMap<Uuid, u32>>>,
     is_closing: AtomicBool,
 }
 
 impl ExportTable {
-    pub(super) fn new(volumes: Arc<Volumes>) -> Self {
-        Self { volumes, hidden: Mutex::default(), closed: Mutex::default(), is_closing: AtomicBool::new(false) }
+    pub(super) fn new(volumes: Arc<Volumes>, limits: NbdLimits) -> Self {
+        Self {
+            volumes,
+            limits,
+            policies: Mutex::default(),
+            closed: Mutex::default(),
+            connections: Arc::default(),
+            is_closing: AtomicBool::new(false),
+        }
     }
 
-    pub(super) fn set_exported(&self, id: Uuid, is_exported: bool) {
-        let mut hidden = self.hidden.lock();
-        if is_exported {
-            hidden.remove(&id)
-        } else {
-            hidden.insert(id)
-        };
+    pub(super) fn policy(&self, id: Uuid) -> ExportPolicy {
+        self.policies.lock().get(&id).cloned().unwrap_or_default()
     }
 
-    pub(super) fn is_exported(&self, id: Uuid) -> bool {
-        !self.hidden.lock().contains(&id)
+    pub(super) fn set_policy(&self, id: Uuid, policy: ExportPolicy) {
+        self.policies.lock().insert(id, policy);
+    }
+
+    /// All that differ from the default.
+    pub(super) fn policies(&self) -> BTreeMap<Uuid, ExportPolicy> {
+        self.policies.lock().clone()
+    }
+
+    /// Whether a listener with these settings offers the volume.
+    pub(super) fn is_exported(&self, id: Uuid, expose: Expose) -> bool {
+        self.policies.lock().get(&id).and_then(|policy| policy.is_exported).unwrap_or(expose == Expose::All)
     }
 
     /// Keeps clients away from a volume until the guard is dropped; `None` if somebody does so already.
@@ -68,15 +97,18 @@ impl ExportTable {
         self.is_closing.load(Ordering::Acquire)
     }
 
-    fn exported(&self) -> Vec<VolumeInfo> {
+    /// What a client may choose.
+    fn offered(&self, client: &Client) -> Vec<VolumeInfo> {
         let mut infos = self.volumes.list();
-        infos.retain(|info| self.is_exported(info.id));
+        infos.retain(|info| {
+            self.is_exported(info.id, client.settings.expose) && is_allowed(&self.policy(info.id).allow, &client.peer)
+        });
         infos
     }
 
-    fn open(&self, name: &str) -> Result<(OpenVolume, String), FindError> {
+    fn open(&self, name: &str, client: &Client) -> Result<Found, FindError> {
         let name = if name.is_empty() {
-            match self.exported().as_slice() {
+            match self.offered(client).as_slice() {
                 [only] => only.name.clone(),
                 _ => return Err(FindError::Unknown),
             }
@@ -90,15 +122,66 @@ impl ExportTable {
             tracing::warn!(%error, "a client cannot have a volume");
             FindError::Unavailable
         })?;
-        if !self.is_exported(volume.volume().id()) {
+        let id = volume.volume().id();
+        if !self.is_exported(id, client.settings.expose) {
             return Err(FindError::Unknown);
         }
+        let policy = self.policy(id);
+        if !is_allowed(&policy.allow, &client.peer) {
+            return Err(FindError::Forbidden);
+        }
         // Asked after the opening: who closes the volume looks for users after it did.
-        if self.closed.lock().contains(&volume.volume().id()) {
+        if self.closed.lock().contains(&id) {
             return Err(FindError::Unavailable);
         }
-        Ok((volume, name))
+        let connections_max = policy.connections_max.unwrap_or(self.limits.connections_per_export_max);
+        let place = ExportPlace::take(&self.connections, id, connections_max).ok_or(FindError::Crowded)?;
+        Ok(Found { volume, place, name, is_read_only: policy.is_read_only })
     }
+}
+
+/// A place among the connections that have a volume open, until it is dropped.
+pub(super) struct ExportPlace {
+    connections: Arc<Mutex<BTreeMap<Uuid, u32>>>,
+    id: Uuid,
+}
+
+impl ExportPlace {
+    fn take(connections: &Arc<Mutex<BTreeMap<Uuid, u32>>>, id: Uuid, count_max: u32) -> Option<Self> {
+        let mut counts = connections.lock();
+        let count = counts.entry(id).or_default();
+        if *count >= count_max {
+            return None;
+        }
+        *count += 1;
+        Some(Self { connections: Arc::clone(connections), id })
+    }
+}
+
+impl Drop for ExportPlace {
+    fn drop(&mut self) {
+        let mut counts = self.connections.lock();
+        let count = counts.get_mut(&self.id).expect("it was counted");
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&self.id);
+        }
+    }
+}
+
+/// A volume that a client has found.
+pub(super) struct Found {
+    pub volume: OpenVolume,
+    pub place: ExportPlace,
+    name: String,
+    is_read_only: bool,
+}
+
+/// A client, and the listener that it came by.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    pub peer: Peer,
+    pub settings: ListenSettings,
 }
 
 /// A volume that clients cannot open while this lives.
@@ -113,34 +196,39 @@ impl Drop for ClosedVolume<'_> {
     }
 }
 
-/// The exports as one call of a handshake sees them. Keeps what was found last, so that it is what gets served.
+/// The exports as one call of a client's handshake sees them. Keeps what was found last, so that it is what gets served.
 pub(super) struct ExportView<'a> {
     table: &'a ExportTable,
-    found: RefCell<Option<OpenVolume>>,
+    client: &'a Client,
+    found: RefCell<Option<Found>>,
 }
 
 impl<'a> ExportView<'a> {
-    pub(super) const fn new(table: &'a ExportTable) -> Self {
-        Self { table, found: RefCell::new(None) }
+    pub(super) const fn new(table: &'a ExportTable, client: &'a Client) -> Self {
+        Self { table, client, found: RefCell::new(None) }
     }
 
-    pub(super) fn into_found(self) -> Option<OpenVolume> {
+    pub(super) fn into_found(self) -> Option<Found> {
         self.found.into_inner()
     }
 }
 
 impl Exports for ExportView<'_> {
     fn list(&self) -> Vec<String> {
-        self.table.exported().into_iter().map(|info| info.name).collect()
+        self.table.offered(self.client).into_iter().map(|info| info.name).collect()
     }
 
     fn find(&self, name: &str) -> Result<Export, FindError> {
-        let (volume, name) = self.table.open(name)?;
-        let mut export = Export::new(name, volume.volume().size_bytes(), FEATURES);
-        export.block_sizes = BlockSizes::DEFAULT;
-        export.payload_size_bytes_max = REQUEST_BYTES_MAX;
+        // A place that this very client has found before is not in its own way.
+        self.found.replace(None);
+        let found = self.table.open(name, self.client)?;
+        let features = ExportFeatures { is_read_only: found.is_read_only, ..FEATURES };
+        let mut export = Export::new(found.name.clone(), found.volume.volume().size_bytes(), features);
+        let request_bytes_max = self.table.limits.request_bytes_max;
+        export.block_sizes = BlockSizes::new(1, 4096, request_bytes_max).expect("the limits were checked");
+        export.payload_size_bytes_max = request_bytes_max;
         export.contexts = StatusContext::ALL.map(|context| context.name().to_owned()).to_vec();
-        self.found.replace(Some(volume));
+        self.found.replace(Some(found));
         Ok(export)
     }
 }

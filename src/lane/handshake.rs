@@ -1,7 +1,6 @@
 //! One turn of a handshake, done by a blocking thread: it asks for volumes, whose locks are held during commits.
 
-use super::exports::ExportTable;
-use super::exports::ExportView;
+use super::exports::{Client, ExportPlace, ExportTable, ExportView};
 use super::status::StatusContext;
 use crate::volume::OpenVolume;
 use rok_nbd::server::{Handshake, Negotiated, Outcome, RequestRules};
@@ -32,14 +31,21 @@ pub(super) enum NextStep {
 /// What requests of a connection are served by.
 pub(super) struct Session {
     pub volume: OpenVolume,
+    /// Its place among the connections that have the volume open.
+    pub _place: ExportPlace,
     pub rules: RequestRules,
     /// The metadata contexts that the client chose, in the order of their ids.
     pub contexts: Vec<StatusContext>,
 }
 
 /// Takes a turn.
-pub(super) fn advance(mut handshake: Box<Handshake>, input: &[u8], table: &Arc<ExportTable>) -> HandshakeTurn {
-    let view = ExportView::new(table);
+pub(super) fn advance(
+    mut handshake: Box<Handshake>,
+    input: &[u8],
+    table: &Arc<ExportTable>,
+    client: &Client,
+) -> HandshakeTurn {
+    let view = ExportView::new(table, client);
     if table.is_closing() {
         handshake.shut_down();
     }
@@ -62,5 +68,7 @@ fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {
     let contexts: Option<Vec<_>> = negotiated.contexts.iter().map(StatusContext::named).collect();
     let contexts = contexts.expect("only contexts that there are can be chosen");
     // The handshake ends in the very call in which it found the export.
-    view.into_found().map_or(NextStep::Close, |volume| NextStep::Serve(Session { volume, rules, contexts }))
+    view.into_found().map_or(NextStep::Close, |found| {
+        NextStep::Serve(Session { volume: found.volume, _place: found.place, rules, contexts })
+    })
 }

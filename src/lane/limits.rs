@@ -2,18 +2,14 @@
 
 use std::time::Duration;
 
-/// Connections of a server, in whatever phase; more are closed at once.
-pub const CONNECTIONS_MAX: usize = 128;
-/// Requests of a connection that are not yet answered.
+/// Most connections that a server can be told to serve.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Requests of a connection that are not yet answered, at most and by default.
 pub const REQUESTS_MAX: usize = 128;
-/// Bytes of payload that the requests of a connection hold; a single request may always go ahead.
-pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+/// Bytes of payload that the requests of a connection hold, by default.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// What a BLOCK_STATUS under way counts for among these: the longest reply to it, and what it is made of.
 pub(super) const STATUS_BYTES: usize = 1 << 20;
-/// Longest READ or WRITE.
-pub const REQUEST_BYTES_MAX: u32 = 32 << 20;
-/// How long a client may take to choose an export.
-pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Silence of a TCP client before it is asked whether it is there, and how often it is asked, so many times, before its
 /// connection ends: a minute together.
 pub(super) const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);

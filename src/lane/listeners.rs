@@ -3,6 +3,7 @@
 //! Invariant: a socket is closed only when no call of it is with the kernel.
 
 use super::driver::Call;
+use super::settings::ListenSettings;
 use crate::units::to_u64;
 use slab::Slab;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 struct Listener {
     socket: OwnedFd,
     is_tcp: bool,
+    settings: ListenSettings,
     is_armed: bool,
     /// Accepts many with one call (with io_uring, Linux 5.19).
     is_many: bool,
@@ -33,8 +35,8 @@ pub(super) struct Listeners(Slab<Listener>);
 
 impl Listeners {
     /// Takes a listening socket; it accepts once it is [armed](Self::arm).
-    pub(super) fn add(&mut self, socket: OwnedFd, is_tcp: bool) -> usize {
-        self.0.insert(Listener { socket, is_tcp, is_armed: false, is_many: true })
+    pub(super) fn add(&mut self, socket: OwnedFd, is_tcp: bool, settings: ListenSettings) -> usize {
+        self.0.insert(Listener { socket, is_tcp, settings, is_armed: false, is_many: true })
     }
 
     /// The call by which a listener accepts.
@@ -44,9 +46,9 @@ impl Listeners {
         Call::Accept { listener: listener.socket.as_raw_fd(), is_many: listener.is_many }
     }
 
-    /// Whether a listener's connections are TCP.
-    pub(super) fn is_tcp(&self, slot: usize) -> bool {
-        self.0[slot].is_tcp
+    /// Whether a listener's connections are TCP, and how it treats them.
+    pub(super) fn settings(&self, slot: usize) -> (bool, ListenSettings) {
+        (self.0[slot].is_tcp, self.0[slot].settings)
     }
 
     /// Takes the result of a listener's call, which may go on (`is_armed`).
@@ -93,7 +95,7 @@ mod tests {
     fn listeners() -> (Listeners, usize) {
         let mut listeners = Listeners::default();
         let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let slot = listeners.add(socket.into(), true);
+        let slot = listeners.add(socket.into(), true, ListenSettings::default());
         listeners.arm(slot);
         (listeners, slot)
     }

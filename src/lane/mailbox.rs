@@ -2,9 +2,11 @@
 
 use super::alarm::Alarm;
 use super::device::NewQueue;
+use super::exports::Client;
 use super::handshake::HandshakeTurn;
 use super::limits::MESSAGES_MAX;
 use super::server::Permit;
+use super::settings::ListenSettings;
 use crate::disk::FileDevice;
 use crate::error::{Error, ErrorKind, IoError, Result};
 use crate::pool::AddressGroup;
@@ -14,17 +16,20 @@ use parking_lot::Mutex;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc;
+use uuid::Uuid;
 
 /// A message to a lane.
 pub(super) enum Message {
     /// Serve a connection.
-    Connect { socket: OwnedFd, permit: Permit },
+    Connect { socket: OwnedFd, permit: Permit, client: Arc<Client> },
     /// Accept connections.
-    Listen { listener: OwnedFd, is_tcp: bool },
+    Listen { listener: OwnedFd, is_tcp: bool, settings: ListenSettings },
     /// Serve a queue of a device.
     ServeDevice(NewQueue),
     /// Discard a range of a volume, durably.
     Discard { volume: Arc<Volume>, range: (u64, u64), done: mpsc::Sender<std::result::Result<(), IoError>> },
+    /// End the connections that have a volume open, then say so.
+    Disconnect { volume: Uuid, done: mpsc::Sender<()> },
     /// Move what heads map in these addresses elsewhere.
     Clean { group: AddressGroup, done: mpsc::Sender<std::result::Result<(), IoError>> },
     /// Have a device at this index, which nobody uses yet, then say so.

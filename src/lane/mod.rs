@@ -5,6 +5,8 @@
 //! and sleeps there when there is nothing to do. Where io_uring is refused, a lane does its sockets by itself and threads
 //! do its pool I/O (`driver`); its logic is the same. tokio never waits for a lane: the methods of [`Server`] block.
 
+mod accepting;
+mod access;
 mod address;
 mod alarm;
 mod blocking;
@@ -25,6 +27,7 @@ mod pool_events;
 mod requests;
 mod sender;
 mod server;
+mod settings;
 mod signals;
 mod status;
 mod tcp;
@@ -32,14 +35,17 @@ mod thread;
 mod threads;
 mod trimming;
 
+pub use access::{AllowRule, BadRule};
 pub use address::ListenAddress;
 #[cfg(feature = "rocksdb")]
 pub(crate) use alarm::Alarm;
 #[cfg(feature = "rocksdb")]
 pub(crate) use blocking::Jobs;
 pub use device::DeviceTarget;
+pub use exports::ExportPolicy;
 pub use io_method::{IoChoice, IoMethod};
 #[cfg(feature = "rocksdb")]
 pub(crate) use limits::BLOCKING_THREADS;
 pub use pool_events::PoolEvents;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};
+pub use settings::{Expose, ListenSettings, NbdLimits};

@@ -3,7 +3,7 @@
 use super::buffers::Buffers;
 use super::connection::{Connection, Incoming, Pending, Phase, payload_len};
 use super::driver::LaneDisk;
-use super::limits::{COPIED_PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REQUESTS_MAX, STATUS_BYTES};
+use super::limits::{COPIED_PAYLOAD_BYTES_MAX, STATUS_BYTES};
 use super::sender::{Head, Reply};
 use super::status::PendingStatus;
 use crate::disk::IoBuffer;
@@ -140,7 +140,7 @@ impl Connection {
                 return Step::Starved;
             }
         };
-        if self.open_requests >= REQUESTS_MAX {
+        if self.open_requests >= self.limits.requests_max {
             return Step::Blocked;
         }
         if let Err(refusal) = rules.check(&request) {
@@ -153,7 +153,7 @@ impl Connection {
         }
         let has_data = matches!(request.kind, RequestKind::Read | RequestKind::Write);
         let data_len = if has_data { payload_len(&request) } else { 0 };
-        if self.held_bytes > 0 && self.held_bytes + data_len > PAYLOAD_BYTES_MAX {
+        if self.held_bytes > 0 && self.held_bytes + data_len > self.limits.payload_bytes_max {
             return Step::Blocked;
         }
         let is_write = request.kind == RequestKind::Write && data_len > 0;
@@ -180,7 +180,7 @@ impl Connection {
         let Phase::Transmission(session) = &self.phase else { return Step::Starved };
         let rules = session.rules;
         let (front, payload_len) = (rules.request_form().size(), to_usize(request.payload_size_bytes()));
-        if self.held_bytes > 0 && self.held_bytes + STATUS_BYTES > PAYLOAD_BYTES_MAX {
+        if self.held_bytes > 0 && self.held_bytes + STATUS_BYTES > self.limits.payload_bytes_max {
             return Step::Blocked;
         }
         if self.stream.len() < front + payload_len {

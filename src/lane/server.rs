@@ -7,11 +7,12 @@ use super::blocking::Jobs;
 use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
 use super::device::{DeviceTarget, NewQueue};
-use super::exports::ExportTable;
+use super::exports::{ExportPolicy, ExportTable};
 use super::io_method::{IoChoice, IoMethod};
-use super::limits::{CONNECTIONS_MAX, SHUTDOWN_TIME_MAX};
+use super::limits::SHUTDOWN_TIME_MAX;
 use super::mailbox::{Mailbox, Message};
 use super::pool_events::PoolEvents;
+use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::signals::LaneSignals;
 use super::threads::{Threads, join, join_lanes, spawn_threads, start_error};
 use super::trimming::Trimming;
@@ -22,9 +23,11 @@ use crate::units::{DeviceIndex, LaneIndex};
 use crate::volume::{VolumeInfo, Volumes};
 use parking_lot::Mutex;
 use rok_ublk::Device;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How a server is started.
 pub struct ServerOptions {
@@ -32,6 +35,8 @@ pub struct ServerOptions {
     pub devices: Vec<Arc<FileDevice>>,
     /// How its lanes are to do their I/O.
     pub io: IoChoice,
+    /// The bounds of NBD connections.
+    pub nbd: NbdLimits,
 }
 
 /// One export.
@@ -39,8 +44,10 @@ pub struct ServerOptions {
 pub struct ExportInfo {
     /// Its name: the volume's.
     pub name: String,
-    /// Whether clients may choose it.
+    /// Whether clients may choose it at a listener; without listeners, whether it was not unexported.
     pub is_exported: bool,
+    /// The listeners that offer it.
+    pub offered_at: Vec<ListenAddress>,
     /// Connections and devices that have the volume open.
     pub connections: u32,
 }
@@ -77,7 +84,7 @@ impl Drop for Permit {
 impl Shared {
     /// Leave for one more connection, if there is any.
     pub(super) fn permit(&self) -> Option<Permit> {
-        let increment = |count| (count < CONNECTIONS_MAX).then_some(count + 1);
+        let increment = |count| (count < self.exports.limits.connections_max).then_some(count + 1);
         let updated = self.connection_count.fetch_update(Ordering::AcqRel, Ordering::Acquire, increment);
         updated.is_ok().then(|| Permit(Arc::clone(&self.connection_count)))
     }
@@ -115,7 +122,7 @@ impl AttachedDevice {
 pub struct Server {
     pool: Arc<Pool>,
     shared: Arc<Shared>,
-    addresses: Mutex<Vec<ListenAddress>>,
+    addresses: Mutex<Vec<(ListenAddress, ListenSettings)>>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -123,11 +130,13 @@ impl Server {
     /// Starts a lane for each lane of the pool.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] where io_uring is refused and nothing else will do, else the system's.
+    /// [`ErrorKind::Usage`] for limits that cannot be kept; [`ErrorKind::Unsupported`] where io_uring is refused and nothing
+    /// else will do, else the system's.
     ///
     /// # Panics
     /// If the pool is served already.
     pub fn start(pool: Arc<Pool>, options: ServerOptions) -> Result<Arc<Self>> {
+        options.nbd.check()?;
         let io_method = IoMethod::choose(options.io)?;
         let lane_count = pool.lane_count();
         let mailboxes: std::io::Result<Vec<_>> = (0..lane_count).map(|_| Mailbox::new().map(Arc::new)).collect();
@@ -136,7 +145,7 @@ impl Server {
         let (trimming, events) = (Arc::new(Trimming::default()), Arc::new(PoolEvents::default()));
         let alarms = mailboxes.iter().map(|mailbox| Arc::clone(&mailbox.alarm)).collect();
         let shared = Arc::new(Shared {
-            exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))))),
+            exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))), options.nbd)),
             mailboxes,
             jobs: Arc::new(Jobs::default()),
             handshakes: Arc::new(Jobs::default()),
@@ -222,15 +231,15 @@ impl Server {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] naming an address that is in use, else the system's.
-    pub fn listen(&self, address: &ListenAddress) -> Result<ListenAddress> {
+    pub fn listen(&self, address: &ListenAddress, settings: ListenSettings) -> Result<ListenAddress> {
         let mut addresses = self.addresses.lock();
         if self.shared.exports.is_closing() {
             return Err(Error::new(ErrorKind::Busy, "The server is ending"));
         }
         let (listener, address) = address.bind()?;
         let is_tcp = matches!(address, ListenAddress::Tcp(_));
-        self.shared.mailboxes[0].send(Message::Listen { listener, is_tcp })?;
-        addresses.push(address.clone());
+        self.shared.mailboxes[0].send(Message::Listen { listener, is_tcp, settings })?;
+        addresses.push((address.clone(), settings));
         Ok(address)
     }
 
@@ -287,21 +296,51 @@ impl Server {
     /// [`ErrorKind::NotFound`].
     pub fn set_exported(&self, name: &str, is_exported: bool) -> Result<()> {
         let info = self.volumes().find(name)?;
-        self.shared.exports.set_exported(info.id, is_exported);
+        let policy = self.shared.exports.policy(info.id);
+        self.shared.exports.set_policy(info.id, ExportPolicy { is_exported: Some(is_exported), ..policy });
+        Ok(())
+    }
+
+    /// How each volume is exported whose policy was set, by its id.
+    #[must_use]
+    pub fn export_policies(&self) -> BTreeMap<Uuid, ExportPolicy> {
+        self.shared.exports.policies()
+    }
+
+    /// Sets how a volume is exported. Connections that there are stay as they are.
+    pub fn set_export_policy(&self, volume: Uuid, policy: ExportPolicy) {
+        self.shared.exports.set_policy(volume, policy);
+    }
+
+    /// Ends all connections that have a volume open. What was acknowledged to them stays.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Busy`] if the server is ending or overloaded.
+    pub fn disconnect(&self, name: &str) -> Result<()> {
+        let volume = self.volumes().find(name)?.id;
+        let (done, answers) = mpsc::channel();
+        for mailbox in &self.shared.mailboxes {
+            mailbox.send(Message::Disconnect { volume, done: done.clone() })?;
+        }
+        drop(done);
+        for _ in &self.shared.mailboxes {
+            answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
+        }
         Ok(())
     }
 
     /// All volumes, and who uses them.
     #[must_use]
     pub fn exports(&self) -> Vec<ExportInfo> {
-        let infos = self.volumes().list().into_iter();
-        infos
-            .map(|info| ExportInfo {
-                is_exported: self.shared.exports.is_exported(info.id),
-                name: info.name,
-                connections: info.connections,
-            })
-            .collect()
+        let (infos, addresses) = (self.volumes().list().into_iter(), self.addresses.lock());
+        let describe = |info: VolumeInfo| {
+            let is_offered = |expose| self.shared.exports.is_exported(info.id, expose);
+            let offering = addresses.iter().filter(|(_, settings)| is_offered(settings.expose));
+            let offered_at: Vec<ListenAddress> = offering.map(|(address, _)| address.clone()).collect();
+            let is_exported = !offered_at.is_empty() || (addresses.is_empty() && is_offered(Expose::All));
+            ExportInfo { is_exported, offered_at, name: info.name, connections: info.connections }
+        };
+        infos.map(describe).collect()
     }
 
     /// Ends the server: nothing more is accepted, requests under way are finished, everything is stored. The second
@@ -325,7 +364,7 @@ impl Server {
                 tracing::warn!(%error, "a lane has ended before");
             }
         }
-        addresses.iter().for_each(ListenAddress::clean_up);
+        addresses.iter().for_each(|(address, _)| address.clean_up());
         for _ in &threads.lanes {
             // The lanes' own patience, and as much for the device.
             if threads.lane_ends.recv_timeout(2 * SHUTDOWN_TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {

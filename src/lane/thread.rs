@@ -5,17 +5,20 @@
 
 #![expect(unsafe_code, reason = "takes the sockets that the kernel gives")]
 
+use super::accepting::hand_out;
 use super::buffers::Buffers;
 use super::connection::{Connection, HandshakeStep, Phase};
 use super::controls::{Answer, Controls};
 use super::device::{Devices, is_device};
 use super::driver::{Call, CallEnd, Driver, LaneDisk, Submission, Uring};
+use super::exports::Client;
 use super::handshake::{HandshakeTurn, NextStep, advance};
 use super::limits::SHUTDOWN_TIME_MAX;
 use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
 use super::server::{Permit, Shared};
+use super::settings::ListenSettings;
 use crate::disk::{Disk, IoBuffer, LentToDevice};
 use crate::error::IoError;
 use crate::pool::AddressGroup;
@@ -26,11 +29,11 @@ use rok_ublk::Prefix;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Pool I/O.
 pub(super) const DISK: Prefix = Prefix::new(1);
@@ -249,6 +252,7 @@ impl Lane {
         for slot in dirty.drain(..) {
             let connection = &mut self.connections[slot_of(slot)];
             connection.is_dirty = false;
+            self.is_tick_wanted |= connection.has_deadline();
             if let Some(call) = connection.begin_send() {
                 self.submit_call(SOCKET.pack(u64::from(slot) << 1 | 1), call);
             }
@@ -291,8 +295,9 @@ impl Lane {
         let there = connection.stream.buffer.slice(connection.stream.start..connection.stream.end);
         let input = there.with_bytes(<[u8]>::to_vec);
         let (mailbox, table) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared.exports));
+        let client = Arc::clone(&connection.client);
         self.shared.handshakes.push(Box::new(move || {
-            let turn = advance(handshake, &input, &table);
+            let turn = advance(handshake, &input, &table, &client);
             drop(table);
             mailbox.return_handshake(slot, turn);
         }));
@@ -340,8 +345,13 @@ impl Lane {
         }
         for message in self.mailbox.take() {
             match message {
-                Message::Connect { socket, permit } => self.connect(socket, permit),
-                Message::Listen { listener, is_tcp } => self.listen(listener, is_tcp),
+                Message::Connect { socket, permit, client } => self.connect(socket, permit, client),
+                Message::Listen { listener, is_tcp, settings } => self.listen(listener, is_tcp, settings),
+                Message::Disconnect { volume, done } => {
+                    self.disconnect(volume);
+                    // Who has given up waiting sees the connections go.
+                    let _is_awaited = done.send(()).is_ok();
+                }
                 Message::ServeDevice(queue) if self.closing.is_none() => self.devices.start(queue),
                 Message::ServeDevice(_) => {}
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
@@ -356,11 +366,24 @@ impl Lane {
         }
     }
 
-    fn connect(&mut self, socket: OwnedFd, permit: Permit) {
+    /// Ends the connections that have a volume open.
+    fn disconnect(&mut self, volume: Uuid) {
+        let having = self.connections.iter_mut().filter(|(_, connection)| connection.has_open(volume));
+        let slots: Vec<usize> = having.map(|(slot, connection)| (slot, connection.break_off()).0).collect();
+        slots.into_iter().filter_map(|slot| u32::try_from(slot).ok()).for_each(|slot| self.mark(slot));
+    }
+
+    fn connect(&mut self, socket: OwnedFd, permit: Permit, client: Arc<Client>) {
         if self.closing.is_some() {
             return;
         }
-        let slot = self.connections.insert(Box::new(Connection::new(socket, permit, Instant::now())));
+        let slot = self.connections.insert(Box::new(Connection::new(
+            socket,
+            permit,
+            client,
+            self.shared.exports.limits,
+            Instant::now(),
+        )));
         self.is_tick_wanted = true;
         self.mark(u32::try_from(slot).expect("a lane has few connections"));
     }
@@ -396,13 +419,8 @@ impl Lane {
         let is_impatient = self.closing.is_some_and(|until| until <= now);
         let mut late = Vec::new();
         for (slot, connection) in &mut self.connections {
-            let is_late = match &connection.phase {
-                Phase::Handshake { deadline, .. } => {
-                    is_any_left = true;
-                    *deadline <= now
-                }
-                _ => false,
-            };
+            let (has_deadline, is_late) = connection.look_at_deadline(now);
+            is_any_left |= has_deadline;
             if is_late || is_impatient {
                 connection.break_off();
                 late.extend(u32::try_from(slot));
@@ -416,9 +434,9 @@ impl Lane {
         self.is_tick_wanted = is_any_left;
     }
 
-    fn listen(&mut self, socket: OwnedFd, is_tcp: bool) {
+    fn listen(&mut self, socket: OwnedFd, is_tcp: bool, settings: ListenSettings) {
         if self.closing.is_none() {
-            let slot = self.listeners.add(socket, is_tcp);
+            let slot = self.listeners.add(socket, is_tcp, settings);
             self.arm_listener(slot);
         }
     }
@@ -432,7 +450,8 @@ impl Lane {
         if result >= 0 {
             // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
-            self.hand_out(socket, self.listeners.is_tcp(slot));
+            let (is_tcp, settings) = self.listeners.settings(slot);
+            hand_out(&self.shared, socket, is_tcp, settings);
         }
         match self.listeners.completed(slot, result, is_armed, self.closing.is_some()) {
             Next::Nothing => {}
@@ -441,26 +460,6 @@ impl Lane {
                 tracing::warn!(error = %io::Error::from_raw_os_error(-result), "a connection could not be accepted");
                 self.is_tick_wanted = true;
             }
-        }
-    }
-
-    /// Gives a connection to the next lane, or closes it if there are too many.
-    fn hand_out(&self, socket: OwnedFd, is_tcp: bool) {
-        let Some(permit) = self.shared.permit() else {
-            tracing::warn!("a connection was closed: there are too many");
-            return;
-        };
-        let socket = if is_tcp {
-            let stream = TcpStream::from(socket);
-            if let Err(error) = super::tcp::tune(&stream) {
-                tracing::debug!(%error, "a connection was gone already");
-            }
-            OwnedFd::from(stream)
-        } else {
-            socket
-        };
-        if let Err(error) = self.shared.next_mailbox().send(Message::Connect { socket, permit }) {
-            tracing::warn!(%error, "a connection was closed");
         }
     }
 

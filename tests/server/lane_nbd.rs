@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "seeds and reasons of skipped parts are for who reads the test's output")]
 
+mod access;
 mod client;
 mod control;
 mod gate;
@@ -16,7 +17,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{Device, FileDevice};
 use rok_blk::error::ErrorKind;
-use rok_blk::lane::{IoChoice, ListenAddress, Server, ServerOptions, limits};
+use rok_blk::lane::{ExportPolicy, IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions, limits};
 use rok_blk::pool::{self, Limits, Parts};
 use rok_blk::volume::NewVolume;
 use rok_nbd::client::{Handshake, Outcome, Reply};
@@ -41,13 +42,19 @@ pub struct World {
     directory: tempfile::TempDir,
     store: Arc<GatedStore>,
     id: Uuid,
+    nbd: NbdLimits,
 }
 
 impl World {
     /// A fresh pool with volume "vol1".
     pub fn create(device_bytes: u64) -> (Self, Running) {
+        Self::create_with(device_bytes, NbdLimits::default())
+    }
+
+    /// The same with bounds of its own.
+    pub fn create_with(device_bytes: u64, nbd: NbdLimits) -> (Self, Running) {
         let directory = tempfile::tempdir().expect("a directory for the pool");
-        let world = Self { directory, store: Arc::default(), id: Uuid::new_v4() };
+        let world = Self { directory, store: Arc::default(), id: Uuid::new_v4(), nbd };
         let device = FileDevice::create(&world.device_path(), device_bytes).expect("space for the pool");
         let device = Arc::new(device);
         let mut random = random();
@@ -67,10 +74,10 @@ impl World {
     fn serve(&self, device: &Arc<FileDevice>) -> Running {
         let mut random = random();
         let pool = pool::open(self.parts(device), &mut |bytes| random.fill_bytes(bytes)).expect("the pool opens");
-        let options = ServerOptions { devices: vec![Arc::clone(device)], io: IoChoice::Auto };
+        let options = ServerOptions { devices: vec![Arc::clone(device)], io: IoChoice::Auto, nbd: self.nbd };
         let server = Server::start(pool, options).expect("a server");
         let socket = self.directory.path().join("nbd.sock");
-        server.listen(&ListenAddress::Unix(socket.clone())).expect("the socket is free");
+        server.listen(&ListenAddress::Unix(socket.clone()), ListenSettings::default()).expect("the socket is free");
         Running { server, socket }
     }
 
@@ -210,13 +217,13 @@ fn bad_requests_get_the_error_of_the_protocol_and_keep_the_connection() {
         assert_eq!(client.call(RequestKind::Trim, none, (end, 4096), &[]), Err(WireError::Invalid));
         assert_eq!(client.call(RequestKind::Unknown(77), none, (0, 0), &[]), Err(WireError::Invalid));
         assert_eq!(client.call(RequestKind::Flush, none, (1, 0), &[]), Err(WireError::Invalid));
-        let oversize = limits::REQUEST_BYTES_MAX + 1;
+        let oversize = NbdLimits::default().request_bytes_max + 1;
         assert_eq!(client.read(0, oversize), Err(WireError::Invalid));
         let payload = vec![1; usize::try_from(oversize).expect("64 bits")];
         assert_eq!(client.write(0, &payload), Err(WireError::Invalid));
         assert_eq!(client.read(0, 0), Ok(Vec::new()));
         assert_eq!(client.write(0, &[]), Ok(Vec::new()));
-        let largest = limits::REQUEST_BYTES_MAX;
+        let largest = NbdLimits::default().request_bytes_max;
         assert_eq!(client.read(0, largest).map(|data| data.len()), Ok(32 << 20));
         client.write(0, &pattern(3, 32 << 20)).expect("the largest write");
         assert!(client.read(0, largest).expect("a read") == pattern(3, 32 << 20));
@@ -254,7 +261,7 @@ fn disconnect_answers_everything_before() {
 fn more_requests_than_may_be_under_way_are_all_answered() {
     let (_world, running) = World::create(256 * MIB);
     let mut client = running.connect();
-    let count = u64::try_from(limits::REQUESTS_MAX).expect("small") * 8;
+    let count = u64::try_from(NbdLimits::default().requests_max).expect("small") * 8;
     let mut writer = client.stream.try_clone().expect("a second handle");
     let sender = std::thread::spawn(move || {
         for cookie in 1..=count {
@@ -332,9 +339,10 @@ fn await_connections(running: &Running, count: u32) {
 
 #[test]
 fn connections_beyond_the_limit_are_closed_and_the_others_live() {
-    let (_world, running) = World::create(128 * MIB);
+    let limits = NbdLimits { connections_max: 128, ..NbdLimits::default() };
+    let (_world, running) = World::create_with(128 * MIB, limits);
     let mut client = running.connect();
-    let held: Vec<UnixStream> = (1..limits::CONNECTIONS_MAX)
+    let held: Vec<UnixStream> = (1..limits.connections_max)
         .map(|_| {
             let mut stream = UnixStream::connect(&running.socket).expect("the server accepts");
             stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");

@@ -11,6 +11,7 @@ mod clients;
 mod counted;
 mod damage;
 mod devices;
+mod exports;
 mod failures;
 mod fallback;
 mod full_file_system;

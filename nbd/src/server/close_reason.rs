@@ -3,7 +3,6 @@
 use std::fmt;
 
 use super::export::FindError;
-use crate::limits;
 use crate::wire::flags::ClientFlags;
 use crate::wire::option::OptionKind;
 
@@ -44,11 +43,7 @@ impl fmt::Display for CloseReason {
             Self::NotFixedNewstyle(option) => {
                 write!(formatter, "A client without fixed newstyle sent option {}", option.number())
             }
-            Self::OptionTooLong(size) => write!(
-                formatter,
-                "An option has {size} bytes of data; at most {} are accepted",
-                limits::OPTION_SKIP_SIZE_MAX
-            ),
+            Self::OptionTooLong(size) => write!(formatter, "An option has {size} bytes of data, which is too much"),
             Self::TooManyOptions => formatter.write_str("The client sent too many options"),
             Self::BadExportName => formatter.write_str("The client chose an export by a name that is no valid string"),
             Self::NoExport(error) => write!(formatter, "The client chose an export it does not get: {error}"),

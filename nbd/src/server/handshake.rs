@@ -33,6 +33,23 @@ pub struct Handshake {
     is_shutting_down: bool,
     option_count: u32,
     option_count_max: u32,
+    bounds: HandshakeBounds,
+}
+
+/// What a client may send before it has chosen an export.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HandshakeBounds {
+    /// How many options; [`limits::OPTION_COUNT_PER_EXPORT`] more for each export that it was told of.
+    pub option_count_max: u32,
+    /// How long the data of an option may be that is read and dropped, in bytes; a longer one closes. Counts as
+    /// [`limits::OPTION_SKIP_SIZE_MAX`] if it exceeds that.
+    pub option_size_bytes_max: u32,
+}
+
+impl Default for HandshakeBounds {
+    fn default() -> Self {
+        Self { option_count_max: limits::OPTION_COUNT_MAX, option_size_bytes_max: limits::OPTION_SKIP_SIZE_MAX }
+    }
 }
 
 /// What the handshake waits for.
@@ -94,7 +111,7 @@ pub struct Negotiated {
 
 impl Default for Handshake {
     fn default() -> Self {
-        Self::new()
+        Self::new(HandshakeBounds::default())
     }
 }
 
@@ -102,7 +119,7 @@ impl Handshake {
     /// A handshake that has not sent its greeting. Call [`Handshake::advance`] with no input as soon as the
     /// connection is there: the server speaks first.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(bounds: HandshakeBounds) -> Self {
         Self {
             step: Step::Start,
             pending: Vec::new(),
@@ -111,7 +128,8 @@ impl Handshake {
             contexts: None,
             is_shutting_down: false,
             option_count: 0,
-            option_count_max: limits::OPTION_COUNT_MAX,
+            option_count_max: bounds.option_count_max,
+            bounds,
         }
     }
 
@@ -201,7 +219,7 @@ impl Handshake {
         if self.option_count > self.option_count_max {
             return Some(Outcome::Close(CloseReason::TooManyOptions));
         }
-        if header.length > limits::OPTION_SKIP_SIZE_MAX {
+        if header.length > self.bounds.option_size_bytes_max.min(limits::OPTION_SKIP_SIZE_MAX) {
             return Some(Outcome::Close(CloseReason::OptionTooLong(header.length)));
         }
         let is_fixed_newstyle = self.client_flags.contains(ClientFlags::FIXED_NEWSTYLE);
@@ -300,7 +318,7 @@ impl Handshake {
         replies.ack();
         let export_count = u32::try_from(names.len()).unwrap_or(u32::MAX);
         let option_count_max =
-            limits::OPTION_COUNT_MAX.saturating_add(export_count.saturating_mul(limits::OPTION_COUNT_PER_EXPORT));
+            self.bounds.option_count_max.saturating_add(export_count.saturating_mul(limits::OPTION_COUNT_PER_EXPORT));
         self.option_count_max = self.option_count_max.max(option_count_max);
     }
 
@@ -430,6 +448,10 @@ fn refuse_export(replies: &mut OptionReplies<'_>, name: &str, error: FindError) 
             replies.error(OptionError::Unknown, &format!("Export {quoted:?} is not available now"));
         }
         FindError::Forbidden => replies.error(OptionError::Policy, &format!("Export {quoted:?} is not open to you")),
+        FindError::Crowded => {
+            let message = format!("Export {quoted:?} has as many connections as it may have; try again later");
+            replies.error(OptionError::Policy, &message);
+        }
         FindError::ShuttingDown => replies.error(OptionError::Shutdown, SHUTTING_DOWN),
     }
 }

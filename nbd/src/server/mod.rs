@@ -11,7 +11,7 @@ mod transmission;
 
 pub use close_reason::CloseReason;
 pub use export::{Export, ExportFeatures, Exports, FindError};
-pub use handshake::{Handshake, Negotiated, Outcome, Progress};
+pub use handshake::{Handshake, HandshakeBounds, Negotiated, Outcome, Progress};
 pub use meta_context::SelectedContext;
 pub use read_reply::{ReadReply, ReadReplyError};
 pub use transmission::{Refusal, RequestRules, StatusRequest};

@@ -135,7 +135,7 @@ impl Talk {
     }
 
     pub(super) fn with_flags(catalog: Catalog, flags: [u8; 4]) -> Self {
-        let mut talk = Self { handshake: Handshake::new(), catalog };
+        let mut talk = Self { handshake: Handshake::default(), catalog };
         let (_, progress) = talk.say(&flags);
         assert_eq!(progress, Progress { consumed: 4, outcome: Outcome::NeedMore });
         talk

@@ -3,7 +3,7 @@
 use super::catalog::{
     FLAGS, SIZE_BYTES, Talk, catalog, info_data, negotiated, no_exports, option, option_replies, option_with_length,
 };
-use crate::server::{CloseReason, FindError, Handshake, Outcome};
+use crate::server::{CloseReason, FindError, Handshake, HandshakeBounds, Outcome};
 use crate::{ClientFlags, InfoKind, OptionError, OptionKind, ReplyForm, TransmissionFlags, limits};
 
 /// Flags of `vol1` without structured replies: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN, CACHE,
@@ -14,14 +14,14 @@ const DF: u16 = 128;
 #[test]
 fn server_greets_first_with_fixed_newstyle_and_no_zeroes() {
     let mut output = Vec::new();
-    let progress = Handshake::new().advance(&[], &mut output, &catalog());
+    let progress = Handshake::default().advance(&[], &mut output, &catalog());
     assert_eq!(progress.outcome, Outcome::NeedMore);
     assert_eq!(output, b"NBDMAGICIHAVEOPT\0\x03");
 }
 
 #[test]
 fn client_flag_that_was_not_offered_closes() {
-    let mut talk = Talk { handshake: Handshake::new(), catalog: catalog() };
+    let mut talk = Talk { handshake: Handshake::default(), catalog: catalog() };
     let (_, progress) = talk.say(&[0, 0, 0, 7]);
     assert_eq!(progress.outcome, Outcome::Close(CloseReason::UnknownClientFlags(ClientFlags(7))));
 }
@@ -418,9 +418,28 @@ fn client_that_does_not_read_is_made_to_wait() {
 
 #[test]
 fn whole_handshake_may_come_in_one_piece() {
-    let mut talk = Talk { handshake: Handshake::new(), catalog: catalog() };
+    let mut talk = Talk { handshake: Handshake::default(), catalog: catalog() };
     let pieces = [FLAGS.to_vec(), option(8, &[]), option(3, &[]), option(7, &info_data(b"vol1", &[3]))];
     let (output, progress) = talk.say(&pieces.concat());
     assert_eq!(option_replies(&output[18..]).len(), 1 + 4 + 3);
     assert_eq!(negotiated(progress).reply_form, ReplyForm::Structured);
+}
+
+#[test]
+fn bounds_of_the_owner_hold() {
+    let bounds = HandshakeBounds { option_count_max: 2, option_size_bytes_max: 100 };
+    let talk = || {
+        let mut talk = Talk { handshake: Handshake::new(bounds), catalog: no_exports() };
+        talk.say(&FLAGS);
+        talk
+    };
+    let mut counted = talk();
+    counted.ask(8, &[]);
+    counted.ask(8, &[]);
+    let (_, progress) = counted.say(&option(8, &[]));
+    assert_eq!(progress.outcome, Outcome::Close(CloseReason::TooManyOptions));
+    let mut sized = talk();
+    sized.ask(99, &[0; 100]);
+    let (_, progress) = sized.say(&option(99, &[0; 101]));
+    assert_eq!(progress.outcome, Outcome::Close(CloseReason::OptionTooLong(101)));
 }

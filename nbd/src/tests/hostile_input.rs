@@ -11,7 +11,7 @@ use crate::{CommandFlags, ReplyForm, Request, RequestForm, RequestKind, limits};
 /// Feeds `input` in pieces of the given sizes (repeated), as an owner would; everything sent, how much was taken, and
 /// the end.
 fn fed(input: &[u8], piece_sizes: &[usize]) -> (Vec<u8>, usize, Outcome) {
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::default();
     let exports = catalog();
     let mut sent = Vec::new();
     let mut output = Vec::new();
@@ -93,7 +93,7 @@ fn client_that_never_reads_gets_no_more_than_the_bound_and_one_answer() {
         .exports
         .extend((0..200).map(|index| Export::new(format!("{index:04096}"), 1 << 20, super::catalog::ALL_FEATURES)));
     let mut output = Vec::new();
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::default();
     let mut consumed = 0;
     for _ in 0..1000 {
         let progress = handshake.advance(&input[consumed..], &mut output, &catalog);

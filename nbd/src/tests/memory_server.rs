@@ -26,7 +26,7 @@ impl MemoryServer {
         let catalog = catalog();
         let size = usize::try_from(catalog.exports[0].size_bytes).expect("fits");
         Self {
-            handshake: server::Handshake::new(),
+            handshake: server::Handshake::default(),
             catalog,
             state: None,
             data: vec![0; size],

@@ -26,20 +26,29 @@ fn resize_refuses_to_shrink_what_is_in_use_and_discards_the_end() {
 fn addresses_in_use_are_named_and_stale_sockets_replaced() {
     let (world, running) = World::create(128 * MIB);
     let unix = ListenAddress::Unix(running.socket.clone());
-    let busy = running.server.listen(&unix).expect_err("it is in use");
+    let busy = running.server.listen(&unix, ListenSettings::default()).expect_err("it is in use");
     assert_eq!(busy.kind(), ErrorKind::Busy);
     assert!(busy.message().contains(&unix.to_string()), "{busy}");
     let any = ListenAddress::Tcp("127.0.0.1:0".parse().expect("an address"));
-    let tcp = running.server.listen(&any).expect("a free port");
+    let tcp = running.server.listen(&any, ListenSettings::default()).expect("a free port");
     assert_ne!(tcp, any);
-    assert_eq!(running.server.listen(&tcp).expect_err("it is in use").kind(), ErrorKind::Busy);
+    assert_eq!(
+        running.server.listen(&tcp, ListenSettings::default()).expect_err("it is in use").kind(),
+        ErrorKind::Busy
+    );
     let stale = world.directory.path().join("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).expect("a socket"));
-    running.server.listen(&ListenAddress::Unix(stale.clone())).expect("a stale socket is replaced");
+    running
+        .server
+        .listen(&ListenAddress::Unix(stale.clone()), ListenSettings::default())
+        .expect("a stale socket is replaced");
     Client::connect(&stale, "", false).flush().expect("the default export");
     let file = world.directory.path().join("file");
     std::fs::write(&file, "precious").expect("a file");
-    running.server.listen(&ListenAddress::Unix(file.clone())).expect_err("a file is no socket");
+    running
+        .server
+        .listen(&ListenAddress::Unix(file.clone()), ListenSettings::default())
+        .expect_err("a file is no socket");
     assert_eq!(std::fs::read(&file).expect("it is there"), b"precious");
     running.end();
 }
