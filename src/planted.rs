@@ -53,11 +53,15 @@ pub enum Bug {
     PausedWriteKeepsItsRange,
     /// What an idle lane gives back is no news for writes that wait for space.
     GivenBackUntold,
+    /// A checkpoint frees what a head replaces, although a snapshot maps it.
+    SnapshotBlocksFreed,
+    /// A merge frees what snapshots before it map.
+    MergeFreesOlder,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -82,6 +86,8 @@ impl Bug {
         Self::PauseMissesSpace,
         Self::PausedWriteKeepsItsRange,
         Self::GivenBackUntold,
+        Self::SnapshotBlocksFreed,
+        Self::MergeFreesOlder,
     ];
 }
 

@@ -58,6 +58,28 @@ integer_newtype!(
     Epoch(u64)
 );
 integer_newtype!(
+    /// What a reader sees of a tree and its parents: a head has its tree's number, a snapshot one that no tree has.
+    ViewId(u64)
+);
+
+impl ViewId {
+    /// Views of snapshots begin here.
+    const SNAPSHOTS: u64 = 1 << 63;
+
+    /// The view of a tree's head.
+    #[must_use]
+    pub const fn of_head(tree: TreeId) -> Self {
+        Self(tree.get())
+    }
+
+    /// The `index`-th view of a snapshot since the pool was opened.
+    #[must_use]
+    pub const fn of_snapshot(index: u64) -> Self {
+        Self(Self::SNAPSHOTS + index)
+    }
+}
+
+integer_newtype!(
     /// Position of a block in a volume, in blocks.
     BlockIndex(u64)
 );
@@ -124,6 +146,11 @@ impl DeviceIndex {
     pub const fn as_usize(self) -> usize {
         self.0 as usize
     }
+}
+
+impl Epoch {
+    /// Above every epoch: what a head sees.
+    pub const NEWEST: Self = Self(u64::MAX);
 }
 
 impl Sequence {

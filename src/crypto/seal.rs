@@ -52,6 +52,8 @@ pub enum SealKind {
     Job = 10,
     /// Settings of the pool in the catalog.
     Settings = 11,
+    /// A frozen epoch of a tree in the catalog.
+    Point = 12,
 }
 
 /// Why a sealed value or record does not open.

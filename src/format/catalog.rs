@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 /// Longest name of a volume in bytes.
 pub const NAME_BYTES_MAX: usize = 63;
+/// Labels of a volume.
+pub const LABELS_MAX: usize = 256;
 /// Lanes of a pool.
 pub const LANES_MAX: usize = 64;
 
@@ -41,6 +43,46 @@ impl OnFull {
     }
 }
 
+/// Until when a volume or a snapshot is there. Seconds since 1970; 0 is never.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lifetime {
+    /// When it goes to the trash by itself.
+    pub expires_at: u64,
+    /// When it was put into the trash.
+    pub trashed_at: u64,
+    /// When it leaves the trash for good.
+    pub delete_at: u64,
+}
+
+impl Lifetime {
+    pub(super) fn encode(self, writer: &mut Writer) {
+        writer.u64(self.expires_at);
+        writer.u64(self.trashed_at);
+        writer.u64(self.delete_at);
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        Ok(Self { expires_at: reader.u64()?, trashed_at: reader.u64()?, delete_at: reader.u64()? })
+    }
+
+    /// Whether it is in the trash.
+    #[must_use]
+    pub const fn is_trashed(self) -> bool {
+        self.trashed_at != 0
+    }
+}
+
+pub(super) fn encode_labels(labels: &[(String, String)], writer: &mut Writer) {
+    writer.list(labels, |writer, (key, value)| {
+        writer.text(key);
+        writer.text(value);
+    });
+}
+
+pub(super) fn decode_labels(reader: &mut Reader<'_>) -> Result<Vec<(String, String)>, FormatError> {
+    reader.list(|reader| Ok((reader.text("label key")?, reader.text("label value")?)))
+}
+
 /// A writable virtual disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeRecord {
@@ -58,9 +100,35 @@ pub struct VolumeRecord {
     pub created_at: u64,
     /// What its writes do that find no space.
     pub on_full: OnFull,
+    /// Number of its next snapshot; those below were used.
+    pub next_snapshot: u64,
+    /// The snapshot that it began as: its volume's id and its number. It may be gone.
+    pub origin: Option<(Uuid, u64)>,
+    /// Until when it is there.
+    pub lifetime: Lifetime,
+    /// What the user noted, by key.
+    pub labels: Vec<(String, String)>,
 }
 
 impl VolumeRecord {
+    /// A volume with sectors of 512 bytes and nothing special, which has no tree yet.
+    #[must_use]
+    pub fn new(id: Uuid, name: &str, size_bytes: u64) -> Self {
+        Self {
+            id,
+            name: name.to_owned(),
+            size_bytes,
+            sector_size: 512,
+            tree: TreeId::new(0),
+            created_at: 0,
+            on_full: OnFull::Error,
+            next_snapshot: 1,
+            origin: None,
+            lifetime: Lifetime::default(),
+            labels: Vec::new(),
+        }
+    }
+
     /// The body, before it is sealed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -74,6 +142,12 @@ impl VolumeRecord {
         writer.u8(self.on_full.code());
         writer.zeros(1);
         writer.bytes(self.name.as_bytes());
+        writer.u64(self.next_snapshot);
+        let (origin, number) = self.origin.unwrap_or_default();
+        writer.bytes(origin.as_bytes());
+        writer.u64(number);
+        self.lifetime.encode(&mut writer);
+        encode_labels(&self.labels, &mut writer);
         writer.finish()
     }
 
@@ -90,11 +164,32 @@ impl VolumeRecord {
         let on_full = OnFull::from_code(reader.u8()?).ok_or(FormatError::Field("what writes do without space"))?;
         reader.reserved(1)?;
         let name = std::str::from_utf8(reader.bytes(name_len)?).map_err(|_| FormatError::Field("volume name"))?;
+        let name = name.to_owned();
+        let next_snapshot = reader.u64()?;
+        let origin = (Uuid::from_bytes(reader.array()?), reader.u64()?);
+        let origin = (origin.1 != 0).then_some(origin);
+        let lifetime = Lifetime::decode(&mut reader)?;
+        let labels = decode_labels(&mut reader)?;
         reader.finish()?;
         if !matches!(sector_size, 512 | 4096) {
             return Err(FormatError::Field("sector size"));
         }
-        Ok(Self { id, name: name.to_owned(), size_bytes, sector_size, tree, created_at, on_full })
+        if next_snapshot == 0 {
+            return Err(FormatError::Field("number of the next snapshot"));
+        }
+        Ok(Self {
+            id,
+            name,
+            size_bytes,
+            sector_size,
+            tree,
+            created_at,
+            on_full,
+            next_snapshot,
+            origin,
+            lifetime,
+            labels,
+        })
     }
 }
 
@@ -120,8 +215,40 @@ pub struct TreeRecord {
     pub domain: DomainId,
     /// Whether it is in use.
     pub state: TreeState,
-    /// Blocks that its stored leaves map.
-    pub mapped_block_count: u64,
+    /// What the stored leaves of the newest epoch's interval hold.
+    pub held: HeldBlocks,
+}
+
+/// What the stored leaves of an interval of epochs hold: of those behind the point before it, up to and with its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldBlocks {
+    /// Blocks that were written in the interval, and that nothing before it maps.
+    pub own_count: u64,
+    /// Blocks that are mapped at its end, less those that were before it.
+    pub mapped_delta: i64,
+}
+
+impl HeldBlocks {
+    pub(super) fn encode(self, writer: &mut Writer) {
+        writer.u64(self.own_count);
+        writer.u64(self.mapped_delta.cast_unsigned());
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        Ok(Self { own_count: reader.u64()?, mapped_delta: reader.u64()?.cast_signed() })
+    }
+
+    /// Both together, where one interval takes in the other.
+    ///
+    /// # Panics
+    /// If they count more blocks than there are.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let own_count = self.own_count.checked_add(other.own_count);
+        let mapped_delta = self.mapped_delta.checked_add(other.mapped_delta);
+        let message = "a pool has fewer than 2^48 blocks";
+        Self { own_count: own_count.expect(message), mapped_delta: mapped_delta.expect(message) }
+    }
 }
 
 impl TreeRecord {
@@ -140,7 +267,7 @@ impl TreeRecord {
             TreeState::Deleting(cursor) => (1, cursor.get()),
         };
         writer.u64(cursor);
-        writer.u64(self.mapped_block_count);
+        self.held.encode(&mut writer);
         writer.u8(state);
         writer.zeros(7);
         writer.finish()
@@ -156,7 +283,7 @@ impl TreeRecord {
         let (parent, parent_epoch) = (reader.u64()?, reader.u64()?);
         let domain = DomainId::new(reader.u64()?);
         let cursor = LeafIndex::new(reader.u64()?);
-        let mapped_block_count = reader.u64()?;
+        let held = HeldBlocks::decode(&mut reader)?;
         let state = match reader.u8()? {
             0 => TreeState::Living,
             1 => TreeState::Deleting(cursor),
@@ -165,7 +292,7 @@ impl TreeRecord {
         reader.reserved(7)?;
         reader.finish()?;
         let parent = (parent != 0).then(|| (TreeId::new(parent), Epoch::new(parent_epoch)));
-        Ok(Self { id, epoch, parent, domain, state, mapped_block_count })
+        Ok(Self { id, epoch, parent, domain, state, held })
     }
 }
 

@@ -112,6 +112,27 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Text behind its length (u16).
+    ///
+    /// # Errors
+    /// [`FormatError::TooShort`], or [`FormatError::Field`] with `name` if it is not UTF-8.
+    pub fn text(&mut self, name: &'static str) -> Result<String, FormatError> {
+        let len = usize::from(self.u16()?);
+        let bytes = self.bytes(len)?;
+        std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| FormatError::Field(name))
+    }
+
+    /// Items behind their count (u16).
+    ///
+    /// # Errors
+    /// [`FormatError::TooShort`], or those of `read`.
+    pub fn list<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Self) -> Result<T, FormatError>,
+    ) -> Result<Vec<T>, FormatError> {
+        (0..self.u16()?).map(|_| read(self)).collect()
+    }
+
     /// Bytes left.
     #[must_use]
     pub const fn remaining(&self) -> usize {
@@ -169,6 +190,26 @@ impl Writer {
     /// Appends eight bytes.
     pub fn u64(&mut self, value: u64) {
         self.bytes(&value.to_le_bytes());
+    }
+
+    /// Appends text behind its length (u16).
+    ///
+    /// # Panics
+    /// As [`len_u16`].
+    pub fn text(&mut self, text: &str) {
+        self.u16(len_u16(text.len()));
+        self.bytes(text.as_bytes());
+    }
+
+    /// Appends items behind their count (u16).
+    ///
+    /// # Panics
+    /// As [`len_u16`].
+    pub fn list<T>(&mut self, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
+        self.u16(len_u16(items.len()));
+        for item in items {
+            write(self, item);
+        }
     }
 
     /// Appends `count` zeros.

@@ -12,7 +12,9 @@ use crate::crypto::{
     ShredKey, Suite, domain_place,
 };
 use crate::format::bitmap::{self, STRETCH_WORDS};
-use crate::format::catalog::{ChainStart, CheckpointRecord, DomainRecord, OnFull, TreeRecord, TreeState, VolumeRecord};
+use crate::format::catalog::{
+    ChainStart, CheckpointRecord, DomainRecord, HeldBlocks, Lifetime, OnFull, TreeRecord, TreeState, VolumeRecord,
+};
 use crate::format::device_header::DeviceHeader;
 use crate::format::entry::Entry;
 use crate::format::job::{JobFailure, JobRecord, JobState, JobUnit};
@@ -21,6 +23,7 @@ use crate::format::owner::{self, OwnerRun};
 use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
 use crate::format::session::Session;
 use crate::format::shred_key::ShredKeyCopy;
+use crate::format::snapshot::{Annotations, Hold, Merge, MergeSide, PointRecord, SnapshotRecord};
 use crate::format::superblock::{self, DeviceRecord, KeySlotRecord, Superblock};
 use crate::format::{FormatError, key};
 use crate::units::{
@@ -60,7 +63,10 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("session", session().encode(&master().static_mac(Purpose::Session))),
         ("volume", volume().encode()),
         ("volume-on-full-pause", pausing_volume().encode()),
+        ("volume-cloned", cloned_volume().encode()),
         ("tree", tree().encode()),
+        ("point", point().encode()),
+        ("snapshot", snapshot().encode()),
         ("domain", domain().encode()),
         ("domain-of-volume", domain_of_volume().encode()),
         ("shred-key", shred_key_copy().encode()),
@@ -79,6 +85,8 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("block", block_start()),
         ("key-volume", key::volume(VOLUME)),
         ("key-tree", key::tree(TreeId::new(7))),
+        ("key-point", key::point(TreeId::new(7), Epoch::new(1))),
+        ("key-snapshot", key::snapshot(VOLUME, 9)),
         ("key-domain", key::domain(DomainId::new(0))),
         ("key-job", key::job(41)),
         ("key-checkpoint", key::CHECKPOINT.to_vec()),
@@ -169,7 +177,17 @@ fn volume() -> VolumeRecord {
         tree: TreeId::new(7),
         created_at: 1_700_000_000,
         on_full: OnFull::Error,
+        next_snapshot: 1,
+        origin: None,
+        lifetime: Lifetime::default(),
+        labels: Vec::new(),
     }
+}
+
+fn cloned_volume() -> VolumeRecord {
+    let lifetime = Lifetime { expires_at: 1_800_000_000, trashed_at: 1_700_000_100, delete_at: 1_700_001_000 };
+    let labels = vec![("team".to_owned(), "risk".to_owned())];
+    VolumeRecord { next_snapshot: 10, origin: Some((DEVICE, 4)), lifetime, labels, ..volume() }
 }
 
 fn pausing_volume() -> VolumeRecord {
@@ -198,7 +216,39 @@ fn tree() -> TreeRecord {
         parent: Some((TreeId::new(4), Epoch::new(1))),
         domain: DomainId::new(0),
         state: TreeState::Deleting(LeafIndex::new(3)),
-        mapped_block_count: 300,
+        held: HeldBlocks { own_count: 300, mapped_delta: -20 },
+    }
+}
+
+fn point() -> PointRecord {
+    PointRecord {
+        tree: TreeId::new(7),
+        epoch: Epoch::new(1),
+        sequence: Sequence::new(1000),
+        held: HeldBlocks { own_count: 90, mapped_delta: 90 },
+        merge: Some(Merge { side: MergeSide::Follower, cursor: (Epoch::new(2), LeafIndex::new(3)) }),
+    }
+}
+
+fn snapshot() -> SnapshotRecord {
+    let text = str::to_owned;
+    SnapshotRecord {
+        id: DEVICE,
+        volume: VOLUME,
+        number: 9,
+        point: (TreeId::new(7), Epoch::new(1)),
+        size_bytes: 1 << 30,
+        created_at_ms: 1_700_000_000_412,
+        time_ms: 1_690_000_000_000,
+        lifetime: Lifetime { expires_at: 1_800_000_000, ..Lifetime::default() },
+        annotations: Annotations {
+            creator: text("alice@lab"),
+            message: text("nightly"),
+            tags: vec![text("v1")],
+            labels: vec![(text("git"), text("4f2a"))],
+            holds: vec![Hold { reason: text("release"), until: 1_900_000_000 }],
+            files: vec![(text("vm.xml"), b"<vm/>".to_vec())],
+        },
     }
 }
 
@@ -433,7 +483,10 @@ fn golden_superblock_with_a_passphrase_decodes_and_opens_both_ways() {
 fn golden_catalog_decodes() {
     assert_eq!(VolumeRecord::decode(&golden("volume")), Ok(volume()));
     assert_eq!(VolumeRecord::decode(&golden("volume-on-full-pause")), Ok(pausing_volume()));
+    assert_eq!(VolumeRecord::decode(&golden("volume-cloned")), Ok(cloned_volume()));
     assert_eq!(TreeRecord::decode(&golden("tree")), Ok(tree()));
+    assert_eq!(PointRecord::decode(&golden("point")), Ok(point()));
+    assert_eq!(SnapshotRecord::decode(&golden("snapshot")), Ok(snapshot()));
     assert_eq!(CheckpointRecord::decode(&golden("checkpoint")), Ok(checkpoint()));
     let domain = DomainRecord::decode(&golden("domain")).expect("our own");
     let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));

@@ -15,6 +15,10 @@ pub const TREE_PREFIX: &[u8] = b"T";
 pub const DOMAIN_PREFIX: &[u8] = b"D";
 /// Prefix of jobs in the catalog.
 pub const JOB_PREFIX: &[u8] = b"J";
+/// Prefix of frozen epochs in the catalog.
+pub const POINT_PREFIX: &[u8] = b"P";
+/// Prefix of snapshots in the catalog.
+pub const SNAPSHOT_PREFIX: &[u8] = b"S";
 /// Blocks whose owners share a value: 1 MiB of a device.
 pub const OWNER_GROUP_SHIFT: u32 = 8;
 
@@ -28,6 +32,18 @@ pub fn volume(id: Uuid) -> Vec<u8> {
 #[must_use]
 pub fn tree(id: TreeId) -> Vec<u8> {
     [TREE_PREFIX, &id.get().to_be_bytes()].concat()
+}
+
+/// Key of a frozen epoch in the catalog.
+#[must_use]
+pub fn point(tree: TreeId, epoch: Epoch) -> Vec<u8> {
+    [POINT_PREFIX, &tree.get().to_be_bytes(), &epoch.get().to_be_bytes()].concat()
+}
+
+/// Key of a snapshot in the catalog.
+#[must_use]
+pub fn snapshot(volume: Uuid, number: u64) -> Vec<u8> {
+    [SNAPSHOT_PREFIX, volume.as_bytes(), &number.to_be_bytes()].concat()
 }
 
 /// Key of a domain in the catalog.
@@ -77,6 +93,17 @@ pub fn parse_leaf(key: &[u8]) -> Result<(TreeId, LeafIndex, Epoch), FormatError>
 #[must_use]
 pub fn epoch_leaf(tree: TreeId, epoch: Epoch, leaf: LeafIndex) -> Vec<u8> {
     [tree.get().to_be_bytes(), epoch.get().to_be_bytes(), leaf.get().to_be_bytes()].concat()
+}
+
+/// The parts of an [`epoch_leaf`] key.
+///
+/// # Errors
+/// [`FormatError`] if the length differs.
+pub fn parse_epoch_leaf(key: &[u8]) -> Result<(TreeId, Epoch, LeafIndex), FormatError> {
+    let mut reader = Reader::new(key);
+    let [tree, epoch, leaf] = [reader.array()?, reader.array()?, reader.array()?].map(u64::from_be_bytes);
+    reader.finish()?;
+    Ok((TreeId::new(tree), Epoch::new(epoch), LeafIndex::new(leaf)))
 }
 
 /// The first key behind all of a tree, in the tables of leaves and of leaves by epoch.

@@ -17,6 +17,7 @@ pub mod owner;
 pub mod record;
 pub mod session;
 pub mod shred_key;
+pub mod snapshot;
 pub mod superblock;
 
 pub use codec::FormatError;

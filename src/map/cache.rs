@@ -7,7 +7,7 @@
 use crate::format::leaf::Leaf;
 use crate::map::changes::stripe_of;
 use crate::map::packed::PackedLeaf;
-use crate::units::{LeafIndex, TreeId, to_u64, to_usize};
+use crate::units::{LeafIndex, ViewId, to_u64, to_usize};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -20,7 +20,7 @@ const STRIPE_BYTES_MIN: u64 = 64 << 10;
 const SLOT_BYTES: usize = size_of::<Slot>() - size_of::<PackedLeaf>() + 24 + 25 * 16 / 7 + 1 + 32;
 const _: () = assert!(size_of::<(Key, Box<Slot>)>() == 24);
 
-type Key = (TreeId, LeafIndex);
+type Key = (ViewId, LeafIndex);
 
 struct Slot {
     leaf: PackedLeaf,
@@ -65,27 +65,27 @@ impl LeafCache {
     }
 
     /// Looks at a cached leaf; `None` if it is not cached.
-    pub fn look<R>(&self, tree: TreeId, leaf: LeafIndex, look: impl FnOnce(&PackedLeaf) -> R) -> Option<R> {
-        let mut stripe = self.stripe(tree, leaf).lock();
-        let slot = stripe.slots.get_mut(&(tree, leaf))?;
+    pub fn look<R>(&self, view: ViewId, leaf: LeafIndex, look: impl FnOnce(&PackedLeaf) -> R) -> Option<R> {
+        let mut stripe = self.stripe(view, leaf).lock();
+        let slot = stripe.slots.get_mut(&(view, leaf))?;
         slot.is_used = true;
         Some(look(&slot.leaf))
     }
 
     /// To be asked before a load, and given to [`Self::insert`] after it.
     #[must_use]
-    pub fn version(&self, tree: TreeId, leaf: LeafIndex) -> u64 {
-        self.stripe(tree, leaf).lock().version
+    pub fn version(&self, view: ViewId, leaf: LeafIndex) -> u64 {
+        self.stripe(view, leaf).lock().version
     }
 
     /// Caches a loaded leaf; `false` if a checkpoint replaced leaves since `version`: load it again.
-    pub fn insert(&self, tree: TreeId, leaf_index: LeafIndex, leaf: &Leaf, version: u64) -> bool {
+    pub fn insert(&self, view: ViewId, leaf_index: LeafIndex, leaf: &Leaf, version: u64) -> bool {
         let slot = Box::new(Slot { leaf: PackedLeaf::from(leaf), is_used: true });
-        let mut stripe = self.stripe(tree, leaf_index).lock();
+        let mut stripe = self.stripe(view, leaf_index).lock();
         if stripe.version != version {
             return false;
         }
-        let key = (tree, leaf_index);
+        let key = (view, leaf_index);
         stripe.bytes += bytes_of(&slot.leaf);
         match stripe.slots.insert(key, slot) {
             Some(old) => stripe.bytes -= bytes_of(&old.leaf),
@@ -96,12 +96,12 @@ impl LeafCache {
     }
 
     /// Puts what a checkpoint stored in the place of what is cached. Call it after the commit.
-    pub fn replace(&self, tree: TreeId, leaf_index: LeafIndex, leaf: &Leaf) {
-        let key = (tree, leaf_index);
+    pub fn replace(&self, view: ViewId, leaf_index: LeafIndex, leaf: &Leaf) {
+        let key = (view, leaf_index);
         // Most leaves that a checkpoint changes may not be cached; the others are packed outside the lock.
-        let is_cached = self.stripe(tree, leaf_index).lock().slots.contains_key(&key);
+        let is_cached = self.stripe(view, leaf_index).lock().slots.contains_key(&key);
         let packed = is_cached.then(|| PackedLeaf::from(leaf));
-        let stripe = &mut *self.stripe(tree, leaf_index).lock();
+        let stripe = &mut *self.stripe(view, leaf_index).lock();
         stripe.version += 1;
         if let Some(slot) = stripe.slots.get_mut(&key) {
             // One that was not cached a moment ago is packed here: a load came between.
@@ -113,8 +113,8 @@ impl LeafCache {
         stripe.evict(self.stripe_bytes_max);
     }
 
-    fn stripe(&self, tree: TreeId, leaf: LeafIndex) -> &Mutex<Stripe> {
-        &self.stripes[stripe_of(tree, leaf, to_u64(self.stripes.len()))]
+    fn stripe(&self, view: ViewId, leaf: LeafIndex) -> &Mutex<Stripe> {
+        &self.stripes[stripe_of(view.get(), leaf, to_u64(self.stripes.len()))]
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
     use crate::format::entry::Entry;
     use crate::units::{Address, DeviceIndex, KeyGeneration, Sequence};
 
-    const TREE: TreeId = TreeId::new(1);
+    const VIEW: ViewId = ViewId::new(1);
 
     /// No entry follows from another: all have one sequence.
     fn full_leaf() -> Leaf {
@@ -190,7 +190,7 @@ mod tests {
 
     fn insert(cache: &LeafCache, index: u64) {
         let index = LeafIndex::new(index);
-        assert!(cache.insert(TREE, index, &full_leaf(), cache.version(TREE, index)));
+        assert!(cache.insert(VIEW, index, &full_leaf(), cache.version(VIEW, index)));
     }
 
     #[test]
@@ -210,16 +210,16 @@ mod tests {
         let cache = LeafCache::new(1);
         insert(&cache, 1);
         insert(&cache, 2);
-        assert!(cache.look(TREE, LeafIndex::new(1), |_| ()).is_none());
-        assert!(cache.look(TREE, LeafIndex::new(2), |_| ()).is_some());
+        assert!(cache.look(VIEW, LeafIndex::new(1), |_| ()).is_none());
+        assert!(cache.look(VIEW, LeafIndex::new(2), |_| ()).is_some());
     }
 
     #[test]
     fn a_leaf_that_a_checkpoint_made_larger_counts_with_its_new_size() {
         let cache = LeafCache::new(1 << 20);
         let index = LeafIndex::new(3);
-        assert!(cache.insert(TREE, index, &Leaf::default(), 0));
-        cache.replace(TREE, index, &full_leaf());
+        assert!(cache.insert(VIEW, index, &Leaf::default(), 0));
+        cache.replace(VIEW, index, &full_leaf());
         assert_eq!(cache.size(), (full_bytes(), 1));
     }
 
@@ -229,18 +229,18 @@ mod tests {
         let cache = LeafCache::new(8 * full_bytes());
         (0..8).for_each(|index| insert(&cache, index));
         for index in 8..100 {
-            assert!(cache.look(TREE, LeafIndex::new(7), |_| ()).is_some(), "before {index}");
+            assert!(cache.look(VIEW, LeafIndex::new(7), |_| ()).is_some(), "before {index}");
             insert(&cache, index);
         }
-        assert!(cache.look(TREE, LeafIndex::new(8), |_| ()).is_none());
+        assert!(cache.look(VIEW, LeafIndex::new(8), |_| ()).is_none());
     }
 
     #[test]
     fn a_load_that_a_checkpoint_overtook_is_refused() {
         let cache = LeafCache::new(1 << 20);
         let index = LeafIndex::new(5);
-        let version = cache.version(TREE, index);
-        cache.replace(TREE, index, &full_leaf());
-        assert!(!cache.insert(TREE, index, &full_leaf(), version));
+        let version = cache.version(VIEW, index);
+        cache.replace(VIEW, index, &full_leaf());
+        assert!(!cache.insert(VIEW, index, &full_leaf(), version));
     }
 }

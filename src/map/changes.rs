@@ -87,7 +87,7 @@ impl Changes {
     /// The newest change of a block that an epoch sees, if a set holds one.
     #[must_use]
     pub fn get(&self, tree: TreeId, epoch: Epoch, block: BlockIndex) -> Option<Change> {
-        let stripe = self.stripe(tree, block.leaf()).lock();
+        let stripe = self.stripe(block.leaf()).lock();
         let oldest = ChangeKey { tree, block, epoch: Epoch::new(0) };
         let newest = ChangeKey { tree, block, epoch };
         [&stripe.active, &stripe.frozen]
@@ -104,7 +104,7 @@ impl Changes {
         (first, count): (BlockIndex, usize),
         mut visit: impl FnMut(usize, Change),
     ) {
-        let stripe = self.stripe(tree, first.leaf()).lock();
+        let stripe = self.stripe(first.leaf()).lock();
         let from = ChangeKey { tree, block: first, epoch: Epoch::new(0) };
         let to = ChangeKey { tree, block: first.plus(to_u64(count)), epoch: Epoch::new(0) };
         for set in [&stripe.frozen, &stripe.active] {
@@ -199,8 +199,9 @@ impl Changes {
         self.frozen_count.load(Ordering::Relaxed)
     }
 
-    fn stripe(&self, tree: TreeId, leaf: LeafIndex) -> &Mutex<Stripe> {
-        &self.stripes[stripe_of(tree, leaf, to_u64(self.stripes.len()))]
+    /// By the leaf alone: a checkpoint finds the changes of a leaf of a tree and of its parents in one stripe.
+    fn stripe(&self, leaf: LeafIndex) -> &Mutex<Stripe> {
+        &self.stripes[stripe_of(0, leaf, to_u64(self.stripes.len()))]
     }
 }
 
@@ -219,7 +220,7 @@ impl LayGuard<'_> {
     /// If a change of the same block with a higher sequence is there: the range lock forbids it. If a block is not of
     /// the leaf.
     pub fn lay_in_leaf(&self, place: (TreeId, LeafIndex), changes: impl Iterator<Item = (ChangeKey, Change)>) {
-        let mut stripe = self.changes.stripe(place.0, place.1).lock();
+        let mut stripe = self.changes.stripe(place.1).lock();
         let mut new_count = 0;
         for (key, change) in changes {
             assert!((key.tree, key.block.leaf()) == place, "a change belongs to the stripe that is locked");
@@ -242,7 +243,7 @@ impl Drop for LayGuard<'_> {
 }
 
 /// A fixed hash: the same stripe in each run, so that simulations repeat.
-pub(super) fn stripe_of(tree: TreeId, leaf: LeafIndex, stripe_count: u64) -> usize {
-    let mixed = (leaf.get() ^ tree.get().rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+pub(super) fn stripe_of(salt: u64, leaf: LeafIndex, stripe_count: u64) -> usize {
+    let mixed = (leaf.get() ^ salt.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     to_usize((mixed >> 40) % stripe_count)
 }

@@ -65,6 +65,37 @@ impl StoredLeaves<'_> {
         self.open(&found_key, found_epoch, &value).map(Some).map_err(|reason| damaged(tree, leaf, &reason))
     }
 
+    /// The epoch of the leaf that `epoch` of one tree sees, without its parents and without opening it.
+    ///
+    /// # Errors
+    /// As [`Self::newest`].
+    pub fn newest_epoch(&self, tree: TreeId, epoch: Epoch, leaf: LeafIndex) -> Result<Option<Epoch>> {
+        let from = key::leaf(tree, leaf, epoch);
+        let found = self.store.seek(Table::Leaves, &key::leaf_prefix(tree, leaf), &from).map_err(store_error)?;
+        let Some((found_key, _)) = found else { return Ok(None) };
+        let parsed = key::parse_leaf(&found_key).map_err(|error| damaged(tree, leaf, &error.to_string()))?;
+        Ok(Some(parsed.2))
+    }
+
+    /// The leaf that an epoch of a tree put.
+    ///
+    /// # Errors
+    /// As [`Self::newest`].
+    pub fn exactly(&self, (tree, epoch, leaf): (TreeId, Epoch, LeafIndex)) -> Result<Option<StoredLeaf>> {
+        let leaf_key = key::leaf(tree, leaf, epoch);
+        let value = self.store.get(Table::Leaves, &leaf_key).map_err(store_error)?;
+        let opened = value.map(|value| self.open(&leaf_key, epoch, &value));
+        opened.transpose().map_err(|reason| damaged(tree, leaf, &reason))
+    }
+
+    /// What removes the leaf that an epoch of a tree put.
+    #[must_use]
+    pub fn delete((tree, epoch, leaf): (TreeId, Epoch, LeafIndex)) -> [MetaOp; 2] {
+        let leaf_key = key::leaf(tree, leaf, epoch);
+        let index_key = key::epoch_leaf(tree, epoch, leaf);
+        [MetaOp::Delete(Table::Leaves, leaf_key), MetaOp::Delete(Table::EpochLeaves, index_key)]
+    }
+
     /// The leaf in a value of the table of leaves.
     ///
     /// # Errors

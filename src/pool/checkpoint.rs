@@ -2,32 +2,31 @@
 //!
 //! One at a time, off the lanes, in bounded steps while foreground I/O goes on. Only here do blocks become
 //! free. The order of the phases is the crash rule; see `DESIGN` in `ARCHITECTURE.md`:
-//! cut, flush, leaves (each batch with its bitmap bits), deletions, owners, the synced last batch, headers, release.
+//! cut, flush, leaves (each batch with its bitmap bits), reclaim, owners, the synced last batch, headers, release.
+
+mod leaves;
+mod reclaim;
 
 use crate::crypto::SealKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::catalog::{ChainStart, CheckpointRecord, TreeRecord, TreeState};
-use crate::format::entry::Entry;
-use crate::format::leaf::Leaf;
-use crate::format::{key, leaf};
-use crate::map::StoredLeaves;
-use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, Table};
+use crate::format::catalog::{ChainStart, CheckpointRecord};
+use crate::format::key;
+use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::planted::{Bug, is_planted};
+use crate::pool::Pool;
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
-use crate::pool::leaf_work::{AppliedLeaf, LeafWork, apply_changes, leaf_work};
+use crate::pool::leaf_work::LeafWork;
 use crate::pool::open::load_checkpoint;
 use crate::pool::owners::Owners;
-use crate::pool::used::BitChanges;
-use crate::pool::{Catalog, CatalogStore, Pool};
-use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, LeafIndex, Sequence, TreeId};
-use std::collections::{BTreeMap, VecDeque};
+use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, TreeId};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Leaves that one synced batch deletes: at most 3 MiB are read for it.
+/// Leaves that one synced batch deletes or merges: at most 6 MiB are read for it.
 const DELETIONS_PER_BATCH: usize = 512;
-/// Leaves that one checkpoint deletes of a tree that goes.
+/// Leaves that one checkpoint deletes or merges.
 const DELETIONS_PER_CHECKPOINT: usize = 65_536;
 /// Owner groups that one batch holds.
 const OWNER_GROUPS_PER_BATCH: usize = 256;
@@ -49,7 +48,7 @@ enum Phase {
     Flush,
     /// The next stripe of the changes.
     Leaves(usize),
-    Deletions,
+    Reclaim,
     Owners,
     Last,
     Headers,
@@ -123,7 +122,7 @@ impl Checkpoint {
             }
             Phase::Flush => self.flush(),
             Phase::Leaves(stripe) => self.store_leaves(stripe),
-            Phase::Deletions => self.delete_leaves(),
+            Phase::Reclaim => self.reclaim(),
             Phase::Owners => self.store_owners(),
             Phase::Last => self.store_last(),
             Phase::Headers => self.write_headers(),
@@ -173,138 +172,6 @@ impl Checkpoint {
         }
         let is_done = is_planted(Bug::SkipCheckpointFlush) || self.pool.flush_devices()?;
         Ok(if is_done { Phase::Leaves(0) } else { Phase::Flush })
-    }
-
-    /// Stores one batch of leaves, with their bitmap bits.
-    fn store_leaves(&mut self, mut stripe: usize) -> Result<Phase> {
-        let leaf_count_max = self.pool.limits.leaves_per_batch;
-        while self.pending.len() < leaf_count_max && stripe < self.pool.changes.stripe_count() {
-            self.pending.extend(leaf_work(self.pool.changes.frozen(stripe)));
-            stripe += 1;
-            // At once: a step without space comes again, and what it stores then must not be taken a second time.
-            self.phase = Phase::Leaves(stripe);
-        }
-        if self.pending.is_empty() {
-            return Ok(Phase::Deletions);
-        }
-        let leaf_count = self.pending.len().min(leaf_count_max);
-        // Held until the batch is committed: a removal of a volume must not come between.
-        let mut catalog = self.pool.catalog.lock();
-        let mut deltas: BTreeMap<TreeId, i64> = BTreeMap::new();
-        let mut batch = Vec::new();
-        let mut replaced = Vec::new();
-        let mut bits = BitChanges::default();
-        let mut dead = Vec::new();
-        for work in self.pending.iter().take(leaf_count) {
-            let Some((mut applied, skip)) = self.apply(work, &catalog, &mut batch)? else {
-                dead.extend(work.changes.iter().filter_map(|(_, change)| change.entry.map(Entry::address)));
-                continue;
-            };
-            if is_planted(Bug::ReplacedStaysUsed) {
-                applied.unmapped.clear();
-            }
-            if skip {
-                dead.extend(&applied.obsolete);
-                continue;
-            }
-            *deltas.entry(work.tree).or_default() += signed(applied.mapped.len()) - signed(applied.unmapped.len());
-            bits.set.extend(&applied.mapped);
-            bits.clear.extend(&applied.unmapped);
-            dead.extend(applied.unmapped.iter().chain(&applied.obsolete));
-            replaced.push((work.tree, work.leaf, applied.leaf));
-        }
-        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
-        let records: Vec<TreeRecord> =
-            deltas.iter().filter_map(|(tree, delta)| catalog.with_mapped(*tree, *delta)).collect();
-        batch.extend(records.iter().map(|record| at.put_tree(record)));
-        self.pool.commit_with_bits(batch, &bits, "Storing leaves")?;
-        catalog.count_mapped(records);
-        drop(catalog);
-        for (tree, leaf, new) in replaced {
-            self.pool.leaves.replace(tree, leaf, &new);
-        }
-        for work in self.pending.drain(..leaf_count) {
-            for (key, change) in work.changes {
-                if let Some(entry) = change.entry {
-                    self.owners.insert(entry.address(), (key.tree, key.epoch, key.block));
-                }
-            }
-        }
-        self.dead.extend(dead);
-        Ok(Phase::Leaves(stripe))
-    }
-
-    /// Applies the changes of a leaf and appends what stores it; `None` if the tree is gone or going. The flag
-    /// says that nothing is to be stored.
-    fn apply(
-        &self,
-        work: &LeafWork,
-        catalog: &Catalog,
-        batch: &mut Vec<MetaOp>,
-    ) -> Result<Option<(AppliedLeaf, bool)>> {
-        let tree = catalog.tree(work.tree).copied();
-        let Some(tree) = tree.filter(|tree| tree.state == TreeState::Living) else { return Ok(None) };
-        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
-        let before = stored.newest(work.tree, work.epoch, work.leaf)?;
-        let base = match (&before, tree.parent) {
-            (Some(before), _) => before.leaf.clone(),
-            (None, Some(parent)) => stored.resolve(&catalog.lineage(parent), work.leaf)?,
-            (None, None) => Leaf::default(),
-        };
-        let applied = apply_changes(base, &work.changes);
-        if applied.change.is_empty() || is_planted(Bug::EmptyLeafNotPut) && applied.leaf.is_empty() {
-            return Ok(Some((applied, true)));
-        }
-        let place = (work.tree, work.epoch, work.leaf);
-        stored.store(place, before.as_ref(), &applied.leaf, &applied.change, batch);
-        Ok(Some((applied, false)))
-    }
-
-    /// Deletes a bounded number of leaves of a tree that goes.
-    fn delete_leaves(&mut self) -> Result<Phase> {
-        let Some(tree) = self.pool.catalog.lock().deleting() else { return Ok(Phase::Owners) };
-        let TreeState::Deleting(cursor) = tree.state else { return Ok(Phase::Owners) };
-        if self.deletions_left == 0 {
-            return Ok(Phase::Owners);
-        }
-        let from = key::leaf_prefix(tree.id, cursor);
-        let end = key::tree_end(tree.id);
-        let found = self.pool.store.scan(Table::Leaves, &from, &end, DELETIONS_PER_BATCH);
-        let found = found.map_err(|error| meta_error("Reading leaves", error))?;
-        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
-        let mut bits = BitChanges::default();
-        let mut next = cursor;
-        for (leaf_key, value) in &found {
-            let damaged = |reason: String| {
-                Error::new(ErrorKind::Integrity, format!("A leaf of tree {} is damaged: {reason}", tree.id))
-            };
-            let (_, index, epoch) = key::parse_leaf(leaf_key).map_err(|error| damaged(error.to_string()))?;
-            let opened = stored.open(leaf_key, epoch, value).map_err(damaged)?;
-            bits.clear.extend(leaf::addresses(&opened.leaf));
-            next = LeafIndex::new(index.get() + 1);
-        }
-        let mut catalog = self.pool.catalog.lock();
-        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
-        let mut batch = Vec::new();
-        let record = if found.len() < DELETIONS_PER_BATCH {
-            let (start, end) = (key::tree_start(tree.id), key::tree_end(tree.id));
-            batch.push(MetaOp::DeleteRange(Table::Leaves, start.clone(), end.clone()));
-            batch.push(MetaOp::DeleteRange(Table::EpochLeaves, start, end));
-            batch.push(MetaOp::Delete(Table::Catalog, key::tree(tree.id)));
-            batch.push(self.put_next_tree(catalog.next_tree())?);
-            None
-        } else {
-            batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
-            let left = tree.mapped_block_count.saturating_sub(crate::units::to_u64(bits.clear.len()));
-            let record = TreeRecord { state: TreeState::Deleting(next), mapped_block_count: left, ..tree };
-            batch.push(at.put_tree(&record));
-            Some(record)
-        };
-        self.pool.commit_with_bits(batch, &bits, "Deleting leaves")?;
-        self.dead.extend(bits.clear);
-        self.deletions_left = self.deletions_left.saturating_sub(found.len());
-        catalog.deletion_advanced(tree.id, record);
-        Ok(Phase::Deletions)
     }
 
     /// Stores the number behind the last tree with the last checkpoint's record: from the batch that deletes a tree's own
@@ -400,7 +267,8 @@ impl Checkpoint {
             signals.wake_lanes();
             signals.space_freed();
         }
-        if pool.catalog.lock().deleting().is_some() {
+        let has_more = pool.with_catalog(|catalog, _| catalog.deleting().is_some() || catalog.has_dead_points());
+        if has_more {
             pool.want_checkpoint();
         }
     }
@@ -411,7 +279,7 @@ impl Pool {
     ///
     /// # Errors
     /// The device's failure; then the pool has failed.
-    fn flush_devices(&self) -> Result<bool> {
+    pub fn flush_devices(&self) -> Result<bool> {
         let Some(start) = self.begin_flush() else { return Ok(false) };
         let devices = self.devices();
         let flushed = start.devices().iter().map(|index| &devices[index.as_usize()]).try_for_each(|device| {
@@ -441,8 +309,4 @@ impl Pool {
         }
         runs
     }
-}
-
-fn signed(count: usize) -> i64 {
-    i64::try_from(count).expect("a batch has few blocks")
 }

@@ -10,7 +10,7 @@ use crate::format::key;
 use crate::map::{Change, ChangeKey, StoredLeaves};
 use crate::meta::{Durability, MetaOp, MetaStore, RocksOptions, RocksStore, Table};
 use crate::units::{
-    Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LeafIndex, STRETCH_BLOCKS, TreeId, to_u64,
+    Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LeafIndex, STRETCH_BLOCKS, ViewId, to_u64,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -80,15 +80,8 @@ fn next_address(pool: &Pool, window: &mut std::vec::IntoIter<Address>) -> Addres
 fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
     let scene = Scene::new(2 * GIB);
     let pool = scene.open();
-    let record = crate::format::catalog::VolumeRecord {
-        id: Uuid::from_u128(3),
-        name: "vol".to_owned(),
-        size_bytes: GIB,
-        sector_size: 4096,
-        tree: TreeId::new(0),
-        created_at: 0,
-        on_full: crate::format::catalog::OnFull::Error,
-    };
+    use crate::format::catalog::VolumeRecord;
+    let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(3), "vol", GIB) };
     let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
     let mut free = Vec::new().into_iter();
     for some in blocks_in_order.chunks(100_000) {
@@ -108,10 +101,10 @@ fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
     }
     let stored = StoredLeaves { store: &*scene.store, keys: &pool.keys };
     for index in (0..MAPPED_BLOCKS / LEAF_ENTRIES_U64).map(LeafIndex::new) {
-        let version = pool.leaves().version(tree, index);
+        let version = pool.leaves().version(ViewId::of_head(tree), index);
         let leaf = stored.newest(tree, Epoch::new(1), index).expect("it is whole").expect("it is there").leaf;
         assert_eq!(to_u64(leaf.len()), LEAF_ENTRIES_U64);
-        assert!(pool.leaves().insert(tree, index, &leaf, version));
+        assert!(pool.leaves().insert(ViewId::of_head(tree), index, &leaf, version));
     }
     let (memory, leaves) = pool.leaves().size();
     assert_eq!(leaves, MAPPED_BLOCKS / LEAF_ENTRIES_U64, "all of it is cached");

@@ -20,8 +20,8 @@ pub(super) struct AppliedLeaf {
     pub change: LeafChange,
     /// New in the stored map.
     pub mapped: Vec<Address>,
-    /// No longer in the stored map.
-    pub unmapped: Vec<Address>,
+    /// What these replace, and what was removed.
+    pub unmapped: Vec<Entry>,
     /// Never stored: a later write is in the leaf already.
     pub obsolete: Vec<Address>,
 }
@@ -56,7 +56,7 @@ pub(super) fn apply_changes(mut leaf: Leaf, changes: &[(ChangeKey, Change)]) -> 
             None if old.is_some() => change.removed.insert(slot),
             None => {}
         }
-        unmapped.extend(old.map(Entry::address));
+        unmapped.extend(old);
     }
     AppliedLeaf { leaf, change, mapped, unmapped, obsolete }
 }

@@ -20,8 +20,7 @@ use std::collections::VecDeque;
 
 /// With fewer batches than this in flight the open one is closed however small it is: the device has little to do.
 const FLIGHT_SMALL_MAX: usize = 2;
-/// With fewer than this it is closed if it is large enough to be worth a write of its own: a device does more large
-/// writes at once.
+/// With fewer than this it is closed if it is worth a write of its own: a device does more large writes at once.
 const FLIGHT_LARGE_MAX: usize = 4;
 const LARGE_BATCH_BLOCKS: usize = 16;
 /// Batches in flight at most; then writes wait.
@@ -35,7 +34,7 @@ const EARLY_FLYING_BLOCKS: usize = 192;
 const PARTS_MAX: usize = 512;
 /// A record with a full batch behind it.
 const FULL_BATCH_BLOCKS: u64 = (RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX) as u64;
-/// Bytes of a record's body for each block, segment and removal: see `format::record`.
+/// Bytes of a record's body for each: see `format::record`.
 const MAC_BYTES: usize = 8;
 const SEGMENT_BYTES: usize = 16;
 const REMOVAL_BYTES: usize = 40;
@@ -56,6 +55,8 @@ pub enum Refusal {
     Full,
     /// No block may be taken under the given floor.
     NoSpace,
+    /// A snapshot of the volume is made: wait for it.
+    Closed,
 }
 
 /// One device write of a batch.

@@ -33,7 +33,7 @@ mod trim;
 mod used;
 mod watermark;
 
-pub use catalog::{Catalog, CatalogStore};
+pub use catalog::{Catalog, CatalogStore, Follower, NewClone, NewSnapshot, PointId, SnapshotId};
 pub use check::{CheckReport, Difference, DifferenceKind, Place, check};
 pub use checkpoint::{Checkpoint, Progress};
 pub use cleaner::{Cleaner, CleanerStep};

@@ -160,7 +160,8 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     let source = Source { pool: parts.id, devices: &raw_devices, keys: &keys, catalog: &catalog, space: &space };
     // A session that recovered more than this one, and was cut off before it wrote, still owns its sequences: the
     // first sequences of sessions never go back.
-    let next_sequence = checkpoint.next_sequence.max(sessions_sequence);
+    // Nor is anything written from now on older than a snapshot.
+    let next_sequence = checkpoint.next_sequence.max(sessions_sequence).max(catalog.sequence_floor());
     let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
     claim(&mut space, &recovered)?;
     let kept_blocks = reserve_blocks(space.block_count()) + HOME_RESERVE_BLOCKS;

@@ -57,6 +57,7 @@ impl Pool {
     /// removed and its key may exist: the next opening of the pool, or the next shredding, ends what was begun.
     pub fn shred(&self, name: &str, random: Random<'_>) -> Result<()> {
         let mut shred_keys = self.shred_keys.lock();
+        let end = self.end_of_writes();
         self.check_catalog_writable()?;
         let domain = self.check_shred(name)?;
         if self.is_meta_reserve_gone() {
@@ -67,7 +68,8 @@ impl Pool {
         let removed = self.change_catalog(|catalog, at| {
             let others = at.keys.volume_domains().into_iter().filter(|other| *other != domain);
             let wrapped = others.map(|other| self.wrap_again(at, other, (next.number, &wrapping), random));
-            catalog.shred(at, name, wrapped.collect())
+            let id = catalog.find(name)?.id;
+            catalog.shred(at, id, end, wrapped.collect())
         });
         if let Err(error) = removed {
             // The key is still needed: nothing was changed, or the next opening decides.
@@ -102,8 +104,8 @@ impl Pool {
     /// As [`Self::shred`].
     pub fn check_shred(&self, name: &str) -> Result<DomainId> {
         self.with_catalog(|catalog, _| {
-            let tree = catalog.find(name)?.tree;
-            catalog.domain_of_only(tree).ok_or_else(|| {
+            let id = catalog.find(name)?.id;
+            catalog.domain_only_of(id).ok_or_else(|| {
                 let message =
                     format!("Volume \"{name}\" has no key of its own: others are encrypted with the same one");
                 Error::new(ErrorKind::Usage, message).with_hint(

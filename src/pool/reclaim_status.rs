@@ -1,20 +1,23 @@
-//! How much space deleted trees still hold until checkpoints have freed it.
+//! How much space deleted trees and snapshots still hold until checkpoints have freed it.
 
 use crate::format::catalog::TreeState;
 use crate::pool::Pool;
 
 impl Pool {
-    /// Blocks that wait to be freed: those of trees that are being deleted.
+    /// Blocks that may be freed: those of trees that are being deleted, and of frozen epochs that live no more, of which
+    /// others keep what they map too.
     #[must_use]
     pub fn reclaim_block_count(&self) -> u64 {
         let catalog = self.catalog.lock();
         let deleted = catalog.trees().filter(|tree| tree.state != TreeState::Living);
-        deleted.map(|tree| tree.mapped_block_count).sum()
+        let of_trees: u64 = deleted.map(|tree| tree.held.own_count).sum();
+        of_trees + catalog.dead_points().map(|point| point.held.own_count).sum::<u64>()
     }
 
     /// Whether something that was deleted still waits for checkpoints, be it without blocks.
     #[must_use]
     pub fn is_reclaiming(&self) -> bool {
-        self.catalog.lock().deleting().is_some()
+        let catalog = self.catalog.lock();
+        catalog.deleting().is_some() || catalog.has_dead_points()
     }
 }

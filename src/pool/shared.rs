@@ -5,7 +5,7 @@ use crate::disk::Device;
 use crate::error::{Error, ErrorKind, IoError};
 use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
-use crate::meta::{MetaStore, ReservedStore};
+use crate::meta::{MetaRead, MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space_news::SpaceNews;
@@ -173,6 +173,12 @@ impl Pool {
         &*self.store
     }
 
+    /// The metadata store as it is for who reads the trees of a lineage one after the other: checkpoints move leaves from
+    /// parents to children. Never call it on a lane.
+    pub fn view_of(&self, lineage: &crate::map::Lineage, look: &mut dyn FnMut(&dyn MetaRead)) {
+        if lineage.0.len() > 1 { self.store.view(look) } else { look(&*self.store) }
+    }
+
     /// Changes that no checkpoint holds.
     #[must_use]
     pub const fn changes(&self) -> &Changes {
@@ -252,6 +258,13 @@ impl Pool {
     /// Numbers for so many blocks or removals.
     pub fn take_sequences(&self, count: u64) -> Sequence {
         Sequence::new(self.next_sequence.fetch_add(count, Ordering::Relaxed))
+    }
+
+    /// Above all sequences given so far, and how many cuts have begun: what was written before this call has a lower
+    /// sequence, and no checkpoint behind the next has changes of it left.
+    #[must_use]
+    pub fn end_of_writes(&self) -> (Sequence, u64) {
+        (Sequence::new(self.next_sequence.load(Ordering::Acquire)), self.cuts_begun())
     }
 
     /// For each lane the last record known durable.
@@ -355,6 +368,13 @@ impl Pool {
     #[must_use]
     pub fn is_meta_reserve_gone(&self) -> bool {
         self.store.is_reserve_gone()
+    }
+
+    /// Wakes every lane.
+    pub fn wake_all_lanes(&self) {
+        if let Some(signals) = self.signals.get() {
+            signals.wake_lanes();
+        }
     }
 
     /// Wakes one lane.

@@ -4,7 +4,7 @@ use super::*;
 use crate::crypto::{MasterKey, Suite};
 use crate::disk::SimDevice;
 use crate::error::ErrorKind;
-use crate::format::catalog::{OnFull, VolumeRecord};
+use crate::format::catalog::VolumeRecord;
 use crate::format::entry::Entry;
 use crate::format::key;
 use crate::map::{Change, ChangeKey};
@@ -47,16 +47,13 @@ impl Place {
 }
 
 fn create_volume(pool: &Pool, name: &str) -> TreeId {
-    let record = VolumeRecord {
-        id: Uuid::new_v4(),
-        name: name.to_owned(),
-        size_bytes: 64 << 20,
-        sector_size: 4096,
-        tree: TreeId::new(0),
-        created_at: 0,
-        on_full: OnFull::Error,
-    };
+    let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::new_v4(), name, 64 << 20) };
     pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree
+}
+
+fn remove_volume(pool: &Pool, name: &str) -> crate::error::Result<VolumeRecord> {
+    let end = pool.end_of_writes();
+    pool.with_catalog(|catalog, at| catalog.remove(at, catalog.find(name)?.id, end))
 }
 
 /// Lays a write of a block over the map; returns where it is.
@@ -82,7 +79,7 @@ fn leaves_that_found_no_space_are_applied_once() {
     let pool = place.open();
     let tree = create_volume(&pool, "gone");
     let address = lay(&pool, tree, 0);
-    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("there is space yet");
+    remove_volume(&pool, "gone").expect("there is space yet");
     place.store.fill_after(Some(1));
     let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
     step_until_full(&mut checkpoint, &place.store);
@@ -118,7 +115,7 @@ fn meta_that_contradicts_itself_is_named_at_open() {
     let tree = create_volume(&pool, "gone");
     let address = lay(&pool, tree, 0);
     Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
-    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("nothing is in the way");
+    remove_volume(&pool, "gone").expect("nothing is in the way");
     drop(pool);
     let stretch = MetaOp::Delete(Table::Used, key::stretch(address.device(), 0));
     place.store.commit(&[stretch], Durability::Synced).expect("memory");
@@ -150,7 +147,7 @@ fn number_of_a_deleted_tree_does_not_come_back() {
     let place = Place::new();
     let pool = place.open();
     let tree = create_volume(&pool, "gone");
-    pool.with_catalog(|catalog, at| catalog.remove(at, "gone")).expect("nothing is in the way");
+    remove_volume(&pool, "gone").expect("nothing is in the way");
     // A crash between the batch that deletes the tree and the last one of the checkpoint.
     let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
     while pool.with_catalog(|catalog, _| catalog.tree(tree).is_some()) {

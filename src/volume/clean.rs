@@ -9,7 +9,7 @@ use crate::error::IoError;
 use crate::format::entry::Entry;
 use crate::planted::{Bug, is_planted};
 use crate::pool::AddressGroup;
-use crate::units::{Address, AddressRun, BlockIndex, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize};
+use crate::units::{Address, AddressRun, BlockIndex, LEAF_ENTRIES_U64, Sequence, blocks_to_bytes, to_u64, to_usize};
 use crate::volume::engine::Engine;
 use crate::volume::range_lock::BlockRange;
 use crate::volume::read::open_blocks;
@@ -33,8 +33,8 @@ struct GroupContent {
     buffer: IoBuffer,
 }
 
-/// How many blocks are being moved, and what tells how that ended.
-type Answer = (u64, oneshot::Receiver<Result<(), IoError>>);
+/// Of which volume how many blocks are being moved, and what tells how that ended.
+type Answer = (Arc<Volume>, u64, oneshot::Receiver<Result<(), IoError>>);
 
 impl<D: Disk + 'static> Engine<D> {
     /// Moves what heads map in a group of addresses elsewhere. Blocks that were replaced or removed meanwhile, and damaged
@@ -61,10 +61,11 @@ impl<D: Disk + 'static> Engine<D> {
             }
         }
         // All of them, also after an error: nothing may be written behind the answer.
-        for (count, answer) in pending {
+        for (volume, count, answer) in pending {
             let moved = answer.await.unwrap_or(Err(IoError::ShuttingDown));
             self.pool.count_moved(if moved.is_ok() { count } else { 0 });
-            result = result.and(moved);
+            // What was to be moved is nobody's any more: no failure.
+            result = if volume.gate.is_retired() { result } else { result.and(moved) };
         }
         result
     }
@@ -120,7 +121,7 @@ impl<D: Disk + 'static> Engine<D> {
     ) -> Result<(), IoError> {
         // Before the lock, so that nobody waits for a leaf that has to be loaded.
         let entries = self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await?;
-        for (first, count) in runs_in_place(&entries, run.start) {
+        for (first, count) in runs_in_place(&entries, run.start, run.volume.own_from()) {
             let range = BlockRange { tree: run.volume.tree, block: run.block.plus(first), count };
             self.lock_for_task(range).await?;
             let early = &entries[to_usize(first)..][..to_usize(u64::from(count))];
@@ -149,7 +150,7 @@ impl<D: Disk + 'static> Engine<D> {
         if is_planted(Bug::MoveTrustsEarlyLook) {
             entries = early.to_vec();
         }
-        if runs_in_place(&entries, start) != [(0, range.count)] {
+        if runs_in_place(&entries, start, run.volume.own_from()) != [(0, range.count)] {
             return Ok(None);
         }
         let blocks = IoBuffer::allocate(blocks_to_bytes(early.len()));
@@ -168,15 +169,16 @@ impl<D: Disk + 'static> Engine<D> {
     /// Writes the blocks of a range, which is locked already, to another place; the part unlocks it.
     fn start_move(&self, volume: &Arc<Volume>, range: BlockRange, blocks: IoBuffer) -> Answer {
         let part = Part { is_move: true, ..Part::new(0, volume, range, PartKind::Write(blocks)) };
-        (u64::from(range.count), self.start_part(part, None))
+        (Arc::clone(volume), u64::from(range.count), self.start_part(part, None))
     }
 }
 
-/// First index and count of the blocks whose entries are where a run that starts at `start` has them.
-fn runs_in_place(entries: &[Option<Entry>], start: Address) -> Vec<(u64, u32)> {
+/// First index and count of the blocks whose entries are where a run that starts at `start` has them, and that nothing but
+/// the head maps.
+fn runs_in_place(entries: &[Option<Entry>], start: Address, own_from: Sequence) -> Vec<(u64, u32)> {
     let mut runs: Vec<(u64, u32)> = Vec::new();
     for (index, entry) in (0..).zip(entries) {
-        if entry.is_none_or(|entry| entry.address() != start.plus(index)) {
+        if entry.is_none_or(|entry| entry.address() != start.plus(index) || entry.sequence() < own_from) {
             continue;
         }
         match runs.last_mut() {

@@ -5,7 +5,7 @@ use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};
 use crate::error::IoError;
 use crate::format::entry::Entry;
 use crate::pool::{DoneBatch, Log, Pool};
-use crate::units::{AddressRun, LEAF_ENTRIES, LaneIndex, LeafIndex, TreeId, to_u64};
+use crate::units::{AddressRun, LEAF_ENTRIES, LaneIndex, LeafIndex, ViewId, to_u64};
 use crate::volume::pause::Pauses;
 use crate::volume::range_lock::RangeLocks;
 use crate::volume::read::Reread;
@@ -67,6 +67,8 @@ pub(super) struct State<D> {
     pub tickets: Slab<Ticket>,
     /// Locked parts that wait for room in the log, oldest first.
     pub backlog: VecDeque<u32>,
+    /// Locked parts that wait for a snapshot of their volume to be made.
+    pub held_back: Vec<u32>,
     /// Locked parts that wait for space.
     pub starved: Vec<Starved>,
     /// Writes that wait for space without a lock, as long as it takes.
@@ -79,7 +81,7 @@ pub(super) struct State<D> {
     /// Reads that need a task.
     pub spawn_later: Vec<Reread>,
     /// Leaves that are being loaded, and who else waits for each.
-    pub loads: BTreeMap<(TreeId, LeafIndex), Vec<LoadWaiter>>,
+    pub loads: BTreeMap<(ViewId, LeafIndex), Vec<LoadWaiter>>,
     /// What has completed and was not taken yet, oldest first.
     completions: Vec<DiskCompletion>,
     /// Blocks that may still be decrypted in this turn.
@@ -136,6 +138,7 @@ impl<D: Disk + 'static> Engine<D> {
                 operations: Slab::new(),
                 tickets: Slab::new(),
                 backlog: VecDeque::new(),
+                held_back: Vec::new(),
                 starved: Vec::new(),
                 pauses: Pauses::default(),
                 lookups: Vec::new(),
@@ -191,6 +194,7 @@ impl<D: Disk + 'static> Engine<D> {
             self.spawn_lookups();
             let has_grants = self.take_grants();
             self.retry_starved();
+            self.retry_held_back();
             self.drain_backlog();
             self.start_flush();
             let has_run = self.run_tasks();
@@ -335,6 +339,7 @@ impl<D: Disk + 'static> Engine<D> {
             for part in &batch.parts {
                 let written = &mut state.parts[crate::units::to_usize(u64::from(*part))];
                 written.batches_left -= 1;
+                written.volume.gate.leave();
                 self.note_batch_end(written);
                 self.settle_part(state, *part);
             }

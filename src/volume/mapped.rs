@@ -12,7 +12,7 @@ use crate::map::{Lineage, StoredLeaves};
 use crate::meta::Table;
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
-use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES, LEAF_ENTRIES_U64, LeafIndex, TreeId};
+use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES, LEAF_ENTRIES_U64, LeafIndex, TreeId, ViewId};
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, finish};
 use crate::volume::request::{Completion, Done};
@@ -130,14 +130,14 @@ impl<D: Disk + 'static> Engine<D> {
         let mut slots = found.slots;
         let first = found.leaf.first_block();
         if !is_planted(Bug::WalkWithoutChanges) {
-            self.pool.changes().of_range(volume.tree, volume.epoch, (first, LEAF_ENTRIES), |index, change| {
+            self.pool.changes().of_range(volume.tree, volume.seen, (first, LEAF_ENTRIES), |index, change| {
                 let slot = u8::try_from(index).expect("a leaf has 256 slots");
                 if change.entry.is_some() { slots.insert(slot) } else { slots.remove(slot) }
             });
         }
         // A checkpoint may have stored changes that the look at the store came too early for, and dropped them since.
-        let is_overtaken = self.pool.leaves().version(volume.tree, found.leaf) != found.version;
-        if is_overtaken {
+        let is_overtaken = self.pool.leaves().version(volume.view, found.leaf) != found.version;
+        if is_overtaken || !volume.is_settled(&self.pool) {
             let entries = self.load_entries(volume, first.get(), LEAF_ENTRIES).await?;
             slots = SlotSet::default();
             (0..=u8::MAX).zip(entries).filter(|(_, entry)| entry.is_some()).for_each(|(slot, _)| slots.insert(slot));
@@ -152,7 +152,7 @@ impl<D: Disk + 'static> Engine<D> {
         let mut touched = BTreeSet::new();
         let mut end = blocks.end;
         let mut from = blocks.start;
-        while let Some(leaf) = self.pool.changes().next_touched(volume.tree, from..blocks.end) {
+        while let Some(leaf) = self.next_touched(volume, from..blocks.end) {
             touched.insert(leaf);
             from = leaf.first_block().get() + LEAF_ENTRIES_U64;
             if touched.len() == LEAVES_PER_STEP {
@@ -161,10 +161,10 @@ impl<D: Disk + 'static> Engine<D> {
             }
         }
         let (sender, receiver) = oneshot::channel();
-        let (pool, tree, lineage) = (Arc::clone(&self.pool), volume.tree, volume.lineage.clone());
+        let (pool, view, lineage) = (Arc::clone(&self.pool), volume.view, volume.lineage.clone());
         self.blocking.run(Box::new(move || {
             // The task may be gone; then nobody wants the leaves.
-            drop(sender.send(find_leaves(&pool, (tree, &lineage), touched, blocks.start..end)));
+            drop(sender.send(find_leaves(&pool, (view, &lineage), touched, blocks.start..end)));
         }));
         receiver.await.map_err(|_| IoError::ShuttingDown)?.map_err(|error| {
             tracing::error!(%error, "listing leaves failed");
@@ -182,7 +182,7 @@ fn blocks_of(range: Range<u64>) -> Range<u64> {
 /// the block up to which the list is complete. Called off the lane.
 fn find_leaves(
     pool: &Pool,
-    (tree, lineage): (TreeId, &Lineage),
+    (view, lineage): (ViewId, &Lineage),
     mut wanted: BTreeSet<LeafIndex>,
     blocks: Range<u64>,
 ) -> ControlResult<(Vec<FoundLeaf>, u64)> {
@@ -201,16 +201,19 @@ fn find_leaves(
             }
         }
     }
-    let stored = StoredLeaves { store: pool.store(), keys: pool.keys() };
-    let wanted = wanted.into_iter().filter(|leaf| leaf.first_block().get() < end);
-    let leaves: ControlResult<Vec<FoundLeaf>> = wanted
-        .map(|leaf| {
-            let version = pool.leaves().version(tree, leaf);
-            let cached = pool.leaves().look(tree, leaf, |packed| packed.present());
-            let slots = cached.map_or_else(|| stored.resolve(lineage, leaf).map(|leaf| leaf.present()), Ok)?;
-            Ok(FoundLeaf { leaf, slots, version })
-        })
-        .collect();
+    let wanted: Vec<LeafIndex> = wanted.into_iter().filter(|leaf| leaf.first_block().get() < end).collect();
+    // Before the view is made: what it does not see counts as overtaken.
+    let versions: Vec<u64> = wanted.iter().map(|leaf| pool.leaves().version(view, *leaf)).collect();
+    let mut leaves = Ok(Vec::new());
+    pool.view_of(lineage, &mut |store| {
+        let stored = StoredLeaves { store, keys: pool.keys() };
+        let found = wanted.iter().zip(&versions).map(|(leaf, version)| {
+            let cached = pool.leaves().look(view, *leaf, |packed| packed.present());
+            let slots = cached.map_or_else(|| stored.resolve(lineage, *leaf).map(|leaf| leaf.present()), Ok)?;
+            Ok(FoundLeaf { leaf: *leaf, slots, version: *version })
+        });
+        leaves = found.collect::<ControlResult<Vec<FoundLeaf>>>();
+    });
     Ok((leaves?, end))
 }
 

@@ -14,8 +14,8 @@ use crate::planted::{Bug, is_planted};
 use crate::units::to_usize;
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, State};
+use crate::volume::partial::BlockChange;
 use crate::volume::request::{Completion, PartKind};
-use crate::volume::write::BlockChange;
 use futures_channel::oneshot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -136,6 +136,7 @@ impl<D: Disk + 'static> Engine<D> {
             && state.tickets.is_empty()
             && state.backlog.is_empty()
             && state.starved.is_empty()
+            && state.held_back.is_empty()
             && state.lookups.is_empty()
             && state.loads.is_empty()
             && state.log.is_idle()

@@ -12,7 +12,8 @@ use crate::map::StoredLeaves;
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::units::{
-    AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, blocks_to_bytes, to_u64, to_usize,
+    AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, Epoch, LEAF_ENTRIES_U64, LeafIndex, TreeId, blocks_to_bytes,
+    to_u64, to_usize,
 };
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, finish};
@@ -174,6 +175,9 @@ impl<D: Disk + 'static> Engine<D> {
         count: usize,
         entries: &mut Vec<Option<Entry>>,
     ) -> Option<()> {
+        if !volume.is_settled(&self.pool) {
+            return None;
+        }
         entries.clear();
         entries.resize(count, None);
         for (from, leaf, blocks) in leaf_ranges(first, count) {
@@ -181,14 +185,14 @@ impl<D: Disk + 'static> Engine<D> {
             let mut changed_count = 0;
             let visited = &mut entries[from..from + blocks];
             let start = first.plus(to_u64(from));
-            self.pool.changes().of_range(volume.tree, volume.epoch, (start, blocks), |index, change| {
+            self.pool.changes().of_range(volume.tree, volume.seen, (start, blocks), |index, change| {
                 visited[index] = change.entry;
                 changed_count += usize::from(!std::mem::replace(&mut changed[index], true));
             });
             if changed_count == blocks {
                 continue;
             }
-            self.pool.leaves().look(volume.tree, leaf, |leaf| {
+            self.pool.leaves().look(volume.view, leaf, |leaf| {
                 for (index, (entry, stored)) in visited.iter_mut().zip(leaf.entries_from(start.slot())).enumerate() {
                     if !changed[index] {
                         *entry = stored;
@@ -215,6 +219,9 @@ impl<D: Disk + 'static> Engine<D> {
                 if let Some(found) = self.cached_entries(volume, start, blocks) {
                     break found;
                 }
+                if !volume.is_settled(&self.pool) {
+                    break self.unsettled_entries(volume, leaf, (start, blocks)).await?;
+                }
                 self.load_leaf(volume, leaf).await?;
             });
         }
@@ -223,7 +230,7 @@ impl<D: Disk + 'static> Engine<D> {
 
     /// Loads a leaf into the cache. Who misses it while it is loaded waits for that load, as long as it is on this lane.
     async fn load_leaf(&self, volume: &Volume, leaf: LeafIndex) -> Result<(), IoError> {
-        let key = (volume.tree, leaf);
+        let key = (volume.view, leaf);
         let running = self.state.borrow_mut().loads.get_mut(&key).map(|waiters| {
             let (sender, receiver) = oneshot::channel();
             waiters.push(sender);
@@ -246,13 +253,16 @@ impl<D: Disk + 'static> Engine<D> {
     /// Loads a leaf off the lane, again if a checkpoint overtook it.
     async fn load_into_cache(&self, volume: &Volume, leaf: LeafIndex) -> Result<(), IoError> {
         loop {
-            let version = self.pool.leaves().version(volume.tree, leaf);
+            let version = self.pool.leaves().version(volume.view, leaf);
             let (sender, receiver) = oneshot::channel();
             let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
             self.blocking.run(Box::new(move || {
-                let stored = StoredLeaves { store: pool.store(), keys: pool.keys() };
+                let mut found = None;
+                pool.view_of(&lineage, &mut |store| {
+                    found = Some(StoredLeaves { store, keys: pool.keys() }.resolve(&lineage, leaf));
+                });
                 // The reader may be gone; then nobody wants the leaf.
-                drop(sender.send(stored.resolve(&lineage, leaf)));
+                drop(found.map(|found| sender.send(found)));
             }));
             let loaded = receiver.await.map_err(|_| IoError::ShuttingDown)?;
             let loaded: Leaf = loaded.map_err(|error| {
@@ -260,14 +270,67 @@ impl<D: Disk + 'static> Engine<D> {
                 IoError::Io
             })?;
             let version = if is_planted(Bug::OvertakenLoadCached) {
-                self.pool.leaves().version(volume.tree, leaf)
+                self.pool.leaves().version(volume.view, leaf)
             } else {
                 version
             };
-            if self.pool.leaves().insert(volume.tree, leaf, &loaded, version) {
+            if self.pool.leaves().insert(volume.view, leaf, &loaded, version) {
                 return Ok(());
             }
         }
+    }
+
+    /// The first leaf of a range of blocks with changes: of the volume's tree, and as long as they are not stored, of parents.
+    pub(super) fn next_touched(&self, volume: &Volume, blocks: std::ops::Range<u64>) -> Option<LeafIndex> {
+        let depth = if volume.is_settled(&self.pool) { 1 } else { volume.lineage.0.len() };
+        let trees = volume.lineage.0.iter().take(depth);
+        trees.filter_map(|(tree, _)| self.pool.changes().next_touched(*tree, blocks.clone())).min()
+    }
+
+    /// The entries of blocks of one leaf while the changes of parents are not stored: tree by tree, what its changes say, and
+    /// else its stored leaf if it has one. Nothing of it is cached.
+    async fn unsettled_entries(
+        &self,
+        volume: &Volume,
+        leaf: LeafIndex,
+        (start, blocks): (BlockIndex, usize),
+    ) -> Result<Vec<Option<Entry>>, IoError> {
+        // Changes first, stored leaves second: a checkpoint moves them the same way, so none is missed.
+        let changes_of = |(tree, epoch): &(TreeId, Epoch)| {
+            let mut changes = vec![None; blocks];
+            self.pool.changes().of_range(*tree, *epoch, (start, blocks), |index, change| {
+                changes[index] = Some(change.entry);
+            });
+            changes
+        };
+        let changes: Vec<Vec<Option<Option<Entry>>>> = volume.lineage.0.iter().map(changes_of).collect();
+        let (sender, receiver) = oneshot::channel();
+        let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
+        self.blocking.run(Box::new(move || {
+            let mut found = None;
+            pool.view_of(&lineage, &mut |store| {
+                let stored = StoredLeaves { store, keys: pool.keys() };
+                let leaves = lineage.0.iter().map(|(tree, epoch)| stored.newest(*tree, *epoch, leaf));
+                found = Some(leaves.collect::<crate::error::Result<Vec<_>>>());
+            });
+            // The reader may be gone; then nobody wants the leaves.
+            drop(found.map(|found| sender.send(found)));
+        }));
+        let leaves = receiver.await.map_err(|_| IoError::ShuttingDown)?.map_err(|error| {
+            tracing::error!(%error, "loading a leaf failed");
+            IoError::Io
+        })?;
+        let mut entries = vec![None; blocks];
+        for (index, entry) in entries.iter_mut().enumerate() {
+            let slot = start.plus(to_u64(index)).slot();
+            let mut levels = changes.iter().zip(&leaves);
+            *entry = levels
+                .find_map(|(changes, stored)| {
+                    changes[index].or_else(|| stored.as_ref().map(|stored| stored.leaf.get(slot)))
+                })
+                .flatten();
+        }
+        Ok(entries)
     }
 
     fn report_damage(&self, volume: &Volume, block: u64, entry: Option<Entry>) {

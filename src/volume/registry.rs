@@ -3,98 +3,18 @@
 use crate::crypto::Random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{OnFull, VolumeRecord};
-use crate::map::Lineage;
 use crate::planted::{Bug, is_planted};
-use crate::pool::{Catalog, Pool};
-use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX};
+use crate::pool::{Catalog, Pool, SnapshotId};
+use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX, ViewId};
+use crate::volume::freeze::Frozen;
+use crate::volume::gate::Gate;
+use crate::volume::opened::{OpenVolume, Volume, stored_after};
 use crate::volume::pause::Pause;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use uuid::Uuid;
-
-/// A volume that requests can be sent to.
-pub struct Volume {
-    pub(super) tree: TreeId,
-    pub(super) epoch: Epoch,
-    pub(super) lineage: Lineage,
-    pub(super) domain: DomainId,
-    pub(super) generation: KeyGeneration,
-    id: Uuid,
-    sector_size: u32,
-    size_bytes: AtomicU64,
-    users: AtomicU32,
-    is_pausing: AtomicBool,
-    pause: Mutex<Option<Pause>>,
-}
-
-impl Volume {
-    /// Its id.
-    #[must_use]
-    pub const fn id(&self) -> Uuid {
-        self.id
-    }
-
-    /// Its size in bytes.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        self.size_bytes.load(Ordering::Acquire)
-    }
-
-    /// 512 or 4096.
-    #[must_use]
-    pub const fn sector_size(&self) -> u32 {
-        self.sector_size
-    }
-
-    /// Whether its writes wait for space.
-    pub(super) fn is_pausing(&self) -> bool {
-        self.is_pausing.load(Ordering::Acquire)
-    }
-
-    /// One more of its writes waits for space.
-    pub(super) fn pause_one(&self, now: u64) {
-        let mut pause = self.pause.lock();
-        if let Some(pause) = &mut *pause {
-            pause.writes += 1;
-        } else {
-            *pause = Some(Pause { writes: 1, since: now });
-            tracing::warn!(
-                volume = %self.id,
-                "writes of a volume wait for space: grow the pool, add a device, or free some; `rok-blk status` shows them"
-            );
-        }
-    }
-
-    /// A write that waited for space has ended.
-    pub(super) fn resume_one(&self) {
-        let mut pause = self.pause.lock();
-        let writes = pause.as_ref().map_or(0, |pause| pause.writes);
-        assert!(writes > 0, "what ends to wait has begun");
-        *pause = pause.filter(|_| writes > 1).map(|pause| Pause { writes: writes - 1, ..pause });
-        if pause.is_none() {
-            tracing::info!(volume = %self.id, "no write of the volume waits for space any more");
-        }
-    }
-}
-
-/// A volume in use: it cannot be removed or shrunk until this is dropped.
-pub struct OpenVolume(Arc<Volume>);
-
-impl OpenVolume {
-    /// The volume.
-    #[must_use]
-    pub const fn volume(&self) -> &Arc<Volume> {
-        &self.0
-    }
-}
-
-impl Drop for OpenVolume {
-    fn drop(&mut self) {
-        self.0.users.fetch_sub(1, Ordering::AcqRel);
-    }
-}
 
 /// What a new volume is to be.
 #[derive(Clone, Copy, Debug)]
@@ -148,15 +68,28 @@ pub struct VolumeInfo {
 
 /// The volumes of a pool.
 pub struct Volumes {
-    pool: Arc<Pool>,
-    open: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) open: Mutex<BTreeMap<Uuid, Arc<Volume>>>,
+    pub(super) open_snapshots: Mutex<BTreeMap<SnapshotId, Arc<Volume>>>,
+    /// Views of snapshots that there were.
+    view_count: AtomicU64,
 }
+
+/// Snapshots that stay open without a user.
+const IDLE_SNAPSHOTS_MAX: usize = 1024;
 
 impl Volumes {
     /// The volumes of `pool`.
     #[must_use]
     pub const fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, open: Mutex::new(BTreeMap::new()) }
+        let open = Mutex::new(BTreeMap::new());
+        Self { pool, open, open_snapshots: Mutex::new(BTreeMap::new()), view_count: AtomicU64::new(0) }
+    }
+
+    /// The pool.
+    #[must_use]
+    pub const fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Opens a volume for requests.
@@ -165,9 +98,50 @@ impl Volumes {
     /// [`ErrorKind::NotFound`].
     pub fn open(&self, name: &str) -> Result<OpenVolume> {
         let mut open = self.open.lock();
-        let volume = self.entry(&mut open, name)?;
-        volume.users.fetch_add(1, Ordering::AcqRel);
-        Ok(OpenVolume(volume))
+        let id = self.find_id(name)?;
+        Ok(OpenVolume::new(self.entry(&mut open, id)?))
+    }
+
+    /// Opens a snapshot for reads.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn open_snapshot(&self, id: SnapshotId) -> Result<OpenVolume> {
+        let mut open = self.open_snapshots.lock();
+        if let Some(volume) = open.get(&id) {
+            return Ok(OpenVolume::new(Arc::clone(volume)));
+        }
+        let volume = self.pool.with_catalog(|catalog, _| {
+            let snapshot = catalog.snapshot_or_error(id)?;
+            let of = catalog.volume(id.0).expect("each snapshot has a volume");
+            let tree = catalog.tree(snapshot.point.0).expect("each snapshot has a tree");
+            let lineage = catalog.lineage(snapshot.point);
+            let view = ViewId::of_snapshot(self.view_count.fetch_add(1, Ordering::Relaxed));
+            Ok(Volume {
+                tree: tree.id,
+                seen: snapshot.point.1,
+                view,
+                stored_after: stored_after(catalog, &lineage),
+                lineage,
+                domain: tree.domain,
+                generation: self.generation(tree.domain, &of.name)?,
+                gate: Gate::new(snapshot.point.1),
+                own_from: AtomicU64::new(u64::MAX),
+                id: id.0,
+                number: Some(id.1),
+                sector_size: of.sector_size,
+                size_bytes: AtomicU64::new(snapshot.size_bytes),
+                users: AtomicU32::new(0),
+                is_pausing: AtomicBool::new(false),
+                pause: Mutex::new(None),
+            })
+        })?;
+        let volume = OpenVolume::new(Arc::new(volume));
+        if open.len() >= IDLE_SNAPSHOTS_MAX {
+            open.retain(|_, volume| volume.users.load(Ordering::Acquire) > 0);
+        }
+        open.insert(id, Arc::clone(volume.volume()));
+        Ok(volume)
     }
 
     /// The volume whose head is the newest epoch of a tree, without opening it: it may be removed at any time.
@@ -177,41 +151,63 @@ impl Volumes {
         if let Some(volume) = open.values().find(|volume| volume.tree == tree) {
             return Some(Arc::clone(volume));
         }
-        let find = |catalog: &mut Catalog| {
-            catalog.volumes().find(|record| record.tree == tree).map(|record| record.name.clone())
-        };
-        let name = self.pool.with_catalog(|catalog, _| find(catalog))?;
-        self.entry(&mut open, &name).ok().filter(|volume| volume.tree == tree)
+        let id = self.pool.with_catalog(|catalog, _| catalog.head_of(tree).map(|record| record.id))?;
+        self.entry(&mut open, id).ok().filter(|volume| volume.tree == tree)
     }
 
-    fn entry(&self, open: &mut BTreeMap<Uuid, Arc<Volume>>, name: &str) -> Result<Arc<Volume>> {
-        let (record, tree, lineage) = self.pool.with_catalog(|catalog, _| {
-            let record = catalog.find(name)?.clone();
-            let tree = *catalog.tree(record.tree).expect("each volume has a tree");
-            Ok((record, tree, catalog.lineage((tree.id, tree.epoch))))
-        })?;
-        let is_pool_key_used = is_planted(Bug::OwnKeyLostInRecovery) && self.pool.recovery().record_count > 0;
-        let domain = if is_pool_key_used { DomainId::POOL } else { tree.domain };
-        let generation = self.pool.keys().newest_generation(domain).ok_or_else(|| {
+    fn generation(&self, domain: DomainId, name: &str) -> Result<KeyGeneration> {
+        self.pool.keys().newest_generation(domain).ok_or_else(|| {
             Error::new(ErrorKind::Key, format!("Volume \"{name}\" is closed: its key needs the pool's file shred-key"))
                 .with_hint("Start the daemon again with the file, and without --without-own-keys")
-        })?;
-        let volume = open.entry(record.id).or_insert_with(|| {
-            Arc::new(Volume {
-                tree: tree.id,
-                epoch: tree.epoch,
-                lineage,
-                domain,
-                generation,
-                id: record.id,
-                sector_size: record.sector_size,
-                size_bytes: AtomicU64::new(record.size_bytes),
-                users: AtomicU32::new(0),
-                is_pausing: AtomicBool::new(record.on_full == OnFull::Pause),
-                pause: Mutex::new(None),
-            })
-        });
-        Ok(Arc::clone(volume))
+        })
+    }
+
+    pub(super) fn entry(&self, open: &mut BTreeMap<Uuid, Arc<Volume>>, id: Uuid) -> Result<Arc<Volume>> {
+        if let Some(volume) = open.get(&id) {
+            return Ok(Arc::clone(volume));
+        }
+        let volume = self.pool.with_catalog(|catalog, _| self.of_catalog(catalog, id))?;
+        let volume = Arc::new(volume);
+        open.insert(id, Arc::clone(&volume));
+        Ok(volume)
+    }
+
+    fn of_catalog(&self, catalog: &Catalog, id: Uuid) -> Result<Volume> {
+        let record =
+            catalog.volume(id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume {id}")))?;
+        let tree = catalog.tree(record.tree).expect("each volume has a tree");
+        let is_pool_key_used = is_planted(Bug::OwnKeyLostInRecovery) && self.pool.recovery().record_count > 0;
+        let domain = if is_pool_key_used { DomainId::POOL } else { tree.domain };
+        let lineage = catalog.lineage((tree.id, Epoch::NEWEST));
+        Ok(Volume {
+            tree: tree.id,
+            seen: Epoch::NEWEST,
+            view: ViewId::of_head(tree.id),
+            stored_after: stored_after(catalog, &lineage),
+            lineage,
+            domain,
+            generation: self.generation(domain, &record.name)?,
+            gate: Gate::new(tree.epoch),
+            own_from: AtomicU64::new(catalog.own_from((tree.id, tree.epoch)).get()),
+            id: record.id,
+            number: None,
+            sector_size: record.sector_size,
+            size_bytes: AtomicU64::new(record.size_bytes),
+            users: AtomicU32::new(0),
+            is_pausing: AtomicBool::new(record.on_full == OnFull::Pause),
+            pause: Mutex::new(None),
+        })
+    }
+
+    /// Holds the writes of volumes back. Those that are under way are still to be waited for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::Busy`] while somebody else does.
+    pub fn freeze(&self, ids: &[Uuid]) -> Result<Frozen> {
+        let mut open = self.open.lock();
+        let volumes: Result<Vec<_>> = ids.iter().map(|id| self.entry(&mut open, *id)).collect();
+        drop(open);
+        Frozen::close(&self.pool, volumes?)
     }
 
     /// Makes a volume.
@@ -281,7 +277,10 @@ impl Volumes {
         let record = {
             // Held over the change: who opens the volume meanwhile would have it as it was.
             let open = self.open.lock();
-            let record = self.pool.change_catalog(|catalog, at| catalog.set_on_full(at, name, on_full))?;
+            let id = self.find_id(name)?;
+            let record = self
+                .pool
+                .change_catalog(|catalog, at| catalog.change_volume(at, id, |volume| volume.on_full = on_full))?;
             if let Some(volume) = open.get(&record.id) {
                 volume.is_pausing.store(on_full == OnFull::Pause, Ordering::Release);
             }
@@ -291,36 +290,74 @@ impl Volumes {
         Ok(self.info(&record))
     }
 
-    /// Removes a volume; its space comes back with the next checkpoints.
+    /// Removes a volume with its snapshots; its space comes back with the next checkpoints. Never on a lane.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`], or [`ErrorKind::Busy`] while it is open.
+    /// [`ErrorKind::NotFound`], or [`ErrorKind::Busy`] while it or a snapshot of it is open.
     pub fn remove(&self, name: &str) -> Result<()> {
-        self.remove_unused(name, || self.pool.change_catalog(|catalog, at| catalog.remove(at, name)).map(|_| ()))?;
+        self.check_unused(name, 0)?;
+        let frozen = self.freeze(&[self.find_id(name)?])?;
+        frozen.wait(false)?;
+        self.remove_frozen(&frozen)
+    }
+
+    /// As [`Self::remove`], once no write of the volume is under way.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    ///
+    /// # Panics
+    /// If not just one volume is held back.
+    pub fn remove_frozen(&self, frozen: &Frozen) -> Result<()> {
+        let end = self.pool.end_of_writes();
+        self.remove_unused(frozen, |id, _| {
+            self.pool.change_catalog(|catalog, at| catalog.remove(at, id, end)).map(|_| ())
+        })?;
         self.pool.want_checkpoint();
         Ok(())
     }
 
-    /// Removes a volume and destroys its key.
+    /// Removes a volume and destroys its key. Never on a lane.
     ///
     /// # Errors
     /// As [`Self::remove`], and those of [`Pool::shred`].
     pub fn shred(&self, name: &str, random: Random<'_>) -> Result<()> {
-        self.remove_unused(name, || self.pool.shred(name, random))
+        self.check_unused(name, 0)?;
+        let frozen = self.freeze(&[self.find_id(name)?])?;
+        frozen.wait(false)?;
+        self.shred_frozen(&frozen, random)
     }
 
-    /// Nobody can open the volume while `remove` runs.
-    fn remove_unused(&self, name: &str, remove: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// As [`Self::shred`], once no write of the volume is under way.
+    ///
+    /// # Errors
+    /// As [`Self::shred`].
+    ///
+    /// # Panics
+    /// As [`Self::remove_frozen`].
+    pub fn shred_frozen(&self, frozen: &Frozen, random: Random<'_>) -> Result<()> {
+        self.remove_unused(frozen, |_, name| self.pool.shred(name, random))
+    }
+
+    /// Nobody can open the volume or its snapshots while `remove` runs.
+    fn remove_unused(&self, frozen: &Frozen, remove: impl FnOnce(Uuid, &str) -> Result<()>) -> Result<()> {
+        let [volume] = frozen.volumes() else { panic!("one volume is removed at a time") };
+        assert!(frozen.is_empty(), "no write of a volume that goes is under way");
         let mut open = self.open.lock();
-        let id = self.find_id(name)?;
-        let users = open.get(&id).map_or(0, |volume| volume.users.load(Ordering::Acquire));
+        let mut open_snapshots = self.open_snapshots.lock();
+        let name = self.pool.with_catalog(|catalog, _| catalog.volume(volume.id()).map(|record| record.name.clone()));
+        let name = name.ok_or_else(|| Error::new(ErrorKind::NotFound, "The volume is gone already"))?;
+        let of_volume = open_snapshots.iter().filter(|((of, _), _)| *of == volume.id()).map(|(_, snapshot)| snapshot);
+        let users: u32 = of_volume.chain([volume]).map(|volume| volume.users.load(Ordering::Acquire)).sum();
         if users > 0 {
-            return Err(busy(name, users));
+            return Err(busy(&name, users));
         }
-        let result = remove();
+        let result = remove(volume.id(), &name);
         // Also behind an error the volume may be gone.
-        if self.find_id(name).is_err() {
-            open.remove(&id);
+        if self.pool.with_catalog(|catalog, _| catalog.volume(volume.id()).is_none()) {
+            volume.gate.retire();
+            open.remove(&volume.id());
+            open_snapshots.retain(|(of, _), _| *of != volume.id());
         }
         result
     }
@@ -334,12 +371,15 @@ impl Volumes {
         if info.connections > allowed { Err(busy(name, info.connections - allowed)) } else { Ok(()) }
     }
 
-    fn find_id(&self, name: &str) -> Result<Uuid> {
+    pub(super) fn find_id(&self, name: &str) -> Result<Uuid> {
         self.pool.with_catalog(|catalog, _| catalog.find(name).map(|record| record.id))
     }
 
-    fn info(&self, record: &VolumeRecord) -> VolumeInfo {
-        let tree = self.pool.with_catalog(|catalog, _| catalog.tree(record.tree).copied());
+    pub(super) fn info(&self, record: &VolumeRecord) -> VolumeInfo {
+        let (tree, mapped_count) = self.pool.with_catalog(|catalog, _| {
+            let tree = catalog.tree(record.tree).copied();
+            (tree, tree.map_or(0, |tree| catalog.mapped_count((tree.id, tree.epoch))))
+        });
         let (connections, pause) = self.open_state(record.id);
         VolumeInfo {
             id: record.id,
@@ -347,7 +387,7 @@ impl Volumes {
             size_bytes: record.size_bytes,
             sector_size: record.sector_size,
             created_at: record.created_at,
-            allocated_bytes: tree.map_or(0, |tree| tree.mapped_block_count) * BLOCK_SIZE_U64,
+            allocated_bytes: mapped_count * BLOCK_SIZE_U64,
             connections,
             has_own_key: tree.is_some_and(|tree| !tree.domain.is_pool()),
             on_full: record.on_full,
@@ -369,11 +409,11 @@ fn new_record(new: &NewVolume<'_>) -> Result<VolumeRecord> {
         return Err(Error::new(ErrorKind::Usage, format!("A sector cannot have {sector_size} bytes"))
             .with_hint("Use 512 or 4096"));
     }
-    let (name, tree) = (name.to_owned(), TreeId::new(0));
-    Ok(VolumeRecord { id, name, size_bytes, sector_size, tree, created_at, on_full })
+    let record = VolumeRecord::new(id, name, size_bytes);
+    Ok(VolumeRecord { sector_size, created_at, on_full, ..record })
 }
 
-fn busy(name: &str, users: u32) -> Error {
+pub(super) fn busy(name: &str, users: u32) -> Error {
     Error::new(ErrorKind::Busy, format!("Volume \"{name}\" is in use by {users} connection(s)"))
         .with_hint("Disconnect its clients (`rok-blk exports` lists them), then try again")
 }

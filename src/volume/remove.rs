@@ -10,9 +10,9 @@ use crate::meta::Table;
 use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, to_u64, to_usize};
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, finish};
+use crate::volume::partial::BlockChange;
 use crate::volume::range_lock::BlockRange;
 use crate::volume::request::{Completion, Done, Part, PartKind, RemoveMode};
-use crate::volume::write::BlockChange;
 use futures_channel::oneshot;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -131,7 +131,7 @@ impl<D: Disk + 'static> Engine<D> {
         let mut leaves = Vec::new();
         let mut touched_end = blocks.end;
         let mut from = blocks.start;
-        while let Some(leaf) = self.pool.changes().next_touched(volume.tree, from..blocks.end) {
+        while let Some(leaf) = self.next_touched(volume, from..blocks.end) {
             leaves.push(leaf);
             from = leaf.first_block().get() + LEAF_ENTRIES_U64;
             if leaves.len() == LEAVES_PER_STEP {

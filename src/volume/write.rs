@@ -10,9 +10,13 @@ use crate::format::record::{Record, Removal, WriteRun};
 use crate::map::{Change, ChangeKey, LayGuard};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FLIGHT_MAX, HOME_RESERVE_BLOCKS, Pool, Refusal};
-use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize};
+use crate::units::{
+    BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, Epoch, LEAF_ENTRIES_U64, blocks_to_bytes, to_u64, to_usize,
+};
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, State, finish};
+use crate::volume::gate::Shut;
+use crate::volume::partial;
 use crate::volume::range_lock::BlockRange;
 use crate::volume::request::{Completion, Done, FlushWaiter, Part, PartKind, Request, Ticket};
 use futures_channel::oneshot;
@@ -47,18 +51,28 @@ impl<D: Disk + 'static> Engine<D> {
             self.write_blocks(volume, offset_bytes / BLOCK_SIZE_U64, &source, is_fua, done);
         } else {
             let is_for = (is_fua, done.request());
-            let task = write_unaligned(Rc::clone(self), Arc::clone(volume), offset_bytes, source, is_for);
+            let task = partial::write_unaligned(Rc::clone(self), Arc::clone(volume), offset_bytes, source, is_for);
             self.spawn(done, task);
         }
     }
 
     /// Checks that the pool takes writes and that the range lies in the volume.
     pub(super) fn check(&self, volume: &Volume, offset_bytes: u64, len_bytes: u64) -> Result<(), IoError> {
+        if volume.is_read_only() {
+            return Err(IoError::ReadOnly);
+        }
         self.pool.check_writable()?;
         check_range(volume, offset_bytes, len_bytes)
     }
 
-    fn write_blocks(self: &Rc<Self>, volume: &Arc<Volume>, first: u64, source: &IoBuffer, is_fua: bool, done: Done) {
+    pub(super) fn write_blocks(
+        self: &Rc<Self>,
+        volume: &Arc<Volume>,
+        first: u64,
+        source: &IoBuffer,
+        is_fua: bool,
+        done: Done,
+    ) {
         let state = &mut *self.state.borrow_mut();
         let end = first + to_u64(source.len()) / BLOCK_SIZE_U64;
         if first == end {
@@ -200,6 +214,7 @@ impl<D: Disk + 'static> Engine<D> {
                 Ok(()) => {}
                 Err(Refusal::Full) if state.log.flying_count() < FLIGHT_MAX => self.close_batch(state),
                 Err(Refusal::Full) => return queue(state, index),
+                Err(Refusal::Closed) => return hold_back(state, index),
                 Err(Refusal::NoSpace) if is_move => {
                     state.parts[usize_of(index)].failure = Some(IoError::NoSpace);
                 }
@@ -212,13 +227,14 @@ impl<D: Disk + 'static> Engine<D> {
     /// Encrypts as many blocks as fit into the open batch.
     fn append_blocks(&self, state: &mut State<D>, index: u32, floor: u64) -> Result<(), Refusal> {
         let part = &mut state.parts[usize_of(index)];
-        let PartKind::Write(source) = &part.kind else { return Ok(()) };
         let room = state.log.room_for_blocks(&self.pool, part.total() - part.appended, floor)?;
+        let Some(epoch) = enter(part)? else { return Ok(()) };
+        let PartKind::Write(source) = &part.kind else { unreachable!("only writes append blocks") };
         let volume = &part.volume;
         let sequence = self.pool.take_sequences(to_u64(room));
         let run = WriteRun {
             tree: volume.tree,
-            epoch: volume.epoch,
+            epoch,
             block: part.range.block.plus(to_u64(part.appended)),
             count: u32::try_from(room).expect("a batch has 256 blocks"),
             generation: volume.generation,
@@ -228,6 +244,7 @@ impl<D: Disk + 'static> Engine<D> {
         // A move holds nobody's volume open: its key may have been destroyed with it.
         let Some(cipher) = cipher else {
             assert!(part.is_move, "the current session and the domain of each open volume have keys");
+            volume.gate.leave();
             part.failure = Some(IoError::Io);
             return Ok(());
         };
@@ -247,13 +264,14 @@ impl<D: Disk + 'static> Engine<D> {
     fn append_removals(&self, state: &mut State<D>, index: u32) -> Result<(), Refusal> {
         let room = state.log.room_for_removals(&self.pool, HOME_RESERVE_BLOCKS)?;
         let part = &mut state.parts[usize_of(index)];
+        let Some(epoch) = enter(part)? else { return Ok(()) };
         let PartKind::Remove(runs) = &part.kind else { return Ok(()) };
         let runs = &runs[part.appended..runs.len().min(part.appended + room)];
         let removals: Vec<Removal> = runs
             .iter()
             .map(|(offset, count)| Removal {
                 tree: part.volume.tree,
-                epoch: part.volume.epoch,
+                epoch,
                 block: part.range.block.plus(u64::from(*offset)),
                 count: *count,
                 sequence: self.pool.take_sequences(1),
@@ -268,6 +286,18 @@ impl<D: Disk + 'static> Engine<D> {
             state.log.append_removals(&removals, index);
         }
         Ok(())
+    }
+
+    /// Goes on with parts whose volumes take writes again.
+    pub(super) fn retry_held_back(&self) {
+        let state = &mut *self.state.borrow_mut();
+        let parts = &state.parts;
+        let is_ready = |part: &mut u32| !parts[usize_of(*part)].volume.gate.is_closed();
+        let ready: Vec<u32> = state.held_back.extract_if(.., is_ready).collect();
+        for part in ready {
+            state.parts[usize_of(part)].is_queued = false;
+            self.append_part(state, part);
+        }
     }
 
     /// Ends a part that is over: unlocks its range and counts it in its request.
@@ -309,6 +339,7 @@ impl<D: Disk + 'static> Engine<D> {
         for part in state.log.abandon() {
             let abandoned = &mut state.parts[usize_of(part)];
             abandoned.batches_left -= 1;
+            abandoned.volume.gate.leave();
             self.note_batch_end(abandoned);
             abandoned.failure = Some(IoError::Io);
             self.settle_part(state, part);
@@ -328,6 +359,25 @@ impl<D: Disk + 'static> Engine<D> {
             finish(state, done, Ok(()));
         }
     }
+}
+
+/// Enters the gate of a part's volume for one batch; the epoch to write. `None` if the part has failed: what it was to move
+/// is nobody's any more.
+fn enter(part: &mut Part) -> Result<Option<Epoch>, Refusal> {
+    match part.volume.gate.enter() {
+        Ok(epoch) => Ok(Some(epoch)),
+        Err(Shut::Closed) => Err(Refusal::Closed),
+        Err(Shut::Retired) => {
+            part.failure = Some(IoError::Io);
+            Ok(None)
+        }
+    }
+}
+
+/// Keeps a part until a snapshot of its volume is made.
+fn hold_back<D>(state: &mut State<D>, part: u32) {
+    state.parts[usize_of(part)].is_queued = true;
+    state.held_back.push(part);
 }
 
 /// Puts a part behind those that wait for room.
@@ -380,91 +430,6 @@ pub(super) fn check_range(volume: &Volume, offset_bytes: u64, len_bytes: u64) ->
         return Err(IoError::Invalid);
     }
     Ok(())
-}
-
-/// The edges by read, merge and write under the block's lock, the middle as whole blocks.
-async fn write_unaligned<D: Disk + 'static>(
-    engine: Rc<Engine<D>>,
-    volume: Arc<Volume>,
-    offset_bytes: u64,
-    source: IoBuffer,
-    (is_fua, request): (bool, Option<Completion>),
-) -> Result<(), IoError> {
-    let news = engine.pool.space_news();
-    let end = offset_bytes + to_u64(source.len());
-    let mut offset = offset_bytes;
-    let mut pending = Vec::new();
-    let mut result = Ok(());
-    while offset < end && result.is_ok() {
-        let block_end = (offset / BLOCK_SIZE_U64 + 1) * BLOCK_SIZE_U64;
-        let is_whole_block = offset.is_multiple_of(BLOCK_SIZE_U64) && block_end <= end;
-        let next = if is_whole_block { end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64 } else { block_end.min(end) };
-        let piece = source.slice(to_usize(offset - offset_bytes)..to_usize(next - offset_bytes));
-        if is_whole_block {
-            let (answer, receiver) = oneshot::channel();
-            let done = Done::Task { answer, request };
-            engine.write_blocks(&volume, offset / BLOCK_SIZE_U64, &piece, false, done);
-            pending.push((None, receiver));
-        } else {
-            let change = BlockChange { offset_bytes: offset, len_bytes: piece.len(), request, has_waited: false };
-            match engine.merge_block(&volume, change, copy_of(&piece)).await {
-                Ok(receiver) => pending.push((Some((change, piece)), receiver)),
-                Err(error) => result = Err(error),
-            }
-        }
-        offset = next;
-    }
-    // All of them, also after an error: nothing of the request may be written behind its answer.
-    for (edge, receiver) in pending {
-        let mut answer = receiver.await.unwrap_or(Err(IoError::ShuttingDown));
-        if let (Some((change, piece)), Err(IoError::NoSpace), Ok(())) = (edge, answer, result) {
-            answer = engine.merge_with_space(&volume, change, copy_of(&piece), news).await;
-        }
-        result = result.and(answer);
-    }
-    result?;
-    if is_fua { engine.flush_for_task().await } else { Ok(()) }
-}
-
-fn copy_of(piece: &IoBuffer) -> impl Fn(&mut [u8]) {
-    |into| piece.with_bytes(|bytes| into.copy_from_slice(bytes))
-}
-
-/// A change of some bytes within one block.
-#[derive(Clone, Copy)]
-pub(super) struct BlockChange {
-    /// Where in the volume.
-    pub offset_bytes: u64,
-    /// How many.
-    pub len_bytes: usize,
-    /// The request that it is for.
-    pub request: Option<Completion>,
-    /// It waited for space before, and asks for no more checkpoints.
-    pub has_waited: bool,
-}
-
-impl<D: Disk + 'static> Engine<D> {
-    /// Has `fill` change bytes of a block; the receiver tells when it is written.
-    pub(super) async fn merge_block(
-        self: &Rc<Self>,
-        volume: &Arc<Volume>,
-        change: BlockChange,
-        fill: impl FnOnce(&mut [u8]),
-    ) -> Result<oneshot::Receiver<Result<(), IoError>>, IoError> {
-        let BlockChange { offset_bytes, len_bytes, request, has_waited } = change;
-        let block = BlockIndex::new(offset_bytes / BLOCK_SIZE_U64);
-        let range = BlockRange { tree: volume.tree, block, count: 1 };
-        self.lock_for_task(range).await?;
-        let buffer = IoBuffer::allocate(BLOCK_SIZE);
-        if let Err(error) = self.read_blocks(volume, block.get(), &buffer).await {
-            self.locks.unlock(range, &self.pool);
-            return Err(error);
-        }
-        let from = to_usize(offset_bytes % BLOCK_SIZE_U64);
-        buffer.slice(from..from + len_bytes).with_bytes_mut(fill);
-        let part = Part::new(0, volume, range, PartKind::Write(buffer));
-        Ok(self.start_part(Part { is_merged: true, has_waited, ..part }, request))
-    }
 }
 
 fn slot(index: usize) -> u32 {

@@ -38,6 +38,12 @@ pub struct Counts {
     /// Times that volumes were told to fail writes, and that who waited left.
     pub set_to_error: u64,
     pub owners_left: u64,
+    pub snapshots: u64,
+    pub snapshots_removed: u64,
+    pub snapshot_reads: u64,
+    pub snapshots_verified: u64,
+    pub clones: u64,
+    pub rollbacks: u64,
 }
 
 impl Counts {
@@ -76,6 +82,12 @@ impl Counts {
             resumed,
             set_to_error,
             owners_left,
+            snapshots,
+            snapshots_removed,
+            snapshot_reads,
+            snapshots_verified,
+            clones,
+            rollbacks,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -110,5 +122,11 @@ impl Counts {
         self.resumed += resumed;
         self.set_to_error += set_to_error;
         self.owners_left += owners_left;
+        self.snapshots += snapshots;
+        self.snapshots_removed += snapshots_removed;
+        self.snapshot_reads += snapshot_reads;
+        self.snapshots_verified += snapshots_verified;
+        self.clones += clones;
+        self.rollbacks += rollbacks;
     }
 }

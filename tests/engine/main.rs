@@ -96,7 +96,14 @@ fn no_seed_finds_a_difference_from_the_model() {
         let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
         let Counts { blocks_walked, .. } = counts;
         let Counts { paused, resumed, owners_left, .. } = counts;
+        let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, rollbacks, .. } = counts;
         let happened = [
+            snapshots,
+            snapshots_removed,
+            snapshot_reads,
+            snapshots_verified,
+            clones,
+            rollbacks,
             kills,
             power_losses,
             crashes_in_recovery,

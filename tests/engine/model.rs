@@ -40,11 +40,21 @@ pub struct Model {
 
 /// Number of the state that a block had before any write that is remembered.
 const BASE: u64 = 0;
+/// Numbers of further such states count down from here.
+const BASE_LAST: u64 = u64::MAX;
 
 impl Block {
     fn new(value: Value) -> Self {
         let base = Candidate { value, begin: 0, end: Some(0), is_acknowledged: true, is_forced: true, write: BASE };
         Self { candidates: vec![base], visible: vec![BASE] }
+    }
+
+    /// One more value that the block may have had before any write that is remembered.
+    fn add_base(&mut self, index: u64, value: Value) {
+        let write = BASE_LAST - index;
+        let base = Candidate { value, begin: 0, end: Some(0), is_acknowledged: true, is_forced: true, write };
+        self.candidates.push(base);
+        self.visible.push(write);
     }
 
     fn is_busy(&self) -> bool {
@@ -69,6 +79,28 @@ impl Block {
 }
 
 impl Model {
+    /// A volume that starts with this content, of which each block may have several values.
+    pub fn of(content: &BTreeMap<u64, Vec<Value>>) -> Self {
+        let mut model = Self::default();
+        for (block, values) in content {
+            let mut found = Block::new(values[0]);
+            for (index, value) in (1..).zip(&values[1..]) {
+                found.add_base(index, *value);
+            }
+            model.blocks.insert(*block, found);
+        }
+        model
+    }
+
+    /// A crash may find this content instead of what is there.
+    pub fn may_be(&mut self, content: &BTreeMap<u64, Vec<Value>>) {
+        for block in self.touched().into_iter().chain(content.keys().copied()) {
+            let values = content.get(&block).cloned().unwrap_or_else(|| vec![ZEROS]);
+            let found = self.block(block);
+            values.into_iter().zip(0..).for_each(|(value, index)| found.add_base(1000 + index, value));
+        }
+    }
+
     fn block(&mut self, block: u64) -> &mut Block {
         self.blocks.entry(block).or_insert_with(|| Block::new(ZEROS))
     }

@@ -3,10 +3,12 @@
 mod cleaning;
 mod ending;
 mod faults;
+mod lives;
 mod mapped;
 mod own_keys;
 mod partial;
 mod pausing;
+mod snapshots;
 mod volumes;
 
 use crate::counts::Counts;
@@ -19,8 +21,9 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Stretch;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, MapRuns, OnFull, RemoveMode};
+use rok_blk::volume::{Completion, MapRuns, OnFull, OpenVolume, RemoveMode};
 use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
 
 const SECTOR: u64 = 512;
 const SECTORS: usize = 8;
@@ -36,6 +39,7 @@ enum Pending {
     Cache { volume: usize },
     Flush { begin: u64 },
     Clean,
+    ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, _handle: OpenVolume },
 }
 
 pub struct Workload {
@@ -49,6 +53,7 @@ pub struct Workload {
     next_cookie: u64,
     next_write: u64,
     next_volume_id: u128,
+    snapshots: Vec<snapshots::Snapshot>,
     /// Stretches that are being emptied.
     closed: Vec<Stretch>,
     /// Volumes whose removal or creation failed: a crash may find them or not.
@@ -85,6 +90,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         next_cookie: 0,
         next_write: 1,
         next_volume_id: 1,
+        snapshots: Vec::new(),
         closed: Vec::new(),
         on_full: vec![None; VOLUME_COUNT],
         doubtful: BTreeSet::new(),
@@ -123,9 +129,13 @@ impl Workload {
             420..650 => self.read(),
             650..720 => self.remove(),
             720..810 => self.flush(),
-            810..840 => self.ask_mapped(),
-            840..860 => self.set_on_full(),
-            860..900 => {}
+            810..830 => self.snapshot(),
+            830..840 => self.ask_mapped(),
+            840..855 => self.set_on_full(),
+            855..870 => self.read_snapshot(),
+            870..885 => self.remove_snapshot(),
+            885..893 => self.roll_back(),
+            893..900 => {}
             900..920 => self.clean(),
             920..935 => self.world.wants_growth = true,
             935..950 => self.fill_or_empty_meta(),
@@ -327,6 +337,9 @@ impl Workload {
                 Pending::Walk { volume, first, count, runs, allowed } => {
                     self.walked(volume, (first, count), &runs, &allowed, result);
                 }
+                Pending::ReadSnapshot { id, first, target, .. } => {
+                    self.snapshot_read_done(id, first, &target, result);
+                }
                 Pending::Read { volume, offset, target, allowed } => {
                     self.read_done(volume, offset, &target, allowed, result)
                 }
@@ -402,84 +415,15 @@ impl Workload {
         }
     }
 
-    fn crash(&mut self, end: End) {
-        self.note(|| format!("crash {end:?}"));
-        let life = self.life.take();
-        let has_failed = self.has_failed || life.as_ref().is_some_and(|life| life.pool.check_writable().is_err());
-        let end = if has_failed { End::PowerLoss } else { end };
-        self.pending.clear();
-        self.world.paused.clear();
-        self.exclusive.clear();
-        self.world.clear_faults();
-        self.world.crash(life, end);
-        self.check_shredded();
-        self.settle_after_open(end == End::Kill);
-    }
-
-    fn reopen_cleanly(&mut self) {
-        self.note(|| "close".to_owned());
-        self.drain();
-        let life = self.life.take().expect("a life was begun");
-        let has_failed = self.has_failed || life.pool.check_writable().is_err();
-        let mut done = Vec::new();
-        let commits_left = self.world.random.random_range(1..8);
-        let commits_left = self.world.random.random_bool(0.1).then_some(commits_left);
-        let is_closed = self.world.close(life, commits_left, &mut done);
-        self.world.store.fill_after(None);
-        self.world.clear_faults();
-        assert!(done.is_empty(), "a drained engine answers nothing more");
-        if has_failed || !is_closed {
-            self.world.crash(None, End::PowerLoss);
-        } else {
-            self.models.iter_mut().for_each(Model::killed);
-            self.world.crash(None, if self.now.is_multiple_of(2) { End::Kill } else { End::PowerLoss });
-        }
-        self.settle_after_open(false);
-    }
-
-    /// Opens the pool, reads every block that was ever written, and takes what is there as the truth.
-    fn settle_after_open(&mut self, is_kill: bool) {
-        let (life, has_lost_power) = self.world.reopen();
-        self.note(|| format!("opened: {:?}, lost power {has_lost_power}", life.pool.recovery()));
-        if is_kill && !has_lost_power {
-            self.models.iter_mut().for_each(Model::killed);
-        }
-        self.begin_life(life);
-        for volume in 0..VOLUME_COUNT {
-            for block in self.models[volume].touched() {
-                let value = self.read_block(volume, block).unwrap_or_else(|error| {
-                    panic!("block {block} of volume {volume} reads as an error after a crash: {error}")
-                });
-                let candidates = self.models[volume].candidate_values(block);
-                assert!(
-                    candidates.contains(&value),
-                    "after a crash block {block} of volume {volume} holds {value:?}, possible are {candidates:?}"
-                );
-                self.models[volume].settle(block, value);
-            }
-        }
-    }
-
     fn read_block(&mut self, volume: usize, block: u64) -> Result<Value, IoError> {
-        let target = IoBuffer::allocate(BLOCK_SIZE);
-        let completion = Completion { owner: 1, cookie: 0 };
-        let lane = self.lane();
-        let life = self.life();
-        let handle = life.handles[volume].volume().clone();
-        life.lanes[lane].read(&handle, block * BLOCK_SIZE_U64, target.clone(), completion);
-        let mut done = Vec::new();
-        let mut life = self.life.take().expect("a life was begun");
-        self.world.drain(&mut life, &mut done);
-        self.life = Some(life);
-        let (_, result) = done.pop().expect("the read is answered");
-        result?;
+        let handle = self.life().handles.remove(volume);
+        let content = self.read_through(&handle, block);
+        self.life().handles.insert(volume, handle);
         let mut value = ZEROS;
-        target.with_bytes(|bytes| {
-            for (place, content) in value.iter_mut().zip(bytes.chunks_exact(512)) {
-                *place = parse(content)
-                    .unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
-            }
-        });
+        for (place, content) in value.iter_mut().zip(content?.chunks_exact(512)) {
+            *place = parse(content)
+                .unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
+        }
         Ok(value)
     }
 }

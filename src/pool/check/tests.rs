@@ -4,13 +4,14 @@ use super::*;
 use crate::crypto::{MasterKey, SealKind, Suite};
 use crate::disk::SimDevice;
 use crate::format::bitmap;
-use crate::format::catalog::{OnFull, VolumeRecord};
+use crate::format::catalog::VolumeRecord;
 use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::leaf::{Leaf, LeafChange};
+use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey, StoredLeaves};
 use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
-use crate::pool::{Checkpoint, Limits};
+use crate::pool::{Checkpoint, Limits, NewSnapshot};
 use crate::units::{Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LeafIndex, TreeId, to_u64};
 use uuid::Uuid;
 
@@ -27,15 +28,7 @@ impl Scene {
         let (device, store) = (SimDevice::new("sim", 16 << 20), Arc::new(MemoryStore::new()));
         crate::pool::create(&parts(&device, &store), &mut |bytes| bytes.fill(5)).expect("a new pool");
         let pool = crate::pool::open(parts(&device, &store), &mut |bytes| bytes.fill(6)).expect("a new pool opens");
-        let record = VolumeRecord {
-            id: Uuid::from_u128(3),
-            name: "vol1".to_owned(),
-            size_bytes: 64 << 20,
-            sector_size: 4096,
-            tree: TreeId::new(0),
-            created_at: 0,
-            on_full: OnFull::Error,
-        };
+        let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(3), "vol1", 64 << 20) };
         let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
         let scene = Self { device, store, pool, tree };
         (0..10).for_each(|block| scene.lay(block));
@@ -167,16 +160,34 @@ fn block_that_two_places_map_is_named_with_both() {
     let twice = report.differences.iter().find(|found| found.kind == DifferenceKind::MappedTwice);
     let places: Vec<u64> = twice.expect("it is found").places.iter().map(|place| place.block.get()).collect();
     assert_eq!(places, [7, 200]);
-    // The tree maps one block more than was counted.
-    assert_eq!(scene.kinds().1, [DifferenceKind::Count, DifferenceKind::MappedTwice]);
+    // The tree holds and maps one block more than was counted.
+    assert_eq!(scene.kinds().1, [DifferenceKind::Count, DifferenceKind::Count, DifferenceKind::MappedTwice]);
 }
 
 #[test]
 fn copy_of_a_leaf_in_a_newer_epoch_is_the_same_mapping() {
     let scene = Scene::new();
+    let new = NewSnapshot {
+        id: Uuid::from_u128(9),
+        volume: Uuid::from_u128(3),
+        created_at_ms: 0,
+        time_ms: 0,
+        expires_at: 0,
+        annotations: Annotations::default(),
+    };
+    let end = scene.pool.end_of_writes();
+    scene.pool.with_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("memory takes it");
     scene.commit(&scene.put_leaf(2, 0, &scene.leaf()));
 
     assert_eq!(scene.kinds(), (vec![], vec![]));
+}
+
+#[test]
+fn leaf_that_a_newer_one_of_its_interval_hides_is_named() {
+    let scene = Scene::new();
+    scene.commit(&scene.put_leaf(2, 0, &scene.leaf()));
+
+    assert_eq!(scene.kinds().1, [DifferenceKind::StrayLeaf]);
 }
 
 #[test]

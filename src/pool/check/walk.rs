@@ -11,9 +11,9 @@ use crate::format::key;
 use crate::format::leaf::Leaf;
 use crate::map::StoredLeaves;
 use crate::meta::{KeyValue, MetaRead, Table};
-use crate::pool::Catalog;
 use crate::pool::catalog::meta_error;
 use crate::pool::recovery::Recovered;
+use crate::pool::{Catalog, Follower, PointId};
 use crate::units::{Address, AddressRun, DeviceIndex, Epoch, LeafIndex, STRETCH_BLOCKS, TreeId, to_u64, to_usize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,12 +100,15 @@ struct FoundLeaf {
     index: LeafIndex,
     /// Without those that it has from a newer epoch's copy or from its parent: they are one mapping.
     entries: std::result::Result<Vec<(u8, Entry)>, String>,
+    /// Blocks that it maps, less those that were mapped before it.
+    mapped_delta: i64,
+    /// Whether a newer one of the same interval hides it.
+    is_hidden: bool,
 }
 
 /// What was counted of a tree.
 #[derive(Default)]
 struct Counted {
-    mapped: u64,
     leaves: u64,
     index: u64,
 }
@@ -119,6 +122,8 @@ pub(super) struct Walk<'a> {
     /// Blocks that leaves map.
     live: BlockMap,
     counted: BTreeMap<TreeId, Counted>,
+    /// What the leaves of each interval hold; of one that is being merged it counts for the one that takes it in.
+    held: BTreeMap<PointId, (u64, i64)>,
     /// Blocks of which it is to be told who maps them.
     doubtful: BTreeMap<Address, DifferenceKind>,
     /// Blocks marked as used.
@@ -140,6 +145,7 @@ impl<'a> Walk<'a> {
             block_counts,
             live: BlockMap::empty(block_counts),
             counted: catalog.trees().map(|tree| (tree.id, Counted::default())).collect(),
+            held: BTreeMap::new(),
             doubtful: BTreeMap::new(),
             used_count: 0,
             report: CheckReport { tree_count: to_u64(catalog.trees().count()), ..CheckReport::default() },
@@ -153,7 +159,7 @@ impl<'a> Walk<'a> {
     }
 
     fn take_leaf(&mut self, leaf: FoundLeaf) -> Result<()> {
-        let FoundLeaf { tree, epoch, index, entries } = leaf;
+        let FoundLeaf { tree, epoch, index, entries, mapped_delta, is_hidden } = leaf;
         self.report.leaf_count += 1;
         if let Some(reason) = stray(self.catalog, tree, index) {
             self.report
@@ -161,6 +167,12 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         self.counted.entry(tree).or_default().leaves += 1;
+        if is_hidden && self.catalog.is_living(tree) {
+            let message = format!("leaf {index} of tree {tree}, epoch {epoch}: nothing sees it");
+            self.report.add(Difference::new(DifferenceKind::StrayLeaf, message));
+        }
+        let interval = self.catalog.interval_of(tree, epoch);
+        self.held.entry(self.taken_in(interval)).or_default().1 += mapped_delta;
         let index_key = key::epoch_leaf(tree, epoch, index);
         if self.view.get(Table::EpochLeaves, &index_key).map_err(|error| meta_error("Reading meta/", error))?.is_none()
         {
@@ -177,7 +189,10 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         };
-        self.counted.entry(tree).or_default().mapped += to_u64(entries.len());
+        for (_, entry) in &entries {
+            let owner = self.catalog.owner_of(tree, entry.sequence());
+            self.held.entry(self.taken_in(owner)).or_default().0 += 1;
+        }
         self.report.mapped_block_count += to_u64(entries.len());
         for (slot, entry) in entries {
             let address = entry.address();
@@ -295,20 +310,34 @@ impl<'a> Walk<'a> {
 
     /// Compares the counts of the trees, and names who maps what is doubtful.
     pub(super) fn finish(mut self) -> Result<CheckReport> {
-        let needed: BTreeSet<TreeId> = self
-            .catalog
-            .volumes()
-            .map(|volume| volume.tree)
-            .chain(self.catalog.trees().filter_map(|tree| tree.parent.map(|(parent, _)| parent)))
-            .collect();
+        let mut expected: BTreeMap<PointId, (u64, i64)> = BTreeMap::new();
+        let of_points = self.catalog.points().map(|point| ((point.tree, point.epoch), point.held));
+        let of_trees = self.catalog.trees().filter(|tree| self.catalog.point((tree.id, tree.epoch)).is_none());
+        for (at, held) in of_trees.map(|tree| ((tree.id, tree.epoch), tree.held)).chain(of_points) {
+            let sum = expected.entry(self.taken_in(at)).or_default();
+            *sum = (sum.0 + held.own_count, sum.1 + held.mapped_delta);
+        }
+        for (at, (own, mapped)) in &expected {
+            let (tree, epoch) = at;
+            let found = self.held.remove(at).unwrap_or_default();
+            self.count(&format!("blocks that tree {tree}, epoch {epoch}, holds, as counted"), *own, found.0);
+            let is_deleting = self.catalog.tree(*tree).is_some_and(|tree| tree.state != TreeState::Living);
+            if !is_deleting && *mapped != found.1 {
+                let message = format!(
+                    "blocks that tree {tree}, epoch {epoch}, maps more than before: {mapped}; found: {}",
+                    found.1
+                );
+                self.report.add(Difference::new(DifferenceKind::Count, message));
+            }
+        }
         for tree in self.catalog.trees() {
-            let Counted { mapped, leaves, index } = self.counted.remove(&tree.id).unwrap_or_default();
-            self.count(&format!("blocks that tree {} maps, as counted", tree.id), tree.mapped_block_count, mapped);
+            let Counted { leaves, index } = self.counted.remove(&tree.id).unwrap_or_default();
             let is_living = tree.state == TreeState::Living;
             if is_living {
                 self.count(&format!("leaves of tree {} in the index", tree.id), index, leaves);
             }
-            if is_living && !needed.contains(&tree.id) {
+            let has_points = self.catalog.points().any(|point| point.tree == tree.id);
+            if is_living && !has_points && self.catalog.head_of(tree.id).is_none() {
                 let message = format!("tree {} is there, and no volume needs it", tree.id);
                 self.report.add(Difference::new(DifferenceKind::StrayTree, message));
             }
@@ -317,6 +346,16 @@ impl<'a> Walk<'a> {
             self.name_doubtful()?;
         }
         Ok(self.report)
+    }
+
+    /// The interval that takes in another whose merge is under way; else that one.
+    fn taken_in(&self, at: PointId) -> PointId {
+        let Some(point) = self.catalog.point(at).filter(|point| point.merge.is_some()) else { return at };
+        match self.catalog.followers((point.tree, point.epoch)).first() {
+            None => at,
+            Some(Follower::Interval(end)) => (point.tree, *end),
+            Some(Follower::Child(child)) => (*child, self.catalog.first_interval(*child).unwrap_or_default()),
+        }
     }
 
     fn name_doubtful(&mut self) -> Result<()> {
@@ -407,28 +446,55 @@ fn for_each_leaf(
     mut visit: impl FnMut(FoundLeaf) -> Result<()>,
 ) -> Result<()> {
     let stored = StoredLeaves { store: view, keys };
-    let mut newer: Option<(TreeId, LeafIndex, Leaf)> = None;
+    let mut group: Vec<(Epoch, std::result::Result<Leaf, String>)> = Vec::new();
+    let mut of: Option<(TreeId, LeafIndex)> = None;
     for_each(view, Table::Leaves, |(leaf_key, value)| {
         let Ok((tree, index, epoch)) = key::parse_leaf(&leaf_key) else {
             let entries = Err(format!("its key is malformed: {leaf_key:02x?}"));
             let (tree, epoch, index) = (TreeId::new(0), Epoch::new(0), LeafIndex::new(0));
-            return visit(FoundLeaf { tree, epoch, index, entries });
+            return visit(FoundLeaf { tree, epoch, index, entries, mapped_delta: 0, is_hidden: false });
         };
-        let leaf = match stored.open(&leaf_key, epoch, &value) {
-            Ok(opened) => opened.leaf,
-            Err(reason) => return visit(FoundLeaf { tree, epoch, index, entries: Err(reason) }),
-        };
-        let of_parent = match catalog.tree(tree).and_then(|tree| tree.parent) {
-            Some(parent) => stored.resolve(&catalog.lineage(parent), index)?,
-            None => Leaf::default(),
-        };
-        let of_newer = newer.take().filter(|(of, at, _)| (*of, *at) == (tree, index)).map(|(_, _, leaf)| leaf);
+        if of != Some((tree, index))
+            && let Some(of) = of.replace((tree, index))
+        {
+            visit_group(&stored, catalog, of, std::mem::take(&mut group), &mut visit)?;
+        }
+        group.push((epoch, stored.open(&leaf_key, epoch, &value).map(|opened| opened.leaf)));
+        Ok(())
+    })?;
+    of.map_or(Ok(()), |of| visit_group(&stored, catalog, of, group, &mut visit))
+}
+
+/// Visits all epochs of a leaf, which come with the newest first.
+fn visit_group(
+    stored: &StoredLeaves<'_>,
+    catalog: &Catalog,
+    (tree, index): (TreeId, LeafIndex),
+    group: Vec<(Epoch, std::result::Result<Leaf, String>)>,
+    visit: &mut impl FnMut(FoundLeaf) -> Result<()>,
+) -> Result<()> {
+    let of_parent = match catalog.tree(tree).and_then(|tree| tree.parent) {
+        Some(parent) => stored.resolve(&catalog.lineage(parent), index)?,
+        None => Leaf::default(),
+    };
+    let len_of = |leaf: &std::result::Result<Leaf, String>| leaf.as_ref().map_or(0, Leaf::len);
+    let found = group.iter().enumerate().map(|(position, (epoch, leaf))| {
+        let newer = position.checked_sub(1).map(|newer| &group[newer]);
+        let of_newer = newer.and_then(|(_, leaf)| leaf.as_ref().ok());
         let is_own = |(slot, entry): &(u8, Entry)| {
-            let is_newer = of_newer.as_ref().is_some_and(|newer| newer.get(*slot) == Some(*entry));
+            let is_newer = of_newer.is_some_and(|newer| newer.get(*slot) == Some(*entry));
             !is_newer && of_parent.get(*slot) != Some(*entry)
         };
-        let entries = Ok(leaf.iter().filter(is_own).collect());
-        newer = Some((tree, index, leaf));
-        visit(FoundLeaf { tree, epoch, index, entries })
-    })
+        let before = group.get(position + 1).map_or(of_parent.len(), |(_, leaf)| len_of(leaf));
+        let interval = |epoch| catalog.interval_of(tree, epoch);
+        FoundLeaf {
+            tree,
+            epoch: *epoch,
+            index,
+            entries: leaf.as_ref().map(|leaf| leaf.iter().filter(is_own).collect()).map_err(Clone::clone),
+            mapped_delta: i64::try_from(len_of(leaf)).unwrap_or_default() - i64::try_from(before).unwrap_or_default(),
+            is_hidden: newer.is_some_and(|(newer, _)| interval(*newer) == interval(*epoch)),
+        }
+    });
+    found.collect::<Vec<_>>().into_iter().try_for_each(visit)
 }

@@ -10,6 +10,7 @@ impl Workload {
     /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
     pub(super) fn finish(mut self) -> Outcome {
         self.reopen_cleanly();
+        self.verify_snapshots();
         self.remove_a_volume();
         self.check_liveness();
         self.rot();
@@ -35,7 +36,9 @@ impl Workload {
         }
         let life = self.life();
         life.handles.pop();
+        let id = life.volumes.find("vol1").expect("it is there").id;
         life.volumes.remove("vol1").expect("nobody has it open");
+        self.forget_snapshots(id, true);
         self.models.pop();
         self.sizes.pop();
     }
@@ -46,9 +49,12 @@ impl Workload {
         let mut life = self.life.take().expect("a life was begun");
         let mut done = Vec::new();
         self.world.drain(&mut life, &mut done);
-        for _ in 0..3 {
+        // What lives no more is gone after a few: each takes as much as there is in so small a pool.
+        for _ in 0..8 {
             rok_blk::pool::Checkpoint::begin(life.pool.clone()).run().expect("nothing is injected any more");
         }
+        let is_left = life.pool.with_catalog(|catalog, _| catalog.has_dead_points() || catalog.deleting().is_some());
+        assert!(!is_left, "something lives no more and is not reclaimed");
         life.check();
         self.world.check_closed();
         let status = life.pool.status();

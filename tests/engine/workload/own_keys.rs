@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{CipherCache, DomainKey, DomainWrapping, SealKind, ShredKey, Suite, domain_place};
 use rok_blk::disk::SimDevice;
 use rok_blk::error::{ErrorKind, Result};
-use rok_blk::format::catalog::DomainRecord;
+use rok_blk::format::catalog::{DomainRecord, VolumeRecord};
 use rok_blk::format::entry::Entry;
 use rok_blk::format::key;
 use rok_blk::format::shred_key::ShredKeyCopy;
@@ -17,6 +17,7 @@ use rok_blk::meta::{MetaRead, Table};
 use rok_blk::units::{Address, BLOCK_SIZE, BLOCK_SIZE_U64, DomainId, TreeId};
 use rok_blk::volume::{NewVolume, VolumeInfo};
 use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
 
 /// What an attacker has collected.
 #[derive(Default)]
@@ -42,22 +43,28 @@ impl Workload {
     }
 
     /// Shreds a volume, if it has a key of its own; else it is refused, and removed in another way.
-    pub(super) fn shred(&mut self, volume: usize) -> Result<()> {
+    pub(super) fn shred(&mut self, volume: usize, id: Uuid) -> Result<()> {
         let mut random = self.key_random();
+        let frozen = self.freeze(&[id])?;
         let volumes = self.life().volumes.clone();
         let info = volumes.find(&name(volume)).expect("the volume is there");
-        if !info.has_own_key {
+        let (tree, domain, is_only) = self.life().pool.with_catalog(|catalog, _| {
+            let record = catalog.find(&name(volume)).expect("the volume is there");
+            let domain = catalog.tree(record.tree).expect("each volume has a tree").domain;
+            // Clones of others' snapshots have their key, too.
+            let in_domain = |other: &&VolumeRecord| catalog.tree(other.tree).is_some_and(|tree| tree.domain == domain);
+            (record.tree, domain, catalog.volumes().filter(in_domain).count() == 1)
+        });
+        if !info.has_own_key || !is_only {
             let is_writable = self.life().pool.check_writable().is_ok();
-            let refused = volumes.shred(&name(volume), &mut |bytes| random.fill(bytes)).expect_err("it has no key");
-            assert!(refused.kind() == ErrorKind::Usage || !is_writable, "{refused}");
-            return volumes.remove(&name(volume));
+            let refused = volumes.shred_frozen(&frozen, &mut |bytes| random.fill(bytes)).expect_err("it has no key");
+            assert!(matches!(refused.kind(), ErrorKind::Usage | ErrorKind::Busy) || !is_writable, "{refused}");
+            return volumes.remove_frozen(&frozen);
         }
         self.collect_domains();
-        let tree = self.life().pool.with_catalog(|catalog, _| catalog.find(&name(volume)).map(|record| record.tree));
-        let tree = tree.expect("the volume is there");
-        self.check_blocks(tree);
-        volumes.shred(&name(volume), &mut |bytes| random.fill(bytes))?;
-        self.old_keys.shredded.insert(DomainId::new(tree.get()));
+        self.check_blocks(tree, domain);
+        volumes.shred_frozen(&frozen, &mut |bytes| random.fill(bytes))?;
+        self.old_keys.shredded.insert(domain);
         self.world.counts.shredded += 1;
         self.collect_domains();
         self.check_shredded();
@@ -106,11 +113,11 @@ impl Workload {
     }
 
     /// The stored blocks of a tree open with the key of its domain and with no other one.
-    fn check_blocks(&mut self, tree: TreeId) {
+    fn check_blocks(&mut self, tree: TreeId, own: DomainId) {
         let pool = self.life().pool.clone();
         let mut others = pool.keys().volume_domains();
         others.push(DomainId::POOL);
-        others.retain(|domain| domain.get() != tree.get());
+        others.retain(|domain| *domain != own);
         let entries = self.stored_entries(tree);
         let blocks = blocks_of(&self.world.devices, &entries);
         let mut ciphers = CipherCache::default();
@@ -119,7 +126,7 @@ impl Workload {
             cipher.is_some_and(|cipher| cipher.verify(entry.sequence(), &blocks[&entry.address()], entry.mac()))
         };
         for entry in entries.iter().filter(|entry| blocks.contains_key(&entry.address())) {
-            assert!(opens(DomainId::new(tree.get()), entry), "{} does not open with its own key", entry.address());
+            assert!(opens(own, entry), "{} does not open with its own key", entry.address());
             assert!(!others.iter().any(|other| opens(*other, entry)), "{} opens with another key", entry.address());
             self.world.counts.own_key_blocks += 1;
         }

@@ -38,27 +38,35 @@ impl Workload {
         self.note(|| format!("volume {volume} is replaced"));
         let life = self.life();
         drop(life.handles.remove(volume));
+        let id = life.volumes.find(&name(volume)).expect("the volume is there").id;
         let is_shredded = self.world.random.random_bool(0.7);
-        let removed = if is_shredded { self.shred(volume) } else { self.life().volumes.remove(&name(volume)) };
+        let removed = if is_shredded { self.shred(volume, id) } else { self.remove_volume(id) };
         if self.life().volumes.find(&name(volume)).is_ok() {
             self.open_volume(volume);
-            let kind = removed.expect_err("it is still there").kind();
-            return self.not_changed(volume, kind);
+            let error = removed.expect_err("it is still there");
+            if error.kind() == ErrorKind::Busy {
+                // A snapshot of it is being read.
+                return;
+            }
+            self.not_changed(volume, error.kind());
+            return self.forget_snapshots(id, false);
         }
         self.world.counts.volumes_removed += 1;
+        self.forget_snapshots(id, true);
         self.renew(volume);
         if self.world.random.random_bool(0.2) {
             // What was acknowledged as removed does not come back.
             self.doubtful.insert(volume);
             return self.crash(End::PowerLoss);
         }
-        let mut created = self.create(volume);
+        let mut created = self.clone_into(volume).unwrap_or_else(|| self.create(volume).map(|_| ()));
         if created.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
             self.world.store.fill_after(None);
-            created = self.create(volume);
+            self.renew(volume);
+            created = self.create(volume).map(|_| ());
         }
         match created {
-            Ok(_) => self.open_volume(volume),
+            Ok(()) => self.open_volume(volume),
             Err(error) => {
                 self.not_changed(volume, error.kind());
                 self.doubtful.insert(volume);
@@ -67,14 +75,20 @@ impl Workload {
         }
     }
 
+    /// Removes a volume that nobody has open, once its moves are over.
+    pub(super) fn remove_volume(&mut self, id: Uuid) -> Result<()> {
+        let frozen = self.freeze(&[id])?;
+        self.life().volumes.remove_frozen(&frozen)
+    }
+
     /// Lets every request on the volume end: who has it open could not remove it.
-    fn await_answers(&mut self, volume: usize) {
+    pub(super) fn await_answers(&mut self, volume: usize) {
         let is_of_volume = |pending: &Pending| match pending {
             Pending::Write { volume: of, .. }
             | Pending::Read { volume: of, .. }
             | Pending::Walk { volume: of, .. }
             | Pending::Cache { volume: of } => *of == volume,
-            Pending::Flush { .. } | Pending::Clean => false,
+            Pending::Flush { .. } | Pending::Clean | Pending::ReadSnapshot { .. } => false,
         };
         while self.pending.values().any(is_of_volume) {
             self.step();
@@ -115,7 +129,7 @@ impl Workload {
         }
     }
 
-    fn open_volume(&mut self, volume: usize) {
+    pub(super) fn open_volume(&mut self, volume: usize) {
         let life = self.life();
         life.handles.insert(volume, life.volumes.open(&name(volume)).expect("the volume is there"));
     }

@@ -1,0 +1,361 @@
+//! Reclaim: leaves of trees that go are deleted, and frozen epochs that live no more are merged into what follows them.
+//!
+//! In bounded steps, each one synced batch with the bits that it clears and the cursor behind it. A frozen epoch is merged only
+//! after a checkpoint has stored everything it sees: what recovery brings back never reaches behind it.
+//!
+//! Of the leaves of an interval that is merged, those that the follower has too go, with the blocks that neither the follower
+//! nor anything before the interval maps; the others are the follower's from then on. A follower in another tree takes them
+//! over with epoch 0. Without a follower all go.
+
+use super::{Checkpoint, DELETIONS_PER_BATCH, Phase};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::{HeldBlocks, TreeRecord, TreeState};
+use crate::format::entry::Entry;
+use crate::format::key;
+use crate::format::leaf::{Leaf, LeafChange};
+use crate::format::snapshot::{Merge, MergeSide, PointRecord};
+use crate::map::StoredLeaves;
+use crate::meta::{KeyValue, MetaOp, MetaRead, Table};
+use crate::planted::{Bug, is_planted};
+use crate::pool::catalog::{Edit, meta_error};
+use crate::pool::used::BitChanges;
+use crate::pool::{Catalog, CatalogStore, Follower, PointId};
+use crate::units::{Address, Epoch, LeafIndex, Sequence, TreeId, to_u64};
+use std::collections::BTreeSet;
+
+/// Leaves of an interval that are counted to find the side with fewer.
+const COUNTED_LEAVES_MAX: usize = 65_536;
+
+/// What comes next.
+enum Work {
+    Tree(TreeRecord, Sequence),
+    Merge(MergeWork),
+}
+
+/// A merge under way, or to be begun.
+struct MergeWork {
+    point: PointRecord,
+    follower: Option<Follower>,
+    /// The frozen epoch before it in its tree.
+    previous: Option<Epoch>,
+    /// Blocks with lower sequences are older than its interval.
+    own_from: Sequence,
+    /// The end of the follower's first interval, if that is another tree.
+    first_of_child: Option<Epoch>,
+}
+
+/// What a step of a merge does.
+#[derive(Default)]
+struct MergeStep {
+    ops: Vec<MetaOp>,
+    bits: BitChanges,
+    /// The cursor behind it; `None` is the end.
+    next: Option<(Epoch, LeafIndex)>,
+    leaf_count: usize,
+}
+
+impl Checkpoint {
+    /// Does a step of what is to be reclaimed, if this checkpoint has not done enough.
+    pub(super) fn reclaim(&mut self) -> Result<Phase> {
+        if self.deletions_left == 0 {
+            return Ok(Phase::Owners);
+        }
+        let done = self.pool.checkpoints_done();
+        let work = self.pool.with_catalog(|catalog, _| next_work(catalog, done));
+        match work {
+            None => return Ok(Phase::Owners),
+            Some(Work::Tree(tree, own_from)) => self.delete_leaves(&tree, own_from)?,
+            Some(Work::Merge(work)) => self.merge(&work)?,
+        }
+        Ok(Phase::Reclaim)
+    }
+
+    /// Deletes a bounded number of leaves of a tree that goes.
+    fn delete_leaves(&mut self, tree: &TreeRecord, own_from: Sequence) -> Result<()> {
+        let TreeState::Deleting(cursor) = tree.state else { return Ok(()) };
+        let from = key::leaf_prefix(tree.id, cursor);
+        let end = key::tree_end(tree.id);
+        let (found, is_last) = self.whole_leaves(&from, &end)?;
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let mut bits = BitChanges::default();
+        let mut next = cursor;
+        let mut of_leaf: BTreeSet<Address> = BTreeSet::new();
+        for (leaf_key, value) in &found {
+            let damaged = |reason: String| {
+                Error::new(ErrorKind::Integrity, format!("A leaf of tree {} is damaged: {reason}", tree.id))
+            };
+            let (_, index, epoch) = key::parse_leaf(leaf_key).map_err(|error| damaged(error.to_string()))?;
+            let opened = stored.open(leaf_key, epoch, value).map_err(damaged)?;
+            if next != LeafIndex::new(index.get() + 1) {
+                bits.clear.extend(std::mem::take(&mut of_leaf));
+            }
+            // Several epochs of a leaf map the same blocks.
+            let own = opened.leaf.iter().map(|(_, entry)| entry).filter(|entry| entry.sequence() >= own_from);
+            of_leaf.extend(own.map(Entry::address));
+            next = LeafIndex::new(index.get() + 1);
+        }
+        bits.clear.extend(of_leaf);
+        let mut catalog = self.pool.catalog.lock();
+        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
+        let mut edit = Edit::default();
+        let mut batch = Vec::new();
+        if is_last {
+            batch.extend(self.forget_tree(&catalog, tree.id, &mut edit)?);
+        } else {
+            batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
+            let own_count = tree.held.own_count.saturating_sub(to_u64(bits.clear.len()));
+            let held = HeldBlocks { own_count, ..tree.held };
+            edit.put_tree(TreeRecord { state: TreeState::Deleting(next), held, ..*tree });
+        }
+        batch.extend(edit.ops(at));
+        self.pool.commit_with_bits(batch, &bits, "Deleting leaves")?;
+        catalog.apply(edit);
+        drop(catalog);
+        self.dead.extend(bits.clear);
+        self.deletions_left = self.deletions_left.saturating_sub(found.len().max(1));
+        Ok(())
+    }
+
+    /// Leaves from a key on with all of their epochs, and whether these are the last.
+    fn whole_leaves(&self, from: &[u8], end: &[u8]) -> Result<(Vec<KeyValue>, bool)> {
+        let mut limit = DELETIONS_PER_BATCH;
+        loop {
+            let found = self.pool.store.scan(Table::Leaves, from, end, limit);
+            let mut found = found.map_err(|error| meta_error("Reading leaves", error))?;
+            if found.len() < limit {
+                return Ok((found, true));
+            }
+            // The last leaf may have more epochs: it comes with the next step.
+            let last = found.last().map(|(leaf_key, _)| leaf_key[..16].to_vec()).unwrap_or_default();
+            found.retain(|(leaf_key, _)| !leaf_key.starts_with(&last));
+            if !found.is_empty() {
+                return Ok((found, false));
+            }
+            limit *= 2;
+        }
+    }
+
+    /// What removes a tree of which nothing is left.
+    fn forget_tree(&self, catalog: &Catalog, tree: TreeId, edit: &mut Edit) -> Result<Vec<MetaOp>> {
+        let (start, end) = (key::tree_start(tree), key::tree_end(tree));
+        edit.remove_tree(tree);
+        Ok(vec![
+            MetaOp::DeleteRange(Table::Leaves, start.clone(), end.clone()),
+            MetaOp::DeleteRange(Table::EpochLeaves, start, end),
+            self.put_next_tree(catalog.next_tree())?,
+        ])
+    }
+
+    /// Merges a bounded number of leaves of a frozen epoch into what follows it.
+    fn merge(&mut self, work: &MergeWork) -> Result<()> {
+        let merge = match work.point.merge {
+            Some(merge) => merge,
+            None => self.choose_side(work)?,
+        };
+        let mut step = match merge.side {
+            MergeSide::Point => self.step_over_point(work, merge.cursor)?,
+            MergeSide::Follower => self.step_over_follower(work, merge.cursor)?,
+        };
+        let at = (work.point.tree, work.point.epoch);
+        let mut catalog = self.pool.catalog.lock();
+        // Its whole tree may be going now.
+        let Some(point) = catalog.point(at).copied() else { return Ok(()) };
+        let own_count = point.held.own_count.checked_sub(to_u64(step.bits.clear.len()));
+        let own_count = own_count.expect("an interval holds no less than nothing");
+        let held = HeldBlocks { own_count, ..point.held };
+        let mut edit = Edit::default();
+        match step.next {
+            Some(cursor) => edit.put_point(PointRecord { held, merge: Some(Merge { cursor, ..merge }), ..point }),
+            None => step.ops.extend(self.end_merge(&catalog, work, held, &mut edit)?),
+        }
+        step.ops.extend(edit.ops(CatalogStore { store: &*self.pool.store, keys: &self.pool.keys }));
+        self.pool.commit_with_bits(step.ops, &step.bits, "Merging leaves")?;
+        catalog.apply(edit);
+        drop(catalog);
+        self.dead.extend(step.bits.clear);
+        self.deletions_left = self.deletions_left.saturating_sub(step.leaf_count.max(1));
+        Ok(())
+    }
+
+    /// The side with fewer leaves, from its start.
+    fn choose_side(&self, work: &MergeWork) -> Result<Merge> {
+        let point = &work.point;
+        let by_point = Merge { side: MergeSide::Point, cursor: (after(work.previous), LeafIndex::new(0)) };
+        let Some(Follower::Interval(end)) = work.follower else { return Ok(by_point) };
+        let start = (after(Some(point.epoch)), LeafIndex::new(0));
+        let mut limit = DELETIONS_PER_BATCH;
+        while limit <= COUNTED_LEAVES_MAX {
+            let own = self.index(point.tree, by_point.cursor, point.epoch, limit)?.len();
+            let of_follower = self.index(point.tree, start, end, limit)?.len();
+            if of_follower < own {
+                return Ok(Merge { side: MergeSide::Follower, cursor: start });
+            }
+            if own < limit {
+                break;
+            }
+            limit *= 8;
+        }
+        Ok(by_point)
+    }
+
+    /// Epochs and leaves that the index has of a tree from a cursor on, up to and with the epoch `end`.
+    fn index(
+        &self,
+        tree: TreeId,
+        (epoch, leaf): (Epoch, LeafIndex),
+        end: Epoch,
+        limit: usize,
+    ) -> Result<Vec<(Epoch, LeafIndex)>> {
+        let from = key::epoch_leaf(tree, epoch, leaf);
+        let end = key::epoch_leaf(tree, after(Some(end)), LeafIndex::new(0));
+        let found = self.pool.store.scan(Table::EpochLeaves, &from, &end, limit);
+        let found = found.map_err(|error| meta_error("Reading the index of leaves", error))?;
+        let parse = |(index_key, _): (Vec<u8>, Vec<u8>)| {
+            key::parse_epoch_leaf(&index_key).map(|(_, epoch, leaf)| (epoch, leaf)).map_err(|error| {
+                Error::new(ErrorKind::Integrity, format!("The index of leaves of tree {tree} is damaged: {error}"))
+            })
+        };
+        found.into_iter().map(parse).collect()
+    }
+
+    fn step_over_point(&self, work: &MergeWork, cursor: (Epoch, LeafIndex)) -> Result<MergeStep> {
+        let point = &work.point;
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let found = self.index(point.tree, cursor, point.epoch, DELETIONS_PER_BATCH)?;
+        let mut step = MergeStep { leaf_count: found.len(), ..MergeStep::default() };
+        for (epoch, index) in &found {
+            match work.follower {
+                None => merge_leaf(work, (*epoch, *index), &Leaf::default(), &stored, &mut step)?,
+                Some(Follower::Interval(end)) => {
+                    let newest = stored.newest_epoch(point.tree, end, *index)?;
+                    let Some(newest) = newest.filter(|newest| *newest > point.epoch) else { continue };
+                    let leaf = stored.exactly((point.tree, newest, *index))?;
+                    let leaf = leaf.map(|stored| stored.leaf).unwrap_or_default();
+                    merge_leaf(work, (*epoch, *index), &leaf, &stored, &mut step)?;
+                }
+                Some(Follower::Child(child)) => {
+                    let first = work.first_of_child.unwrap_or(Epoch::NEWEST);
+                    match stored.newest(child, first, *index)? {
+                        Some(of_child) => merge_leaf(work, (*epoch, *index), &of_child.leaf, &stored, &mut step)?,
+                        None => move_leaf(work, child, (*epoch, *index), &stored, &mut step)?,
+                    }
+                }
+            }
+        }
+        step.next = next_cursor(&found);
+        Ok(step)
+    }
+
+    fn step_over_follower(&self, work: &MergeWork, cursor: (Epoch, LeafIndex)) -> Result<MergeStep> {
+        let point = &work.point;
+        let Some(Follower::Interval(end)) = work.follower else {
+            unreachable!("a follower in the same tree stays one, frozen or not")
+        };
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let found = self.index(point.tree, cursor, end, DELETIONS_PER_BATCH)?;
+        let mut step = MergeStep { leaf_count: found.len(), ..MergeStep::default() };
+        for (epoch, index) in &found {
+            let left = stored.newest_epoch(point.tree, point.epoch, *index)?;
+            let Some(left) = left.filter(|left| work.previous.is_none_or(|previous| *left > previous)) else {
+                continue;
+            };
+            let leaf = stored.exactly((point.tree, *epoch, *index))?.map(|stored| stored.leaf).unwrap_or_default();
+            merge_leaf(work, (left, *index), &leaf, &stored, &mut step)?;
+        }
+        step.next = next_cursor(&found);
+        Ok(step)
+    }
+
+    /// The follower takes what is left; it builds on what the frozen epoch built on.
+    fn end_merge(&self, catalog: &Catalog, work: &MergeWork, held: HeldBlocks, edit: &mut Edit) -> Result<Vec<MetaOp>> {
+        let point = &work.point;
+        let mut ops = Vec::new();
+        edit.remove_point((point.tree, point.epoch));
+        match work.follower {
+            None => {}
+            Some(Follower::Interval(end)) => {
+                let of_follower = catalog.held((point.tree, end)).unwrap_or_default();
+                catalog.put_held((point.tree, end), of_follower.plus(held), edit);
+            }
+            Some(Follower::Child(child)) => self.reparent(catalog, work, (child, held), edit),
+        }
+        let has_points = catalog.points().any(|other| other.tree == point.tree && other.epoch != point.epoch);
+        if !has_points && catalog.head_of(point.tree).is_none() {
+            ops.extend(self.forget_tree(catalog, point.tree, edit)?);
+        }
+        Ok(ops)
+    }
+
+    fn reparent(&self, catalog: &Catalog, work: &MergeWork, (child, held): (TreeId, HeldBlocks), edit: &mut Edit) {
+        let Some(tree) = catalog.tree(child).copied() else { return };
+        let of_tree = catalog.tree(work.point.tree).and_then(|tree| tree.parent);
+        let parent = work.previous.map(|previous| (work.point.tree, previous)).or(of_tree);
+        let first = catalog.first_interval(child).unwrap_or(tree.epoch);
+        let total = catalog.held((child, first)).unwrap_or_default().plus(held);
+        if let Some(point) = catalog.point((child, first)) {
+            edit.put_point(PointRecord { held: total, ..*point });
+            edit.put_tree(TreeRecord { parent, ..tree });
+        } else {
+            edit.put_tree(TreeRecord { parent, held: total, ..tree });
+        }
+    }
+}
+
+/// A merge under way is ended first: what is deleted then builds on nothing half merged.
+fn next_work(catalog: &Catalog, checkpoints_done: u64) -> Option<Work> {
+    let tree = catalog.deleting().filter(|_| catalog.merging().is_none());
+    if let Some(tree) = tree {
+        return Some(Work::Tree(tree, catalog.own_from((tree.id, Epoch::new(1)))));
+    }
+    let (point, follower) = catalog.mergeable(checkpoints_done)?;
+    let at: PointId = (point.tree, point.epoch);
+    let first_of_child = match follower {
+        Some(Follower::Child(child)) => catalog.first_interval(child),
+        _ => None,
+    };
+    let (previous, own_from) = (catalog.previous(at).map(|point| point.epoch), catalog.own_from(at));
+    Some(Work::Merge(MergeWork { point, follower, previous, own_from, first_of_child }))
+}
+
+/// Deletes a leaf that the follower does not see, with the blocks that only it maps.
+fn merge_leaf(
+    work: &MergeWork,
+    (epoch, index): (Epoch, LeafIndex),
+    of_follower: &Leaf,
+    stored: &StoredLeaves<'_>,
+    step: &mut MergeStep,
+) -> Result<()> {
+    let place = (work.point.tree, epoch, index);
+    let Some(leaf) = stored.exactly(place)? else { return Ok(()) };
+    let own_from = if is_planted(Bug::MergeFreesOlder) { Sequence::default() } else { work.own_from };
+    let is_dead = |(slot, entry): &(u8, Entry)| entry.sequence() >= own_from && of_follower.get(*slot) != Some(*entry);
+    step.bits.clear.extend(leaf.leaf.iter().filter(is_dead).map(|(_, entry)| entry.address()));
+    step.ops.extend(StoredLeaves::delete(place));
+    Ok(())
+}
+
+/// Gives a leaf to a tree that has none of its own there.
+fn move_leaf(
+    work: &MergeWork,
+    child: TreeId,
+    (epoch, index): (Epoch, LeafIndex),
+    stored: &StoredLeaves<'_>,
+    step: &mut MergeStep,
+) -> Result<()> {
+    let place = (work.point.tree, epoch, index);
+    let Some(leaf) = stored.exactly(place)? else { return Ok(()) };
+    stored.store((child, Epoch::new(0), index), None, &leaf.leaf, &LeafChange::default(), &mut step.ops);
+    step.ops.extend(StoredLeaves::delete(place));
+    Ok(())
+}
+
+/// Behind the last leaf of a step; `None` if there are no more.
+fn next_cursor(found: &[(Epoch, LeafIndex)]) -> Option<(Epoch, LeafIndex)> {
+    let (epoch, leaf) = found.last().filter(|_| found.len() == DELETIONS_PER_BATCH)?;
+    Some((*epoch, LeafIndex::new(leaf.get() + 1)))
+}
+
+/// The epoch behind one, or the first of all: a tree has leaves of epoch 0 that it took over from its parent.
+fn after(epoch: Option<Epoch>) -> Epoch {
+    epoch.map_or(Epoch::new(0), |epoch| Epoch::new(epoch.get() + 1))
+}

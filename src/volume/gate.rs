@@ -1,0 +1,153 @@
+//! The gate of a volume: blocks of it enter a batch only while it is open, and a snapshot waits until none is under way.
+//!
+//! Lanes enter and leave without a lock. Who closes the gate waits for the last to leave.
+
+use crate::units::Epoch;
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Nothing enters for now.
+const CLOSED: u64 = 1 << 62;
+/// Nothing enters any more.
+const RETIRED: u64 = 1 << 63;
+
+/// Why nothing enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shut {
+    /// Until a snapshot is made.
+    Closed,
+    /// The head that it led to is nobody's any more.
+    Retired,
+}
+
+/// A gate, and the epoch that those who enter write.
+pub struct Gate {
+    /// How many are inside, and flags.
+    state: AtomicU64,
+    epoch: AtomicU64,
+    /// Held by who tells that the last one left.
+    left: Mutex<()>,
+    all_left: Condvar,
+}
+
+impl Gate {
+    pub(super) const fn new(epoch: Epoch) -> Self {
+        Self {
+            state: AtomicU64::new(0),
+            epoch: AtomicU64::new(epoch.get()),
+            left: Mutex::new(()),
+            all_left: Condvar::new(),
+        }
+    }
+
+    /// The epoch to write, for who is to [`Self::leave`] once what it writes is laid over the map or abandoned.
+    pub(super) fn enter(&self) -> Result<Epoch, Shut> {
+        let state = self.state.fetch_add(1, Ordering::AcqRel);
+        if state & (CLOSED | RETIRED) == 0 {
+            return Ok(Epoch::new(self.epoch.load(Ordering::Acquire)));
+        }
+        self.leave();
+        Err(if state & RETIRED == 0 { Shut::Closed } else { Shut::Retired })
+    }
+
+    pub(super) fn leave(&self) {
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        if before & (CLOSED | RETIRED) != 0 && inside(before) == 1 {
+            // Under the lock: who waits looks before it sleeps.
+            let left = self.left.lock();
+            self.all_left.notify_all();
+            drop(left);
+        }
+    }
+
+    /// Whether nothing enters for now.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    /// Closes the gate; `false` if somebody else has.
+    pub(super) fn close(&self) -> bool {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0
+    }
+
+    /// Changes the epoch to write. Only who closed the gate may.
+    pub(super) fn begin_epoch(&self, epoch: Epoch) {
+        self.epoch.store(epoch.get(), Ordering::Release);
+    }
+
+    /// Opens the gate. Only who closed it may.
+    pub(super) fn open(&self) {
+        self.state.fetch_and(!CLOSED, Ordering::AcqRel);
+    }
+
+    /// Shuts the gate for good.
+    pub(super) fn retire(&self) {
+        self.state.fetch_or(RETIRED, Ordering::AcqRel);
+    }
+
+    /// Whether nothing enters any more.
+    pub(super) fn is_retired(&self) -> bool {
+        self.state.load(Ordering::Acquire) & RETIRED != 0
+    }
+
+    /// Whether nobody is inside. Of use only while it is closed.
+    pub(super) fn is_empty(&self) -> bool {
+        inside(self.state.load(Ordering::Acquire)) == 0
+    }
+
+    /// Waits until nobody is inside; all leave when the pool fails, too. Never on a lane.
+    pub(super) fn await_empty(&self) {
+        let mut left = self.left.lock();
+        while !self.is_empty() {
+            self.all_left.wait(&mut left);
+        }
+    }
+}
+
+const fn inside(state: u64) -> u64 {
+    state & (CLOSED - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_gate_is_empty_once_the_last_one_left_and_opens_with_the_next_epoch() {
+        let gate = Gate::new(Epoch::new(3));
+        assert_eq!(gate.enter(), Ok(Epoch::new(3)));
+
+        assert!(gate.close());
+        assert!(!gate.close(), "by one at a time");
+        assert_eq!(gate.enter(), Err(Shut::Closed));
+        assert!(!gate.is_empty());
+        gate.leave();
+        assert!(gate.is_empty());
+
+        gate.begin_epoch(Epoch::new(4));
+        gate.open();
+        assert_eq!(gate.enter(), Ok(Epoch::new(4)));
+    }
+
+    #[test]
+    fn a_retired_gate_never_opens_again() {
+        let gate = Gate::new(Epoch::new(1));
+        gate.retire();
+        gate.open();
+        assert_eq!(gate.enter(), Err(Shut::Retired));
+        assert!(gate.is_empty());
+    }
+
+    #[test]
+    fn who_waits_is_told_when_the_last_one_leaves() {
+        let gate = Gate::new(Epoch::new(1));
+        assert!(gate.enter().is_ok());
+        assert!(gate.close());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| gate.await_empty());
+            gate.leave();
+            waiting.join().expect("it wakes");
+        });
+        assert!(gate.is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! What requests are sent to: a volume's head, or one of its snapshots.
+
+use crate::map::Lineage;
+use crate::pool::{Catalog, Pool};
+use crate::units::{DomainId, Epoch, KeyGeneration, Sequence, TreeId, ViewId};
+use crate::volume::gate::Gate;
+use crate::volume::pause::Pause;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use uuid::Uuid;
+
+/// A volume, or a snapshot of one, that requests can be sent to.
+pub struct Volume {
+    pub(super) tree: TreeId,
+    /// The newest epoch that reads see.
+    pub(super) seen: Epoch,
+    /// Its cached leaves.
+    pub(super) view: ViewId,
+    /// The tree, then its parents.
+    pub(super) lineage: Lineage,
+    /// How many checkpoints must be done until stored leaves hold what its parents have; for a snapshot, what it has.
+    pub(super) stored_after: u64,
+    pub(super) domain: DomainId,
+    pub(super) generation: KeyGeneration,
+    pub(super) gate: Gate,
+    /// From which sequence on blocks are the head's alone.
+    pub(super) own_from: AtomicU64,
+    pub(super) id: Uuid,
+    /// The snapshot's number, if it is one.
+    pub(super) number: Option<u64>,
+    pub(super) sector_size: u32,
+    pub(super) size_bytes: AtomicU64,
+    pub(super) users: AtomicU32,
+    /// Whether its writes wait for space.
+    pub(super) is_pausing: AtomicBool,
+    /// Those that do.
+    pub(super) pause: Mutex<Option<Pause>>,
+}
+
+impl Volume {
+    /// The volume's id; a snapshot has that of its volume.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The snapshot's number, if it is one.
+    #[must_use]
+    pub const fn snapshot_number(&self) -> Option<u64> {
+        self.number
+    }
+
+    /// Whether writes are refused: it is a snapshot.
+    #[must_use]
+    pub const fn is_read_only(&self) -> bool {
+        self.number.is_some()
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// 512 or 4096.
+    #[must_use]
+    pub const fn sector_size(&self) -> u32 {
+        self.sector_size
+    }
+
+    /// Blocks with a lower sequence are mapped by snapshots too, or by what it is a clone of.
+    pub(super) fn own_from(&self) -> Sequence {
+        Sequence::new(self.own_from.load(Ordering::Acquire))
+    }
+
+    /// Whether its writes wait for space.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.is_pausing.load(Ordering::Acquire)
+    }
+
+    /// One more of its writes waits for space.
+    pub(super) fn pause_one(&self, now: u64) {
+        let mut pause = self.pause.lock();
+        if let Some(pause) = &mut *pause {
+            pause.writes += 1;
+        } else {
+            *pause = Some(Pause { writes: 1, since: now });
+            tracing::warn!(
+                volume = %self.id,
+                "writes of a volume wait for space: grow the pool, add a device, or free some; `rok-blk status` shows them"
+            );
+        }
+    }
+
+    /// A write that waited for space has ended.
+    pub(super) fn resume_one(&self) {
+        let mut pause = self.pause.lock();
+        let writes = pause.as_ref().map_or(0, |pause| pause.writes);
+        assert!(writes > 0, "what ends to wait has begun");
+        *pause = pause.filter(|_| writes > 1).map(|pause| Pause { writes: writes - 1, ..pause });
+        if pause.is_none() {
+            tracing::info!(volume = %self.id, "no write of the volume waits for space any more");
+        }
+    }
+
+    /// Whether its leaves may be cached: checkpoints have stored all that does not change in it.
+    pub(super) fn is_settled(&self, pool: &Pool) -> bool {
+        self.stored_after == 0 || pool.checkpoints_done() >= self.stored_after
+    }
+}
+
+/// How many checkpoints must be done until all frozen epochs of a lineage are stored.
+pub(super) fn stored_after(catalog: &Catalog, lineage: &Lineage) -> u64 {
+    lineage.0.iter().map(|at| catalog.stored_after(*at)).max().unwrap_or_default()
+}
+
+/// A volume in use: it cannot be removed or shrunk until this is dropped.
+pub struct OpenVolume(Arc<Volume>);
+
+impl OpenVolume {
+    /// Counts one more user.
+    pub(super) fn new(volume: Arc<Volume>) -> Self {
+        volume.users.fetch_add(1, Ordering::AcqRel);
+        Self(volume)
+    }
+
+    /// The volume.
+    #[must_use]
+    pub const fn volume(&self) -> &Arc<Volume> {
+        &self.0
+    }
+}
+
+impl Drop for OpenVolume {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
