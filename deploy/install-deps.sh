@@ -53,6 +53,7 @@ uidmap            command newuidmap
 debian-archive-keyring  file /usr/share/keyrings/debian-archive-keyring.gpg
 util-linux        command flock
 procps            command ps
+openssl           command openssl
 valgrind          command valgrind
 strace            command strace
 '

@@ -86,7 +86,8 @@ fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
 
 fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> Result<(), Failure> {
     let OpenPool { pool, devices, .. } = open_pool(directory, key_file)?;
-    let server = Server::start(pool, ServerOptions { devices, io: IoChoice::IoUring, nbd: NbdLimits::default() })?;
+    let server =
+        Server::start(pool, ServerOptions { devices, io: IoChoice::IoUring, nbd: NbdLimits::default(), tls: None })?;
     for name in ["disk", "export"] {
         server.volumes().create(&NewVolume::new(Uuid::new_v4(), name, size_bytes))?;
     }

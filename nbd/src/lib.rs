@@ -13,7 +13,7 @@
 //! bound of [`limits`]; every loop consumes input. The specification is `doc/proto.md` of the NetworkBlockDevice
 //! project; the doc comments name its sections.
 //!
-//! Not here: TLS, resize.
+//! Not here: TLS itself (the handshake says when it starts), resize.
 
 #![forbid(unsafe_code)]
 

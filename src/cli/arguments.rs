@@ -423,6 +423,9 @@ pub(super) struct Export {
     /// Connections that may have it open; 0 is what serve was told
     #[arg(long, value_name = "N")]
     pub(super) max_connections: Option<u32>,
+    /// Whether only encrypted connections may open it: require or allow
+    #[arg(long, value_name = "HOW", value_parser = ["require", "allow"])]
+    pub(super) tls: Option<String>,
     /// Who may open it: these rules in place of the ones before; "everybody" for none
     #[arg(long, value_name = "RULE")]
     pub(super) allow: Vec<String>,

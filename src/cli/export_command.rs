@@ -22,6 +22,7 @@ pub(super) fn export(arguments: &Export, client: &Client, output: &Output) -> Ou
     let request = ExportVolume {
         read_only: is_read_only,
         max_connections: arguments.max_connections,
+        require_tls: arguments.tls.as_deref().map(|how| how == "require"),
         allow: match arguments.allow.as_slice() {
             [] => None,
             [everybody] if everybody == EVERYBODY => Some(Vec::new()),

@@ -1,13 +1,14 @@
 //! The arguments that bound NBD connections.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 use super::size::parse_size;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{Expose, ListenSettings, NbdLimits};
+use crate::lane::{Expose, ListenSettings, NbdLimits, TlsOffer};
 
 /// Which volumes listeners offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -18,14 +19,35 @@ pub(super) enum ExposeArgument {
     Listed,
 }
 
+/// Whether connections are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum TlsArgument {
+    /// They must be
+    Require,
+    /// They may be
+    Allow,
+    /// They are not
+    Off,
+}
+
 /// What is set of NBD.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "NBD connections")]
 pub(super) struct NbdArguments {
     /// Offer all volumes or only what rok-blk export names; by default all on the unix socket and on loopback addresses, and
     /// only what is named elsewhere
     #[arg(long, value_name = "WHICH")]
     expose: Option<ExposeArgument>,
+    /// Directory with server-cert.pem and server-key.pem for TLS, and ca-cert.pem if clients need a certificate that it vouches
+    /// for; files that are replaced are read again for the next connection
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<PathBuf>,
+    /// Whether connections over TCP are encrypted; with --tls-dir they must be, but on loopback addresses and the unix socket
+    #[arg(long, value_name = "HOW")]
+    tls: Option<TlsArgument>,
+    /// Let machines that reach a listener connect without TLS
+    #[arg(long)]
+    allow_plaintext: bool,
     /// Connections in all; more are closed at once
     #[arg(long, value_name = "N", default_value_t = NbdLimits::default().connections_max)]
     nbd_max_connections: usize,
@@ -81,11 +103,40 @@ impl NbdArguments {
         Ok(limits)
     }
 
+    /// Where certificates are.
+    ///
+    /// # Errors
+    /// `Usage` if TLS was asked for without them.
+    pub(super) fn tls_directory(&self) -> Result<Option<PathBuf>> {
+        if self.tls_dir.is_none() && matches!(self.tls, Some(TlsArgument::Require | TlsArgument::Allow)) {
+            return Err(
+                Error::new(ErrorKind::Usage, "TLS needs certificates").with_hint("Name their directory with --tls-dir")
+            );
+        }
+        self.tls_dir.as_deref().map(super::serve_command::absolute).transpose()
+    }
+
+    /// Whether other machines may connect without TLS.
+    pub(super) fn is_plaintext_for_others(&self, address: &SocketAddr) -> bool {
+        !address.ip().is_loopback() && self.tls_offer(address) != TlsOffer::Required
+    }
+
+    fn tls_offer(&self, address: &SocketAddr) -> TlsOffer {
+        match self.tls {
+            Some(TlsArgument::Require) => TlsOffer::Required,
+            Some(TlsArgument::Allow) => TlsOffer::Allowed,
+            Some(TlsArgument::Off) => TlsOffer::Off,
+            None if self.tls_dir.is_none() => TlsOffer::Off,
+            None if address.ip().is_loopback() => TlsOffer::Allowed,
+            None => TlsOffer::Required,
+        }
+    }
+
     /// How the unix socket treats its clients.
     pub(super) fn unix_settings(&self) -> ListenSettings {
-        ListenSettings {
-            expose: if self.expose == Some(ExposeArgument::Listed) { Expose::Listed } else { Expose::All },
-        }
+        let expose = if self.expose == Some(ExposeArgument::Listed) { Expose::Listed } else { Expose::All };
+        let is_offered = self.tls_dir.is_some() && self.tls != Some(TlsArgument::Off);
+        ListenSettings { expose, tls: if is_offered { TlsOffer::Allowed } else { TlsOffer::Off } }
     }
 
     /// How a listener over TCP does.
@@ -94,6 +145,12 @@ impl NbdArguments {
     /// `Usage` if everything would be offered to other machines.
     pub(super) fn tcp_settings(&self, address: &SocketAddr) -> Result<ListenSettings> {
         let is_loopback = address.ip().is_loopback();
+        if self.is_plaintext_for_others(address) && !self.allow_plaintext {
+            let message =
+                format!("{address} may be reachable from other machines, and connections need not be encrypted");
+            return Err(Error::new(ErrorKind::Usage, message)
+                .with_hint("Name certificates with --tls-dir, or say --allow-plaintext"));
+        }
         let expose = match self.expose {
             Some(ExposeArgument::All) if !is_loopback => {
                 let message = format!("{address} may be reachable from other machines: --expose all is not for it");
@@ -104,7 +161,7 @@ impl NbdArguments {
             None if is_loopback => Expose::All,
             Some(ExposeArgument::Listed) | None => Expose::Listed,
         };
-        Ok(ListenSettings { expose })
+        Ok(ListenSettings { expose, tls: self.tls_offer(address) })
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         nbd_unix: Some(nbd_path_beside(&socket)),
         nbd_unix_settings: ListenSettings::default(),
         nbd_limits: NbdLimits::default(),
+        tls_directory: None,
         nbd_tcp: vec![TcpListen {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, NBD_PORT)),
             port_tries: PORT_TRIES,

@@ -35,6 +35,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         nbd_unix: Some(absolute(&nbd_unix)?),
         nbd_unix_settings: arguments.nbd.unix_settings(),
         nbd_limits: arguments.nbd.limits()?,
+        tls_directory: arguments.nbd.tls_directory()?,
         nbd_tcp: arguments.nbd_listen.iter().map(tcp_listen).collect::<Result<_>>()?,
         lane_count: lane_count(arguments.resources),
         io: arguments.resources.io.into(),
@@ -45,7 +46,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         without_own_keys: arguments.without_own_keys,
         socket: socket.clone(),
     };
-    for address in arguments.nbd_listen.iter().filter(|address| !address.ip().is_loopback()) {
+    for address in arguments.nbd_listen.iter().filter(|address| arguments.nbd.is_plaintext_for_others(address)) {
         warn_open(address);
     }
     let daemon = Daemon::start(options)?;

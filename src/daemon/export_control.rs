@@ -24,6 +24,9 @@ impl Control {
         if let Some(connections_max) = request.max_connections {
             policy.connections_max = (connections_max > 0).then_some(connections_max);
         }
+        if let Some(requires_tls) = request.require_tls {
+            policy.requires_tls = requires_tls;
+        }
         if let Some(rules) = &request.allow {
             let rules: std::result::Result<Vec<AllowRule>, BadRule> = rules.iter().map(|rule| rule.parse()).collect();
             policy.allow = rules.map_err(|error| Error::new(ErrorKind::Usage, format!("The rule {error}")))?;
@@ -79,6 +82,7 @@ impl Control {
                 reference: export.name,
                 connections: export.connections,
                 is_read_only: policy.is_read_only,
+                requires_tls: policy.requires_tls,
                 max_connections: policy.connections_max.unwrap_or(0),
                 allow: policy.allow.iter().map(ToString::to_string).collect(),
             }

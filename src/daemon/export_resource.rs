@@ -17,6 +17,8 @@ pub struct Export {
     pub connections: u32,
     /// Clients cannot change it.
     pub is_read_only: bool,
+    /// Only encrypted connections may open it.
+    pub requires_tls: bool,
     /// How many connections may have it open; 0 is the server's bound.
     pub max_connections: u32,
     /// Who may open it; everybody if there is no rule.

@@ -36,6 +36,7 @@ struct Entry {
     is_exported: Option<bool>,
     is_read_only: bool,
     connections_max: Option<u32>,
+    requires_tls: bool,
     allow: Vec<String>,
 }
 
@@ -68,8 +69,8 @@ pub(super) fn read(pool: &Path) -> Result<BTreeMap<Uuid, ExportPolicy>> {
     let policy = |(id, entry): (Uuid, Entry)| {
         let allow: std::result::Result<_, _> = entry.allow.iter().map(|rule| rule.parse()).collect();
         let allow = allow.map_err(|error: crate::lane::BadRule| damaged(error.to_string()))?;
-        let Entry { is_exported, is_read_only, connections_max, .. } = entry;
-        Ok((id, ExportPolicy { is_exported, is_read_only, connections_max, allow }))
+        let Entry { is_exported, is_read_only, connections_max, requires_tls, .. } = entry;
+        Ok((id, ExportPolicy { is_exported, is_read_only, connections_max, requires_tls, allow }))
     };
     content.exports.into_iter().map(policy).collect()
 }
@@ -80,13 +81,14 @@ pub(super) fn read(pool: &Path) -> Result<BTreeMap<Uuid, ExportPolicy>> {
 /// Those of writing; then the file is as it was.
 pub(super) fn write(pool: &Path, policies: &BTreeMap<Uuid, ExportPolicy>) -> Result<()> {
     let entry = |(id, policy): (&Uuid, &ExportPolicy)| {
-        let ExportPolicy { is_exported, is_read_only, connections_max, allow } = policy.clone();
+        let ExportPolicy { is_exported, is_read_only, connections_max, requires_tls, allow } = policy.clone();
         (
             *id,
             Entry {
                 is_exported,
                 is_read_only,
                 connections_max,
+                requires_tls,
                 allow: allow.iter().map(ToString::to_string).collect(),
             },
         )
@@ -117,7 +119,13 @@ mod tests {
 
     fn policies() -> BTreeMap<Uuid, ExportPolicy> {
         let allow = ["10.0.0.0/8", "uid:7", "subject:hv1"].map(|rule| rule.parse().expect("a rule")).to_vec();
-        let restricted = ExportPolicy { is_exported: Some(true), is_read_only: true, connections_max: Some(3), allow };
+        let restricted = ExportPolicy {
+            is_exported: Some(true),
+            is_read_only: true,
+            connections_max: Some(3),
+            requires_tls: true,
+            allow,
+        };
         let hidden = ExportPolicy { is_exported: Some(false), ..ExportPolicy::default() };
         [(Uuid::from_u128(1), restricted), (Uuid::from_u128(2), hidden)].into()
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::control::{Control, PoolPlace};
@@ -10,7 +11,7 @@ use super::export_store;
 use super::reclaim_job::ReclaimJob;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions};
+use crate::lane::{IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions, TlsAuthority};
 use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
@@ -36,6 +37,8 @@ pub(super) struct PoolSetup {
     pub nbd_unix_settings: ListenSettings,
     /// The bounds of NBD connections.
     pub nbd_limits: NbdLimits,
+    /// The directory with the certificates of TLS.
+    pub tls_directory: Option<PathBuf>,
     /// NBD over TCP.
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
@@ -61,6 +64,7 @@ impl PoolSetup {
         let begin = Instant::now();
         // Before anybody can connect, and before anything is changed.
         let policies = export_store::read(&self.pool)?;
+        let tls = self.tls_directory.as_deref().map(TlsAuthority::open).transpose()?.map(Arc::new);
         let pool = directory::open(
             &self.pool,
             &OpenOptions {
@@ -73,7 +77,7 @@ impl PoolSetup {
             },
         )?;
         let place = PoolPlace { path: self.pool.clone(), open_time: begin.elapsed(), started_at };
-        let options = ServerOptions { devices: pool.devices, io: self.io, nbd: self.nbd_limits };
+        let options = ServerOptions { devices: pool.devices, io: self.io, nbd: self.nbd_limits, tls };
         let server = Server::start(pool.pool, options)?;
         policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
         let started =

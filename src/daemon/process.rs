@@ -47,6 +47,8 @@ pub struct DaemonOptions {
     pub nbd_unix_settings: ListenSettings,
     /// The bounds of NBD connections.
     pub nbd_limits: NbdLimits,
+    /// The directory with the certificates of TLS.
+    pub tls_directory: Option<PathBuf>,
     /// NBD over TCP.
     pub nbd_tcp: Vec<TcpListen>,
     /// Threads that do the pool's I/O, at least 1.
@@ -105,6 +107,7 @@ impl Daemon {
             nbd_unix: options.nbd_unix,
             nbd_unix_settings: options.nbd_unix_settings,
             nbd_limits: options.nbd_limits,
+            tls_directory: options.tls_directory,
             nbd_tcp: options.nbd_tcp,
             lane_count: options.lane_count,
             io: options.io,

@@ -75,6 +75,9 @@ pub struct ExportVolume {
     /// How many connections may have it open; 0 is the server's bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// Only encrypted connections may open it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_tls: Option<bool>,
     /// Who may open it: networks (`10.0.0.0/8`), `uid:N`, `gid:N`, `subject:NAME`. Everybody if there is no rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<String>>,

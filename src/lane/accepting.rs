@@ -7,7 +7,6 @@ use super::server::Shared;
 use super::settings::ListenSettings;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 /// Gives a connection to the next lane, or closes it if there are too many.
 pub(super) fn hand_out(shared: &Shared, socket: OwnedFd, is_tcp: bool, settings: ListenSettings) {
@@ -16,7 +15,7 @@ pub(super) fn hand_out(shared: &Shared, socket: OwnedFd, is_tcp: bool, settings:
         return;
     };
     let (socket, origin) = if is_tcp { tcp(socket) } else { unix(socket) };
-    let client = Arc::new(Client { peer: Peer { origin, subjects: Vec::new() }, settings });
+    let client = Client { peer: Peer { origin, subjects: Vec::new() }, settings, is_encrypted: false };
     if let Err(error) = shared.next_mailbox().send(Message::Connect { socket, permit, client }) {
         tracing::warn!(%error, "a connection was closed");
     }

@@ -7,19 +7,18 @@
 use super::buffers::Buffers;
 use super::driver::Call;
 use super::exports::Client;
-use super::handshake::Session;
-use super::limits::STREAM_BYTES;
+use super::handshake::{Negotiation, Session};
+use super::limits::{RECORDS_BYTES, STREAM_BYTES};
 use super::sender::{Head, Reply, Sender, Sent};
 use super::server::Permit;
 use super::settings::NbdLimits;
 use super::status::PendingStatus;
+use super::tls::TlsStream;
 use crate::disk::{IoBuffer, LentToDevice};
 use crate::units::to_usize;
 use rok_nbd::Request;
-use rok_nbd::server::{Handshake, HandshakeBounds};
 use slab::Slab;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -84,7 +83,7 @@ pub(super) struct Pending {
 /// Where a connection stands.
 pub(super) enum Phase {
     /// Choosing an export. The state machine is away while a blocking thread has it.
-    Handshake { handshake: Option<Box<Handshake>>, deadline: Instant, step: HandshakeStep },
+    Handshake { handshake: Option<Box<Negotiation>>, deadline: Instant, step: HandshakeStep },
     /// Serving requests.
     Transmission(Session),
     /// Neither any more: the connection ends.
@@ -103,6 +102,20 @@ pub(super) enum HandshakeStep {
 enum Target {
     Stream,
     Payload,
+    Records,
+}
+
+/// The encryption of a connection that has an export open.
+pub(super) struct Encrypted {
+    pub stream: Box<TlsStream>,
+    /// Where records are received.
+    records: IoBuffer,
+}
+
+impl Encrypted {
+    pub(super) fn new(stream: Box<TlsStream>) -> Self {
+        Self { stream, records: IoBuffer::allocate(RECORDS_BYTES) }
+    }
 }
 
 /// A connection.
@@ -136,8 +149,9 @@ pub(super) struct Connection {
     has_hung_up: bool,
     /// The engine was told that it leaves.
     pub has_left: bool,
-    pub client: Arc<Client>,
     pub limits: NbdLimits,
+    /// Its encryption, once an export is chosen.
+    pub tls: Option<Encrypted>,
     /// Receives and sends that have ended.
     progress: u64,
     /// When the last look at deadlines found other progress than the one before, and what that was.
@@ -146,10 +160,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd, permit: Permit, client: Arc<Client>, limits: NbdLimits, now: Instant) -> Self {
-        let bounds =
-            HandshakeBounds { option_count_max: limits.options_max, option_size_bytes_max: limits.option_bytes_max };
-        let handshake = Some(Box::new(Handshake::new(bounds)));
+    pub(super) fn new(socket: OwnedFd, permit: Permit, client: Client, limits: NbdLimits, now: Instant) -> Self {
+        let handshake = Some(Box::new(Negotiation::new(client, &limits)));
         Self {
             socket,
             phase: Phase::Handshake {
@@ -173,8 +185,8 @@ impl Connection {
             is_watched: false,
             has_hung_up: false,
             has_left: false,
-            client,
             limits,
+            tls: None,
             progress: 0,
             last_seen: (now, 0),
             _permit: permit,
@@ -186,7 +198,9 @@ impl Connection {
         if !self.wants_receive() {
             return None;
         }
-        let (target, loan) = if let Some(incoming) = &self.incoming {
+        let (target, loan) = if let Some(tls) = &self.tls {
+            (Target::Records, tls.records.slice(0..RECORDS_BYTES).lend_to_device())
+        } else if let Some(incoming) = &self.incoming {
             (Target::Payload, incoming.buffer.slice(incoming.filled..incoming.len()).lend_to_device())
         } else {
             if self.stream.end == STREAM_BYTES {
@@ -203,7 +217,9 @@ impl Connection {
     fn wants_receive(&self) -> bool {
         let is_for_phase = match &self.phase {
             Phase::Handshake { step, .. } => *step == HandshakeStep::Receive && !self.has_job && self.sender.is_idle(),
-            Phase::Transmission(_) => !self.is_blocked,
+            Phase::Transmission(_) => {
+                !self.is_blocked && self.tls.as_ref().is_none_or(|tls| tls.stream.plain.is_empty())
+            }
             Phase::Over => false,
         };
         is_for_phase && !self.is_broken && !self.is_draining && self.receiving.is_none()
@@ -241,6 +257,7 @@ impl Connection {
             // The peer ends; what it asked for before is still answered.
             Ok(0) => self.is_draining = true,
             Ok(len) => match (target, &mut self.incoming) {
+                (Target::Records, _) => self.received_records(len),
                 (Target::Payload, Some(incoming)) => incoming.filled += len,
                 _ => self.stream.end += len,
             },
@@ -252,10 +269,43 @@ impl Connection {
         }
     }
 
+    /// Decrypts what was received.
+    fn received_records(&mut self, len: usize) {
+        let tls = self.tls.as_mut().expect("records are received on encrypted connections");
+        let received = tls.records.slice(0..len).with_bytes(|bytes| tls.stream.receive(bytes));
+        // What it sent before is still answered.
+        self.is_draining |= tls.stream.is_closed;
+        if let Err(error) = received {
+            tracing::debug!(%error, "a connection broke the rules of TLS");
+            self.break_off();
+        }
+    }
+
+    /// Puts what was decrypted where requests are looked for; whether that was anything.
+    pub(super) fn take_decrypted(&mut self) -> bool {
+        let Some(tls) = self.tls.as_mut().filter(|tls| !tls.stream.plain.is_empty()) else { return false };
+        if self.stream.end == STREAM_BYTES {
+            self.stream.compact();
+        }
+        let len = tls.stream.plain.len().min(STREAM_BYTES - self.stream.end);
+        let target = self.stream.buffer.slice(self.stream.end..self.stream.end + len);
+        target.with_bytes_mut(|bytes| bytes.copy_from_slice(&tls.stream.plain[..len]));
+        tls.stream.plain.drain(..len);
+        self.stream.end += len;
+        len > 0
+    }
+
     /// The next send, if there is something to send.
     pub(super) fn begin_send(&mut self) -> Option<Call> {
         let fd = self.raw_fd();
-        if self.is_broken { None } else { self.sender.begin(fd) }
+        if self.is_broken {
+            return None;
+        }
+        let is_answered = self.is_answered();
+        if let Some(tls) = self.tls.as_mut().filter(|_| is_answered) {
+            tls.stream.say_goodbye();
+        }
+        self.sender.begin(fd, self.tls.as_mut().map(|tls| &mut *tls.stream))
     }
 
     /// Takes the result of a send; maybe there is a rest to send.
@@ -293,10 +343,10 @@ impl Connection {
         }
     }
 
-    /// Queues bytes that are no reply to a request.
+    /// Queues bytes that are no reply to a request, and are encrypted already if they have to be.
     pub(super) fn reply_bytes(&mut self, bytes: Vec<u8>) {
         if !bytes.is_empty() {
-            self.reply(Reply { head: Head::Bytes(bytes), payload: None, held_bytes: 0, is_request: false });
+            self.reply(Reply { head: Head::Raw(bytes), payload: None, held_bytes: 0, is_request: false });
         }
     }
 
@@ -350,6 +400,10 @@ impl Connection {
 
     /// Whether all that was asked for is answered, and nothing more will be.
     pub(super) fn is_drained(&self) -> bool {
+        self.is_answered() && !self.tls.as_ref().is_some_and(|tls| tls.stream.has_output())
+    }
+
+    fn is_answered(&self) -> bool {
         // A write whose payload never came is not answered.
         let answerable = self.open_requests - usize::from(self.incoming.is_some());
         self.is_draining && answerable == 0 && !self.has_job && self.sender.is_idle()

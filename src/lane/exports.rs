@@ -3,11 +3,12 @@
 use super::access::{AllowRule, Peer, is_allowed};
 use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::status::StatusContext;
+use super::tls::TlsAuthority;
 use crate::error::ErrorKind;
 use crate::volume::{OpenVolume, VolumeInfo, Volumes};
 use parking_lot::Mutex;
 use rok_nbd::BlockSizes;
-use rok_nbd::server::{Export, ExportFeatures, Exports, FindError};
+use rok_nbd::server::{Export, ExportFeatures, Exports, FindError, TlsOffer};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct ExportPolicy {
     pub is_read_only: bool,
     /// How many connections may have it open; `None` is the server's bound.
     pub connections_max: Option<u32>,
+    /// Only encrypted connections may open it.
+    pub requires_tls: bool,
     /// Who may open it; everybody if there is no rule.
     pub allow: Vec<AllowRule>,
 }
@@ -45,6 +48,8 @@ pub struct ExportPolicy {
 pub(super) struct ExportTable {
     pub volumes: Arc<Volumes>,
     pub limits: NbdLimits,
+    /// What TLS needs, if it is offered.
+    pub tls: Option<Arc<TlsAuthority>>,
     policies: Mutex<BTreeMap<Uuid, ExportPolicy>>,
     /// Volumes that nobody may open now.
     closed: Mutex<BTreeSet<Uuid>>,
@@ -54,10 +59,11 @@ pub(super) struct ExportTable {
 }
 
 impl ExportTable {
-    pub(super) fn new(volumes: Arc<Volumes>, limits: NbdLimits) -> Self {
+    pub(super) fn new(volumes: Arc<Volumes>, limits: NbdLimits, tls: Option<Arc<TlsAuthority>>) -> Self {
         Self {
             volumes,
             limits,
+            tls,
             policies: Mutex::default(),
             closed: Mutex::default(),
             connections: Arc::default(),
@@ -101,7 +107,9 @@ impl ExportTable {
     fn offered(&self, client: &Client) -> Vec<VolumeInfo> {
         let mut infos = self.volumes.list();
         infos.retain(|info| {
-            self.is_exported(info.id, client.settings.expose) && is_allowed(&self.policy(info.id).allow, &client.peer)
+            let policy = self.policy(info.id);
+            let is_reached = client.is_encrypted || !policy.requires_tls;
+            is_reached && self.is_exported(info.id, client.settings.expose) && is_allowed(&policy.allow, &client.peer)
         });
         infos
     }
@@ -127,6 +135,11 @@ impl ExportTable {
             return Err(FindError::Unknown);
         }
         let policy = self.policy(id);
+        if policy.requires_tls && !client.is_encrypted {
+            // Where the listener has no TLS there is no way in.
+            let has_tls = client.settings.tls != TlsOffer::Off;
+            return Err(if has_tls { FindError::TlsRequired } else { FindError::Forbidden });
+        }
         if !is_allowed(&policy.allow, &client.peer) {
             return Err(FindError::Forbidden);
         }
@@ -182,6 +195,7 @@ pub(super) struct Found {
 pub(super) struct Client {
     pub peer: Peer,
     pub settings: ListenSettings,
+    pub is_encrypted: bool,
 }
 
 /// A volume that clients cannot open while this lives.

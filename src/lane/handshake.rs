@@ -1,14 +1,32 @@
-//! One turn of a handshake, done by a blocking thread: it asks for volumes, whose locks are held during commits.
+//! One turn of a handshake, done by a blocking thread: it asks for volumes, whose locks are held during commits, and TLS
+//! signs and verifies.
 
 use super::exports::{Client, ExportPlace, ExportTable, ExportView};
+use super::settings::NbdLimits;
 use super::status::StatusContext;
+use super::tls::TlsStream;
 use crate::volume::OpenVolume;
-use rok_nbd::server::{Handshake, Negotiated, Outcome, RequestRules};
+use rok_nbd::server::{Handshake, HandshakeBounds, Negotiated, Outcome, RequestRules};
 use std::sync::Arc;
+
+/// A client that chooses an export.
+pub(super) struct Negotiation {
+    handshake: Handshake,
+    client: Client,
+    pub tls: Option<Box<TlsStream>>,
+}
+
+impl Negotiation {
+    pub(super) fn new(client: Client, limits: &NbdLimits) -> Self {
+        let bounds =
+            HandshakeBounds { option_count_max: limits.options_max, option_size_bytes_max: limits.option_bytes_max };
+        Self { handshake: Handshake::new(bounds, client.settings.tls), client, tls: None }
+    }
+}
 
 /// What the connection goes on with.
 pub(super) struct HandshakeTurn {
-    pub handshake: Box<Handshake>,
+    pub negotiation: Box<Negotiation>,
     /// Bytes of the input that were taken.
     pub consumed: usize,
     /// To be sent in any case.
@@ -39,28 +57,77 @@ pub(super) struct Session {
 }
 
 /// Takes a turn.
-pub(super) fn advance(
-    mut handshake: Box<Handshake>,
-    input: &[u8],
-    table: &Arc<ExportTable>,
-    client: &Client,
-) -> HandshakeTurn {
-    let view = ExportView::new(table, client);
-    if table.is_closing() {
-        handshake.shut_down();
-    }
+pub(super) fn advance(mut negotiation: Box<Negotiation>, input: &[u8], table: &Arc<ExportTable>) -> HandshakeTurn {
     let mut output = Vec::new();
-    let progress = handshake.advance(input, &mut output, &view);
-    let next = match progress.outcome {
-        Outcome::NeedMore => NextStep::Receive,
-        Outcome::SendFirst => NextStep::Repeat,
-        Outcome::Close(reason) => {
-            tracing::debug!(?reason, "a handshake ended");
-            NextStep::Close
+    let mut rest = input;
+    let next = loop {
+        if let Some(next) = negotiation.step(&mut rest, &mut output, table) {
+            break next;
         }
-        Outcome::Transmission(negotiated) => begin(&negotiated, view),
     };
-    HandshakeTurn { handshake, consumed: progress.consumed, output, next }
+    HandshakeTurn { negotiation, consumed: input.len() - rest.len(), output, next }
+}
+
+impl Negotiation {
+    /// A step on one level: TLS, or the options in it. `None` if the next step can follow at once.
+    fn step(&mut self, rest: &mut &[u8], output: &mut Vec<u8>, table: &Arc<ExportTable>) -> Option<NextStep> {
+        if let Some(tls) = &mut self.tls {
+            let received = tls.receive(std::mem::take(rest));
+            tls.take_output(output);
+            if let Err(error) = received {
+                tracing::debug!(%error, "a TLS handshake failed");
+                return Some(NextStep::Close);
+            }
+            if tls.is_handshaking() {
+                return Some(if tls.is_closed { NextStep::Close } else { NextStep::Receive });
+            }
+            if !self.client.is_encrypted {
+                self.client.is_encrypted = true;
+                self.client.peer.subjects = tls.subjects();
+            }
+        }
+        let view = ExportView::new(table, &self.client);
+        if table.is_closing() {
+            self.handshake.shut_down();
+        }
+        let outcome = match &mut self.tls {
+            None => {
+                let progress = self.handshake.advance(rest, output, &view);
+                *rest = &rest[progress.consumed..];
+                progress.outcome
+            }
+            Some(tls) => {
+                let mut answer = Vec::new();
+                let progress = self.handshake.advance(&tls.plain, &mut answer, &view);
+                tls.plain.drain(..progress.consumed);
+                tls.send(&answer);
+                tls.take_output(output);
+                progress.outcome
+            }
+        };
+        match outcome {
+            Outcome::NeedMore if self.tls.as_ref().is_some_and(|tls| tls.is_closed) => Some(NextStep::Close),
+            Outcome::NeedMore => Some(NextStep::Receive),
+            Outcome::SendFirst => Some(NextStep::Repeat),
+            Outcome::Close(reason) => {
+                tracing::debug!(?reason, "a handshake ended");
+                Some(NextStep::Close)
+            }
+            Outcome::Transmission(negotiated) => Some(begin(&negotiated, view)),
+            Outcome::StartTls => match table.tls.as_ref().map(|authority| authority.accept()) {
+                Some(Ok(tls)) => {
+                    self.tls = Some(Box::new(tls));
+                    self.handshake.tls_started();
+                    None
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "a connection was closed");
+                    Some(NextStep::Close)
+                }
+                None => unreachable!("a listener that offers TLS has certificates"),
+            },
+        }
+    }
 }
 
 fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {

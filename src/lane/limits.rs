@@ -47,6 +47,8 @@ const LANES_MAX: usize = 64;
 pub(super) const JOBS_MAX: usize = CONNECTIONS_MAX * (REQUESTS_MAX + 1) + LANES_MAX * (CONTROLS_MAX + DEVICE_TAGS_MAX);
 /// What a connection receives into; holds about as much as 32 writes of 4 KiB, twice.
 pub(super) const STREAM_BYTES: usize = 256 << 10;
+/// What an encrypted connection receives into: four of the longest records.
+pub(super) const RECORDS_BYTES: usize = 64 << 10;
 /// Payloads up to this size are copied out of the stream; longer ones are received where they belong.
 pub(super) const COPIED_PAYLOAD_BYTES_MAX: usize = 32 << 10;
 /// Free buffers that a lane keeps.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 /// A message to a lane.
 pub(super) enum Message {
     /// Serve a connection.
-    Connect { socket: OwnedFd, permit: Permit, client: Arc<Client> },
+    Connect { socket: OwnedFd, permit: Permit, client: Client },
     /// Accept connections.
     Listen { listener: OwnedFd, is_tcp: bool, settings: ListenSettings },
     /// Serve a queue of a device.

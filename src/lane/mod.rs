@@ -33,6 +33,7 @@ mod status;
 mod tcp;
 mod thread;
 mod threads;
+mod tls;
 mod trimming;
 
 pub use access::{AllowRule, BadRule};
@@ -47,5 +48,7 @@ pub use io_method::{IoChoice, IoMethod};
 #[cfg(feature = "rocksdb")]
 pub(crate) use limits::BLOCKING_THREADS;
 pub use pool_events::PoolEvents;
+pub use rok_nbd::server::TlsOffer;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};
 pub use settings::{Expose, ListenSettings, NbdLimits};
+pub use tls::TlsAuthority;

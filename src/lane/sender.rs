@@ -6,6 +6,7 @@
 
 use super::buffers::Buffers;
 use super::driver::Call;
+use super::tls::TlsStream;
 use crate::disk::{IoBuffer, LentForDevice};
 use rok_nbd::ReplyHeader;
 use std::collections::VecDeque;
@@ -29,6 +30,8 @@ pub(super) struct Reply {
 pub(super) enum Head {
     Header(ReplyHeader),
     Bytes(Vec<u8>),
+    /// Goes out as it is, also where everything else is encrypted: a handshake has encrypted it.
+    Raw(Vec<u8>),
 }
 
 /// What a sent batch gives back.
@@ -77,15 +80,21 @@ impl Sender {
     }
 
     /// Puts what waits into the next send; `None` if that is nothing or a send is under way.
-    pub(super) fn begin(&mut self, socket: RawFd) -> Option<Call> {
-        if self.is_busy || self.waiting.is_empty() {
+    pub(super) fn begin(&mut self, socket: RawFd, tls: Option<&mut TlsStream>) -> Option<Call> {
+        let is_due = !self.waiting.is_empty() || tls.as_ref().is_some_and(|tls| tls.has_output());
+        if self.is_busy || !is_due {
             return None;
+        }
+        if let Some(tls) = tls {
+            self.encrypt(tls);
+            self.is_busy = true;
+            return Some(self.call(socket));
         }
         for reply in self.waiting.drain(..self.waiting.len().min(REPLIES_PER_SEND)) {
             let start = self.heads.len();
             match &reply.head {
                 Head::Header(header) => self.heads.extend_from_slice(header.as_bytes()),
-                Head::Bytes(bytes) => self.heads.extend_from_slice(bytes),
+                Head::Bytes(bytes) | Head::Raw(bytes) => self.heads.extend_from_slice(bytes),
             }
             let added = self.heads.len() - start;
             match self.pieces.last_mut() {
@@ -103,6 +112,30 @@ impl Sender {
         self.address();
         self.is_busy = true;
         Some(self.call(socket))
+    }
+
+    /// Makes records of what waits, which are the one piece of the next send.
+    fn encrypt(&mut self, tls: &mut TlsStream) {
+        for reply in self.waiting.drain(..self.waiting.len().min(REPLIES_PER_SEND)) {
+            match &reply.head {
+                Head::Header(header) => tls.send(header.as_bytes()),
+                Head::Bytes(bytes) => tls.send(bytes),
+                Head::Raw(bytes) => {
+                    tls.take_output(&mut self.heads);
+                    self.heads.extend_from_slice(bytes);
+                }
+            }
+            if let Some((payload, buffer)) = reply.payload {
+                payload.with_bytes(|bytes| tls.send(bytes));
+                drop(payload);
+                self.buffers.push(buffer);
+            }
+            self.sent.requests += usize::from(reply.is_request);
+            self.sent.held_bytes += reply.held_bytes;
+        }
+        tls.take_output(&mut self.heads);
+        self.pieces.push(Piece::Heads(self.heads.len()));
+        self.address();
     }
 
     /// Takes the result of a send: what the batch gives back if it is all sent, else the send of the rest.

@@ -15,6 +15,7 @@ use super::pool_events::PoolEvents;
 use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::signals::LaneSignals;
 use super::threads::{Threads, join, join_lanes, spawn_threads, start_error};
+use super::tls::TlsAuthority;
 use super::trimming::Trimming;
 use crate::disk::{FileDevice, TransferQueue};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +23,7 @@ use crate::pool::Pool;
 use crate::units::{DeviceIndex, LaneIndex};
 use crate::volume::{VolumeInfo, Volumes};
 use parking_lot::Mutex;
+use rok_nbd::server::TlsOffer;
 use rok_ublk::Device;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +39,8 @@ pub struct ServerOptions {
     pub io: IoChoice,
     /// The bounds of NBD connections.
     pub nbd: NbdLimits,
+    /// What TLS needs, if listeners are to offer it.
+    pub tls: Option<Arc<TlsAuthority>>,
 }
 
 /// One export.
@@ -145,7 +149,11 @@ impl Server {
         let (trimming, events) = (Arc::new(Trimming::default()), Arc::new(PoolEvents::default()));
         let alarms = mailboxes.iter().map(|mailbox| Arc::clone(&mailbox.alarm)).collect();
         let shared = Arc::new(Shared {
-            exports: Arc::new(ExportTable::new(Arc::new(Volumes::new(Arc::clone(&pool))), options.nbd)),
+            exports: Arc::new(ExportTable::new(
+                Arc::new(Volumes::new(Arc::clone(&pool))),
+                options.nbd,
+                options.tls.clone(),
+            )),
             mailboxes,
             jobs: Arc::new(Jobs::default()),
             handshakes: Arc::new(Jobs::default()),
@@ -235,6 +243,10 @@ impl Server {
         let mut addresses = self.addresses.lock();
         if self.shared.exports.is_closing() {
             return Err(Error::new(ErrorKind::Busy, "The server is ending"));
+        }
+        if settings.tls != TlsOffer::Off && self.shared.exports.tls.is_none() {
+            return Err(Error::new(ErrorKind::Usage, format!("{address} cannot offer TLS: there are no certificates"))
+                .with_hint("Name their directory with --tls-dir"));
         }
         let (listener, address) = address.bind()?;
         let is_tcp = matches!(address, ListenAddress::Tcp(_));

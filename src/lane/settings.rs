@@ -2,6 +2,7 @@
 
 use super::limits;
 use crate::error::{Error, ErrorKind, Result};
+use rok_nbd::server::TlsOffer;
 use std::time::Duration;
 
 /// Which volumes a listener offers.
@@ -19,6 +20,8 @@ pub enum Expose {
 pub struct ListenSettings {
     /// Which volumes it offers.
     pub expose: Expose,
+    /// Whether connections are encrypted.
+    pub tls: TlsOffer,
 }
 
 /// The bounds of NBD connections.

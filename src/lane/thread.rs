@@ -7,7 +7,7 @@
 
 use super::accepting::hand_out;
 use super::buffers::Buffers;
-use super::connection::{Connection, HandshakeStep, Phase};
+use super::connection::{Connection, Encrypted, HandshakeStep, Phase};
 use super::controls::{Answer, Controls};
 use super::device::{Devices, is_device};
 use super::driver::{Call, CallEnd, Driver, LaneDisk, Submission, Uring};
@@ -295,9 +295,8 @@ impl Lane {
         let there = connection.stream.buffer.slice(connection.stream.start..connection.stream.end);
         let input = there.with_bytes(<[u8]>::to_vec);
         let (mailbox, table) = (Arc::clone(&self.mailbox), Arc::clone(&self.shared.exports));
-        let client = Arc::clone(&connection.client);
         self.shared.handshakes.push(Box::new(move || {
-            let turn = advance(handshake, &input, &table, &client);
+            let turn = advance(handshake, &input, &table);
             drop(table);
             mailbox.return_handshake(slot, turn);
         }));
@@ -310,10 +309,13 @@ impl Lane {
         connection.reply_bytes(turn.output);
         match (turn.next, &mut connection.phase) {
             (NextStep::Receive, Phase::Handshake { handshake, step, .. }) => {
-                (*handshake, *step) = (Some(turn.handshake), HandshakeStep::Receive);
+                (*handshake, *step) = (Some(turn.negotiation), HandshakeStep::Receive);
             }
-            (NextStep::Repeat, Phase::Handshake { handshake, .. }) => *handshake = Some(turn.handshake),
-            (NextStep::Serve(session), phase) => *phase = Phase::Transmission(session),
+            (NextStep::Repeat, Phase::Handshake { handshake, .. }) => *handshake = Some(turn.negotiation),
+            (NextStep::Serve(session), phase) => {
+                *phase = Phase::Transmission(session);
+                connection.tls = turn.negotiation.tls.map(Encrypted::new);
+            }
             (_, phase) => {
                 *phase = Phase::Over;
                 connection.is_draining = true;
@@ -373,7 +375,7 @@ impl Lane {
         slots.into_iter().filter_map(|slot| u32::try_from(slot).ok()).for_each(|slot| self.mark(slot));
     }
 
-    fn connect(&mut self, socket: OwnedFd, permit: Permit, client: Arc<Client>) {
+    fn connect(&mut self, socket: OwnedFd, permit: Permit, client: Client) {
         if self.closing.is_some() {
             return;
         }

@@ -111,7 +111,8 @@ fn bad_settings_are_refused_by_name() {
         let refusal = home.serve_fails(&["--key-file", &home.text("pool.key"), option, value]).failure(2);
         assert!(refusal.contains(word), "{option}: {refusal}");
     }
-    let everywhere = ["--key-file", &home.text("pool.key"), "--nbd-listen", "0.0.0.0:0", "--expose", "all"];
+    let everywhere =
+        ["--key-file", &home.text("pool.key"), "--nbd-listen", "0.0.0.0:0", "--expose", "all", "--allow-plaintext"];
     let refusal = home.serve_fails(&everywhere).failure(2);
     assert!(refusal.contains("rok-blk export"), "{refusal}");
 }

@@ -74,7 +74,7 @@ impl World {
     fn serve(&self, device: &Arc<FileDevice>) -> Running {
         let mut random = random();
         let pool = pool::open(self.parts(device), &mut |bytes| random.fill_bytes(bytes)).expect("the pool opens");
-        let options = ServerOptions { devices: vec![Arc::clone(device)], io: IoChoice::Auto, nbd: self.nbd };
+        let options = ServerOptions { devices: vec![Arc::clone(device)], io: IoChoice::Auto, nbd: self.nbd, tls: None };
         let server = Server::start(pool, options).expect("a server");
         let socket = self.directory.path().join("nbd.sock");
         server.listen(&ListenAddress::Unix(socket.clone()), ListenSettings::default()).expect("the socket is free");

@@ -38,6 +38,7 @@ mod sparse;
 mod stamp;
 mod support;
 mod thin;
+mod tls;
 mod trimming;
 mod victim;
 mod watermarks;

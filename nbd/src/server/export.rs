@@ -117,6 +117,8 @@ pub enum FindError {
     Unavailable,
     /// The client may not use it.
     Forbidden,
+    /// The client must start TLS to use it. Only while it has not.
+    TlsRequired,
     /// It has as many connections as it may have.
     Crowded,
     /// The server is about to end.
@@ -129,6 +131,7 @@ impl fmt::Display for FindError {
             Self::Unknown => "The export is not known",
             Self::Unavailable => "The export is not available now",
             Self::Forbidden => "The export is not open to this client",
+            Self::TlsRequired => "The export needs TLS",
             Self::Crowded => "The export has as many connections as it may have",
             Self::ShuttingDown => "The server is shutting down",
         })

@@ -6,6 +6,7 @@
 
 use super::close_reason::CloseReason;
 use super::export::{Export, Exports, FindError};
+use super::handshake_bounds::{HandshakeBounds, TlsOffer};
 use super::info_request::InfoRequest;
 use super::meta_context::{MetaRequest, SelectedContext};
 use super::option_replies::{OptionReplies, append_export_name_answer, is_sendable};
@@ -17,6 +18,8 @@ use crate::wire::magic;
 use crate::wire::option::{OPTION_HEADER_SIZE, OptionError, OptionHeader, OptionKind};
 use crate::wire::reply::ReplyForm;
 
+/// What a client is told by ERR_TLS_REQD.
+const TLS_NEEDED: &str = "Start TLS first";
 /// What a client is told by ERR_SHUTDOWN.
 const SHUTTING_DOWN: &str = "The server is shutting down";
 
@@ -34,22 +37,8 @@ pub struct Handshake {
     option_count: u32,
     option_count_max: u32,
     bounds: HandshakeBounds,
-}
-
-/// What a client may send before it has chosen an export.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HandshakeBounds {
-    /// How many options; [`limits::OPTION_COUNT_PER_EXPORT`] more for each export that it was told of.
-    pub option_count_max: u32,
-    /// How long the data of an option may be that is read and dropped, in bytes; a longer one closes. Counts as
-    /// [`limits::OPTION_SKIP_SIZE_MAX`] if it exceeds that.
-    pub option_size_bytes_max: u32,
-}
-
-impl Default for HandshakeBounds {
-    fn default() -> Self {
-        Self { option_count_max: limits::OPTION_COUNT_MAX, option_size_bytes_max: limits::OPTION_SKIP_SIZE_MAX }
-    }
+    tls: TlsOffer,
+    is_encrypted: bool,
 }
 
 /// What the handshake waits for.
@@ -86,6 +75,9 @@ pub enum Outcome {
     /// [`limits::OUTPUT_SIZE_PAUSE`] bytes or more wait: send the output, clear it, and call again with the rest of
     /// the input.
     SendFirst,
+    /// The client starts TLS, and its option is acknowledged: send the output, and take the rest of the input as the
+    /// beginning of its TLS records. Call [`Handshake::tls_started`] and go on with what these decrypt to.
+    StartTls,
     /// The client chose an export. The rest of the input is its first requests.
     Transmission(Box<Negotiated>),
     /// Send the output, then close.
@@ -111,7 +103,7 @@ pub struct Negotiated {
 
 impl Default for Handshake {
     fn default() -> Self {
-        Self::new(HandshakeBounds::default())
+        Self::new(HandshakeBounds::default(), TlsOffer::Off)
     }
 }
 
@@ -119,7 +111,7 @@ impl Handshake {
     /// A handshake that has not sent its greeting. Call [`Handshake::advance`] with no input as soon as the
     /// connection is there: the server speaks first.
     #[must_use]
-    pub fn new(bounds: HandshakeBounds) -> Self {
+    pub fn new(bounds: HandshakeBounds, tls: TlsOffer) -> Self {
         Self {
             step: Step::Start,
             pending: Vec::new(),
@@ -130,7 +122,21 @@ impl Handshake {
             option_count: 0,
             option_count_max: bounds.option_count_max,
             bounds,
+            tls,
+            is_encrypted: false,
         }
+    }
+
+    /// TLS is there. All that was negotiated in clear is forgotten: somebody else may have put it there (CVE-2021-3716).
+    pub fn tls_started(&mut self) {
+        self.is_encrypted = true;
+        self.reply_form = ReplyForm::Simple;
+        self.contexts = None;
+    }
+
+    /// Whether the client must start TLS before anything else.
+    fn lacks_tls(&self) -> bool {
+        self.tls == TlsOffer::Required && !self.is_encrypted
     }
 
     /// From now on answers every option but ABORT with ERR_SHUTDOWN, and EXPORT_NAME by closing.
@@ -156,7 +162,7 @@ impl Handshake {
         self.step = match &outcome {
             Outcome::Transmission(_) => Step::Over(CloseReason::AlreadyChosen),
             Outcome::Close(reason) => Step::Over(*reason),
-            Outcome::NeedMore | Outcome::SendFirst => self.step,
+            Outcome::NeedMore | Outcome::SendFirst | Outcome::StartTls => self.step,
         };
         Progress { consumed: input.len() - rest.len(), outcome }
     }
@@ -261,6 +267,10 @@ impl Handshake {
             replies.error(OptionError::Shutdown, SHUTTING_DOWN);
             return None;
         }
+        if self.lacks_tls() {
+            replies.error(OptionError::TlsRequired, TLS_NEEDED);
+            return None;
+        }
         if matches!(header.option, OptionKind::ListMetaContext | OptionKind::SetMetaContext) {
             self.answer_contexts(replies, data, exports);
             return None;
@@ -282,6 +292,8 @@ impl Handshake {
                 return Some(Outcome::Close(CloseReason::Aborted));
             }
             _ if self.is_shutting_down => replies.error(OptionError::Shutdown, SHUTTING_DOWN),
+            OptionKind::StartTls if self.tls != TlsOffer::Off => return self.start_tls(header, &mut replies),
+            _ if self.lacks_tls() => replies.error(OptionError::TlsRequired, TLS_NEEDED),
             OptionKind::List | OptionKind::StructuredReply | OptionKind::ExtendedHeaders if header.length > 0 => {
                 replies.error(OptionError::Invalid, "The option must have no data");
             }
@@ -310,6 +322,15 @@ impl Handshake {
         None
     }
 
+    fn start_tls(&self, header: OptionHeader, replies: &mut OptionReplies<'_>) -> Option<Outcome> {
+        if header.length > 0 || self.is_encrypted {
+            replies.error(OptionError::Invalid, "TLS is started once, by an option without data");
+            return None;
+        }
+        replies.ack();
+        Some(Outcome::StartTls)
+    }
+
     fn list(&mut self, replies: &mut OptionReplies<'_>, exports: &dyn Exports) {
         let names = exports.list();
         for name in names.iter().filter(|name| is_sendable(name)) {
@@ -331,6 +352,9 @@ impl Handshake {
     ) -> Result<Negotiated, CloseReason> {
         if self.is_shutting_down {
             return Err(CloseReason::NoExport(FindError::ShuttingDown));
+        }
+        if self.lacks_tls() {
+            return Err(CloseReason::NoExport(FindError::TlsRequired));
         }
         if self.reply_form == ReplyForm::Extended {
             return Err(CloseReason::ExportNameWithExtendedHeaders);
@@ -448,6 +472,7 @@ fn refuse_export(replies: &mut OptionReplies<'_>, name: &str, error: FindError) 
             replies.error(OptionError::Unknown, &format!("Export {quoted:?} is not available now"));
         }
         FindError::Forbidden => replies.error(OptionError::Policy, &format!("Export {quoted:?} is not open to you")),
+        FindError::TlsRequired => replies.error(OptionError::TlsRequired, TLS_NEEDED),
         FindError::Crowded => {
             let message = format!("Export {quoted:?} has as many connections as it may have; try again later");
             replies.error(OptionError::Policy, &message);

@@ -3,6 +3,7 @@
 mod close_reason;
 mod export;
 mod handshake;
+mod handshake_bounds;
 mod info_request;
 mod meta_context;
 mod option_replies;
@@ -11,7 +12,8 @@ mod transmission;
 
 pub use close_reason::CloseReason;
 pub use export::{Export, ExportFeatures, Exports, FindError};
-pub use handshake::{Handshake, HandshakeBounds, Negotiated, Outcome, Progress};
+pub use handshake::{Handshake, Negotiated, Outcome, Progress};
+pub use handshake_bounds::{HandshakeBounds, TlsOffer};
 pub use meta_context::SelectedContext;
 pub use read_reply::{ReadReply, ReadReplyError};
 pub use transmission::{Refusal, RequestRules, StatusRequest};

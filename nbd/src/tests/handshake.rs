@@ -3,7 +3,7 @@
 use super::catalog::{
     FLAGS, SIZE_BYTES, Talk, catalog, info_data, negotiated, no_exports, option, option_replies, option_with_length,
 };
-use crate::server::{CloseReason, FindError, Handshake, HandshakeBounds, Outcome};
+use crate::server::{CloseReason, FindError, Handshake, HandshakeBounds, Outcome, TlsOffer};
 use crate::{ClientFlags, InfoKind, OptionError, OptionKind, ReplyForm, TransmissionFlags, limits};
 
 /// Flags of `vol1` without structured replies: HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN, CACHE,
@@ -429,7 +429,7 @@ fn whole_handshake_may_come_in_one_piece() {
 fn bounds_of_the_owner_hold() {
     let bounds = HandshakeBounds { option_count_max: 2, option_size_bytes_max: 100 };
     let talk = || {
-        let mut talk = Talk { handshake: Handshake::new(bounds), catalog: no_exports() };
+        let mut talk = Talk { handshake: Handshake::new(bounds, TlsOffer::Off), catalog: no_exports() };
         talk.say(&FLAGS);
         talk
     };

@@ -13,4 +13,5 @@ mod replies;
 mod requests;
 mod round_trips;
 mod strings;
+mod tls;
 mod uris;

@@ -252,7 +252,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=250).cycle().take(LONG).collect();
         let head = Head::Bytes(bytes.clone());
         sender.push(Reply { head, payload: None, held_bytes: 0, is_request: true });
-        let mut call = sender.begin(lane.as_raw_fd());
+        let mut call = sender.begin(lane.as_raw_fd(), None);
         let reader = std::thread::spawn(move || {
             let mut received = vec![0; LONG];
             client.read_exact(&mut received).map(|()| received)
@@ -276,7 +276,7 @@ mod tests {
         let (mut bench, mut sender) = (Bench::default(), Sender::default());
         let head = Head::Bytes(vec![1]);
         sender.push(Reply { head, payload: None, held_bytes: 0, is_request: true });
-        bench.submit(SEND, sender.begin(lane.as_raw_fd()).expect("something to send"));
+        bench.submit(SEND, sender.begin(lane.as_raw_fd(), None).expect("something to send"));
         assert_eq!(bench.turn(true), [(SEND, -libc::EPIPE, false)]);
     }
 

@@ -105,7 +105,7 @@ fn listener_of_listed_exports_offers_what_was_exported_only() {
     let (world, running) = World::create(128 * MIB);
     running.server.volumes().create(&NewVolume::new(Uuid::new_v4(), "vol2", VOLUME_BYTES)).expect("a volume");
     let socket = world.directory.path().join("listed.sock");
-    let settings = ListenSettings { expose: Expose::Listed };
+    let settings = ListenSettings { expose: Expose::Listed, ..ListenSettings::default() };
     running.server.listen(&ListenAddress::Unix(socket.clone()), settings).expect("the socket is free");
     assert_eq!(running.listed(&socket), [""; 0]);
     assert!(Client::try_connect(&socket, "vol1", true).expect("an answer").is_none());
