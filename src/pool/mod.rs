@@ -14,6 +14,7 @@ pub mod directory;
 #[cfg(all(test, feature = "rocksdb"))]
 mod figures_tests;
 mod flushing;
+mod forecast;
 mod growth;
 mod leaf_work;
 mod log;
@@ -40,6 +41,7 @@ pub use cleaner::{Cleaner, CleanerStep};
 pub use cleaning::{AddressGroup, CleaningStatus, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
 pub use devices::PoolDevice;
 pub use flushing::FlushStart;
+pub use forecast::Removals;
 pub use growth::NewBlocks;
 pub use log::{BatchWrite, DoneBatch, FLIGHT_MAX, Log, Placement, Refusal};
 pub use open::{HOME_RESERVE_BLOCKS, Limits, Parts, create, open};

@@ -44,6 +44,7 @@ pub struct Counts {
     pub snapshots_verified: u64,
     pub clones: u64,
     pub rollbacks: u64,
+    pub forecast_blocks: u64,
 }
 
 impl Counts {
@@ -88,6 +89,7 @@ impl Counts {
             snapshots_verified,
             clones,
             rollbacks,
+            forecast_blocks,
         } = other;
         self.kills += kills;
         self.power_losses += power_losses;
@@ -128,5 +130,6 @@ impl Counts {
         self.snapshots_verified += snapshots_verified;
         self.clones += clones;
         self.rollbacks += rollbacks;
+        self.forecast_blocks += forecast_blocks;
     }
 }

@@ -96,7 +96,8 @@ fn no_seed_finds_a_difference_from_the_model() {
         let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
         let Counts { blocks_walked, .. } = counts;
         let Counts { paused, resumed, owners_left, .. } = counts;
-        let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, rollbacks, .. } = counts;
+        let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
+        let Counts { rollbacks, forecast_blocks, .. } = counts;
         let happened = [
             snapshots,
             snapshots_removed,
@@ -104,6 +105,7 @@ fn no_seed_finds_a_difference_from_the_model() {
             snapshots_verified,
             clones,
             rollbacks,
+            forecast_blocks,
             kills,
             power_losses,
             crashes_in_recovery,

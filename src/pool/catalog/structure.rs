@@ -7,7 +7,7 @@ use super::{Catalog, PointId};
 use crate::format::catalog::HeldBlocks;
 use crate::format::snapshot::PointRecord;
 use crate::pool::catalog::Edit;
-use crate::units::{Epoch, Sequence, TreeId, to_u64};
+use crate::units::{Epoch, Sequence, TreeId};
 
 /// What builds on a frozen epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +80,8 @@ impl Catalog {
     }
 
     /// Trees whose parent a frozen epoch is.
-    #[must_use]
-    pub fn child_count(&self, at: PointId) -> u64 {
-        self.children.get(&at).map_or(0, |children| to_u64(children.len()))
+    pub(in crate::pool) fn children_of(&self, at: PointId) -> impl Iterator<Item = TreeId> {
+        self.children.get(&at).into_iter().flatten().copied()
     }
 
     /// Whether no checkpoint has changes of the epoch left to store, given how many are done: else recovery might bring

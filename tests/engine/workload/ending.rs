@@ -4,13 +4,18 @@ use super::{Outcome, Workload};
 use crate::world::End;
 use rand::Rng;
 use rok_blk::error::ErrorKind;
+use rok_blk::pool::{Checkpoint, Removals};
 use rok_blk::units::BLOCK_SIZE_U64;
+
+/// Checkpoints after which what lives no more is gone: each takes as much as there is in so small a pool.
+const CHECKPOINTS_MAX: usize = 4;
 
 impl Workload {
     /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
     pub(super) fn finish(mut self) -> Outcome {
         self.reopen_cleanly();
         self.verify_snapshots();
+        self.remove_what_was_forecast();
         self.remove_a_volume();
         self.check_liveness();
         self.rot();
@@ -27,6 +32,39 @@ impl Workload {
         self.world.counts.discards = counters.discards;
         self.world.counts.reserves_used = self.world.reserves_used();
         Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
+    }
+
+    /// Removing some snapshots, in any order, frees what was said before.
+    fn remove_what_was_forecast(&mut self) {
+        self.reclaim_all();
+        let chosen: Vec<_> = self.snapshots.iter().map(|snapshot| snapshot.id()).collect();
+        let chosen: Vec<_> = chosen.into_iter().filter(|_| self.world.random.random_bool(0.5)).collect();
+        let removals = Removals { snapshots: chosen.iter().copied().collect(), ..Removals::default() };
+        let pool = self.life().pool.clone();
+        let forecast = pool.would_free(&removals).expect("nothing is being reclaimed");
+        let before = pool.status().used_bytes;
+        for id in chosen {
+            self.life().volumes.remove_snapshots(&[id]).expect("nobody reads it");
+            self.snapshots.retain(|snapshot| snapshot.id() != id);
+            if self.world.random.random_bool(0.5) {
+                Checkpoint::begin(pool.clone()).run().expect("nothing is injected any more");
+            }
+        }
+        self.reclaim_all();
+        let freed = (before - pool.status().used_bytes) / BLOCK_SIZE_U64;
+        assert_eq!(freed, forecast, "blocks freed, and blocks that were forecast");
+        self.world.counts.forecast_blocks += forecast;
+    }
+
+    fn reclaim_all(&mut self) {
+        let mut life = self.life.take().expect("a life was begun");
+        self.world.drain(&mut life, &mut Vec::new());
+        self.world.finish_checkpoint(&mut life);
+        for _ in 0..CHECKPOINTS_MAX {
+            Checkpoint::begin(life.pool.clone()).run().expect("nothing is injected any more");
+        }
+        assert!(!life.pool.is_reclaiming(), "something lives no more and is not reclaimed");
+        self.life = Some(life);
     }
 
     /// Space of a removed volume comes back, all of it.
@@ -49,12 +87,9 @@ impl Workload {
         let mut life = self.life.take().expect("a life was begun");
         let mut done = Vec::new();
         self.world.drain(&mut life, &mut done);
-        // What lives no more is gone after a few: each takes as much as there is in so small a pool.
-        for _ in 0..8 {
-            rok_blk::pool::Checkpoint::begin(life.pool.clone()).run().expect("nothing is injected any more");
-        }
-        let is_left = life.pool.with_catalog(|catalog, _| catalog.has_dead_points() || catalog.deleting().is_some());
-        assert!(!is_left, "something lives no more and is not reclaimed");
+        self.life = Some(life);
+        self.reclaim_all();
+        let life = self.life.take().expect("a life was begun");
         life.check();
         self.world.check_closed();
         let status = life.pool.status();

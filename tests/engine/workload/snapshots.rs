@@ -33,6 +33,12 @@ pub struct Snapshot {
     is_doubtful: bool,
 }
 
+impl Snapshot {
+    pub(super) const fn id(&self) -> (Uuid, u64) {
+        (self.volume, self.number)
+    }
+}
+
 impl Workload {
     /// Holds writes of volumes back until none is under way. Other requests go on meanwhile.
     pub(super) fn freeze(&mut self, ids: &[Uuid]) -> Result<Frozen> {
