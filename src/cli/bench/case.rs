@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn every_group_has_cases() {
         let groups = all().into_iter().map(|case| format!("{:?}", case.group)).collect::<BTreeSet<_>>();
-        assert_eq!(groups.len(), 9, "{groups:?}");
+        assert_eq!(groups.len(), 10, "{groups:?}");
         assert!(all().iter().any(|case| case.is_of(BenchGroup::Targets)));
     }
 
