@@ -6,19 +6,23 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::annotation_command::{AddHoldTo, Release, Tag, Unset, Untag};
 use super::bench::arguments::Bench;
 use super::check_command::Check;
+use super::clone_command::{CloneArguments, RollbackArguments};
 use super::credential::CredentialArguments;
 use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
 use super::nbd_arguments::NbdArguments;
-use super::property::Property;
 use super::size::parse_size;
+use super::snapshot_command::{Log, ResolveReferences, TakeSnapshot};
+use super::trash_command::TrashCommand;
 use crate::daemon::on_full_resource::OnFull;
 use crate::daemon::volume_rule;
 use crate::error::Error;
 use crate::lane::IoChoice;
 use crate::pool::Watermarks;
+use crate::volume::Reference;
 
 /// Thin, encrypted, copy-on-write disks from one pool, served over NBD.
 #[derive(Debug, Parser)]
@@ -99,22 +103,44 @@ pub(super) enum Command {
     /// List volumes
     #[command(name = "ls")]
     List,
-    /// Show a volume
+    /// Show a volume or a snapshot
     Show {
-        #[command(flatten)]
-        name: VolumeName,
+        /// A volume, or a snapshot of one: vol1@7, vol1@latest, vol1@-1, vol1@TAG, vol1@2026-11-01T10:00
+        #[arg(value_name = "REF")]
+        reference: Reference,
     },
+    /// Make a snapshot of volumes: an instant that stays as it is
+    Snapshot(TakeSnapshot),
+    /// List the snapshots of a volume
+    Log(Log),
+    /// Say which snapshots references mean; exit code 3 if one of them means none, 4 if all
+    Resolve(ResolveReferences),
+    /// Give a snapshot a further name
+    Tag(Tag),
+    /// Take a tag from a snapshot
+    Untag(Untag),
+    /// Remove labels of a snapshot
+    Unset(Unset),
+    /// Keep a snapshot from being removed
+    Hold(AddHoldTo),
+    /// End a hold of a snapshot
+    Release(Release),
+    /// Make volumes that start as a snapshot, at once and without copying
+    Clone(CloneArguments),
+    /// Set a volume back to one of its snapshots; what was there before is kept as a snapshot
+    Rollback(RollbackArguments),
     /// Give a volume a new name
     Rename(Rename),
     /// Give a volume a new size
     Resize(Resize),
-    /// Give properties of a volume new values
+    /// Give properties of a volume, or labels of a snapshot, new values
     #[command(
-        after_help = "Properties: on-full=error has writes fail that find no space in the pool; on-full=pause has them \
-        wait until there is some. From pause to error, those that wait fail at once."
+        after_help = "Properties of a volume: on-full=error has writes fail that find no space in the pool; on-full=pause \
+        has them wait until there is some. From pause to error, those that wait fail at once. Labels of a snapshot like \
+        vol1@7 have any name and value."
     )]
     Set(Set),
-    /// Remove volumes
+    /// Put volumes and snapshots into the trash for 14 days, or remove them for good
     #[command(
         name = "rm",
         after_help = "--shred overwrites what the volume's key was wrapped with, so that neither the \
@@ -139,6 +165,11 @@ pub(super) enum Command {
     /// Show where the pool's space is
     #[command(name = "df")]
     Space,
+    /// List, restore and empty what rm has put away
+    Trash {
+        #[command(subcommand)]
+        command: TrashCommand,
+    },
     /// Watch and end long work of the daemon
     Job {
         #[command(subcommand)]
@@ -386,21 +417,22 @@ pub(super) struct Resize {
 
 #[derive(Debug, Args)]
 pub(super) struct Set {
-    #[command(flatten)]
-    pub(super) volume: VolumeName,
-    /// Properties and their values, like on-full=pause
-    #[arg(value_name = "KEY=VALUE", required = true, value_parser = Property::parse)]
-    pub(super) properties: Vec<Property>,
+    /// A volume, or a snapshot like vol1@7
+    #[arg(value_name = "REF")]
+    pub(super) reference: Reference,
+    /// Properties of the volume, like on-full=pause, or labels of the snapshot
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    pub(super) values: Vec<String>,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Remove {
-    /// The volumes
-    #[arg(value_name = "NAME", required = true, value_parser = parse_name)]
-    pub(super) names: Vec<String>,
-    /// Remove them for good (there is no trash yet)
+    /// Volumes, which go with their snapshots, and single snapshots like vol1@7
+    #[arg(value_name = "REF", required = true)]
+    pub(super) names: Vec<Reference>,
+    /// Remove them for good, past the trash
     #[arg(long)]
     pub(super) now: bool,
     /// Remove them for good and destroy their keys: for volumes made with --own-key
@@ -450,7 +482,7 @@ pub(super) struct Target {
     pub(super) dry_run: DryRun,
 }
 
-fn parse_name(text: &str) -> Result<String, Error> {
+pub(super) fn parse_name(text: &str) -> Result<String, Error> {
     volume_rule::check_name(text).map(|()| text.to_owned())
 }
 

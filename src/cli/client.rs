@@ -17,8 +17,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::failure::{Failed, Outcome};
 use crate::daemon::control_socket;
+use crate::daemon::failure_resource::Failure;
 use crate::daemon::host;
-use crate::daemon::resource::Failure;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long the daemon may take to accept a connection.

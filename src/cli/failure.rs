@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use super::output::Output;
-use crate::daemon::resource::Failure;
+use crate::daemon::failure_resource::Failure;
 use crate::error::{Error, ErrorKind};
 
 /// Some of a command's targets failed, others did not.

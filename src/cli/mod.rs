@@ -3,10 +3,12 @@
 //! stdout is data, stderr is everything else. It holds no logic that the API lacks, except for what needs no daemon:
 //! creating a pool, changing the keys of one that nobody serves, checking one, and starting the daemon itself.
 
+mod annotation_command;
 mod arguments;
 mod bench;
 mod check_command;
 mod client;
+mod clone_command;
 mod credential;
 mod duration;
 mod export_command;
@@ -19,10 +21,14 @@ mod output;
 mod pool_command;
 mod property;
 mod quickstart_command;
+mod remove_command;
 mod serve_command;
 mod size;
+mod snapshot_command;
+mod snapshot_graph;
 mod status_command;
 mod table;
+mod trash_command;
 mod volume_command;
 
 use std::io::Write as _;
@@ -58,7 +64,8 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Quickstart(arguments) => return quickstart_command::run(&arguments, &global, output),
         Command::Bench(arguments) => return bench::run(&arguments, &global, output),
         Command::Check(arguments) => return check_command::run(&arguments, &global, output),
-        Command::Remove(arguments) => return volume_command::remove(&arguments, global.yes, &client()?, output),
+        Command::Remove(arguments) => return remove_command::remove(&arguments, global.yes, &client()?, output),
+        Command::Trash { command } => return trash_command::run(&command, global.yes, &client()?, output),
         Command::Job { command } => return job_command::run(&command, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {
@@ -74,7 +81,23 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Key { command } => key_command::run(&command, &global, output)?,
         Command::Create(arguments) => volume_command::create(&arguments, &client()?, output)?,
         Command::List => volume_command::list(&client()?, output)?,
-        Command::Show { name } => volume_command::show(&name, &client()?, output)?,
+        Command::Show { reference } if reference.selector().is_some() => {
+            snapshot_command::show(&reference, &client()?, output)?;
+        }
+        Command::Show { reference } => volume_command::show(reference.volume_name(), &client()?, output)?,
+        Command::Snapshot(arguments) => snapshot_command::take(&arguments, &client()?, output)?,
+        Command::Log(arguments) => snapshot_command::log(&arguments, &client()?, output)?,
+        Command::Resolve(arguments) => return snapshot_command::resolve(&arguments, &client()?, output),
+        Command::Tag(arguments) => annotation_command::tag(&arguments, &client()?, output)?,
+        Command::Untag(arguments) => annotation_command::untag(&arguments, &client()?, output)?,
+        Command::Set(arguments) if arguments.reference.selector().is_some() => {
+            annotation_command::set(&arguments, &client()?, output)?;
+        }
+        Command::Unset(arguments) => annotation_command::unset(&arguments, &client()?, output)?,
+        Command::Hold(arguments) => annotation_command::hold(&arguments, &client()?, output)?,
+        Command::Release(arguments) => annotation_command::release(&arguments, &client()?, output)?,
+        Command::Clone(arguments) => clone_command::clone(&arguments, &client()?, output)?,
+        Command::Rollback(arguments) => clone_command::roll_back(&arguments, global.yes, &client()?, output)?,
         Command::Rename(arguments) => volume_command::rename(&arguments, &client()?, output)?,
         Command::Resize(arguments) => volume_command::resize(&arguments, global.yes, &client()?, output)?,
         Command::Set(arguments) => volume_command::set(&arguments, &client()?, output)?,

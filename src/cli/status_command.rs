@@ -97,18 +97,31 @@ fn cleaner(cleaning: &Cleaning, output: &Output) -> String {
 /// `df`.
 pub(super) fn space(client: &Client, output: &Output) -> Outcome<()> {
     let answer: Space = client.get("/v1/space", None)?;
-    let header =
-        ["CAPACITY", "USED", "FREE", "QUARANTINED", "RESERVE", "METADATA", "NOMINAL", "ALLOCATED", "OVERCOMMIT"];
-    let mut table = Table::new(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let header = [
+        "CAPACITY",
+        "USED",
+        "FREE",
+        "QUARANTINED",
+        "RESERVE",
+        "RECLAIM",
+        "METADATA",
+        "NOMINAL",
+        "ALLOCATED",
+        "TRASH",
+        "OVERCOMMIT",
+    ];
+    let mut table = Table::new(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     let mut cells: Vec<String> = [
         answer.capacity_bytes,
         answer.used_bytes,
         answer.free_bytes,
         answer.quarantined_bytes,
         answer.reserve_bytes,
+        answer.reclaim_bytes,
         answer.metadata_bytes,
         answer.nominal_bytes,
         answer.allocated_bytes,
+        answer.trash_bytes,
     ]
     .into_iter()
     .map(|bytes| output.size(bytes))

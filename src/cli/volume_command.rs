@@ -1,18 +1,15 @@
-//! The commands on volumes: `create ls show rename resize set rm`.
+//! The commands on volumes: `create ls show rename resize set`.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::process::ExitCode;
 
-use hyper::Method;
-
-use super::arguments::{Create, Remove, Rename, Resize, Set, VolumeName};
+use super::arguments::{Create, Rename, Resize, Set};
 use super::client::Client;
-use super::failure::{EXIT_PARTIAL, Failed, Outcome};
+use super::failure::{Failed, Outcome};
 use super::output::Output;
 use super::property::Property;
 use super::table::Table;
 use crate::daemon::request::{CreateVolume, RenameVolume, ResizeVolume};
-use crate::daemon::resource::{ApiVersion, Change, ChangeList, Kind, Volume, VolumeAnswer, VolumeList};
+use crate::daemon::resource::{Change, Volume, VolumeAnswer, VolumeList};
 use crate::error::{Error, ErrorKind};
 
 /// `create NAME --size SIZE`.
@@ -56,8 +53,8 @@ pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
 }
 
 /// `show NAME`.
-pub(super) fn show(name: &VolumeName, client: &Client, output: &Output) -> Outcome<()> {
-    let answer: VolumeAnswer = client.get(&volume_path(&name.name), Some(&name.name))?;
+pub(super) fn show(name: &str, client: &Client, output: &Output) -> Outcome<()> {
+    let answer: VolumeAnswer = client.get(&volume_path(name), Some(name))?;
     let Volume { reference, uuid, name, size_bytes, sector_size, allocated_bytes, has_own_key, .. } = &answer.volume;
     let fields = vec![
         ("name", name.clone()),
@@ -97,57 +94,17 @@ pub(super) fn resize(arguments: &Resize, is_confirmed: bool, client: &Client, ou
     finish(&change, &plan, output)
 }
 
-/// `set NAME KEY=VALUE…`.
+/// `set NAME KEY=VALUE…` of a volume.
 pub(super) fn set(arguments: &Set, client: &Client, output: &Output) -> Outcome<()> {
-    let name = &arguments.volume.name;
-    let request = Property::request(&arguments.properties).map_err(|error| Failed::about(error, name))?;
+    let name = arguments.reference.volume_name();
+    let properties: Result<Vec<Property>, Error> =
+        arguments.values.iter().map(|value| Property::parse(value)).collect();
+    let request =
+        properties.and_then(|properties| Property::request(&properties)).map_err(|error| Failed::about(error, name))?;
     let path = format!("{}?dry_run={}", volume_path(name), arguments.dry_run.is_dry_run);
     let change: Change = client.patch(&path, &request, name)?;
     let on_full = change.after.as_ref().map(|volume| volume.on_full).unwrap_or_default();
     finish(&change, &format!("set on-full of {name} to {}", on_full.as_str()), output)
-}
-
-/// `rm NAME…`: all are tried; some failures among successes have an exit code of their own.
-pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, output: &Output) -> Outcome<ExitCode> {
-    let Remove { names, now: is_now, shred: is_shredded, dry_run } = arguments;
-    let is_dry_run = dry_run.is_dry_run;
-    if !is_now && !is_shredded {
-        let error = Error::new(ErrorKind::Usage, "Nothing was removed: the trash does not exist yet")
-            .with_hint("Add --now to remove volumes with their data for good");
-        return Err(error.into());
-    }
-    if *is_shredded && !is_dry_run && !is_confirmed {
-        let listed = names.join(", ");
-        confirm(&format!("the key of {listed} would be destroyed, and nobody could read the data again"), &listed)?;
-    }
-    let mut items: Vec<Change> = Vec::new();
-    let mut failures: Vec<Failed> = Vec::new();
-    for name in names {
-        let path = format!("{}?now={is_now}&shred={is_shredded}&dry_run={is_dry_run}", volume_path(name));
-        match client.change(Method::DELETE, &path, name) {
-            Ok(change) => items.push(change),
-            Err(failed) => failures.push(failed),
-        }
-    }
-    let mut table = Table::new(&[], &[]);
-    for change in &items {
-        table.row(&change.reference, vec![change.reference.clone()]);
-        if is_dry_run {
-            let verb = if *is_shredded { "shred" } else { "remove" };
-            output.message(&format!("Would {verb} {}.", change.reference));
-        } else if let Some(job) = &change.job {
-            output.message(&format!("The space of {} comes back in the background: job {job}.", change.reference));
-        }
-    }
-    let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();
-    let answer = ChangeList { api: ApiVersion::V1, kind: Kind::ChangeList, items };
-    output.list(&answer, &answer.items, &table)?;
-    Ok(match codes.as_slice() {
-        [] => ExitCode::SUCCESS,
-        [first, rest @ ..] if answer.items.is_empty() && rest.iter().all(|code| code == first) => *first,
-        _ if answer.items.is_empty() => ExitCode::from(ErrorKind::Other.exit_code()),
-        _ => ExitCode::from(EXIT_PARTIAL),
-    })
 }
 
 /// Prints what was changed; for a dry run, tells what would be.
@@ -164,7 +121,7 @@ fn volume_path(name: &str) -> String {
 }
 
 /// Asks on the terminal; without one, only `--yes` will do.
-fn confirm(sentence: &str, name: &str) -> Outcome<()> {
+pub(super) fn confirm(sentence: &str, name: &str) -> Outcome<()> {
     let refused = |message: &str| {
         let error = Error::new(ErrorKind::Usage, message.to_owned()).with_hint("Add --yes to do it without a question");
         Failed::about(error, name)

@@ -9,8 +9,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::control::Control;
+use super::failure_resource::Failure;
 use super::gate::Gate;
-use super::resource::Failure;
 use crate::error::{Error, ErrorKind, Result};
 
 /// An answer as JSON, or a failure with its status.

@@ -3,6 +3,11 @@
 //!
 //! Changes go one after the other, so that the state before, the checks and the state afterwards belong together.
 
+mod annotations;
+mod clones;
+mod removal;
+mod snapshots;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +19,15 @@ use uuid::Uuid;
 use super::check_resource::CheckAnswer;
 use super::cleaning_resource::Cleaning;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
-use super::job_resource::job_reference;
 use super::job_table::JobTable;
 use super::key_resource::KeyChangeAnswer;
 use super::on_full_resource::PausedVolume;
-use super::reclaim_job::ReclaimJob;
-use super::request::{CreateVolume, KeyCredential, RemoveOptions, ResizeVolume, SetVolume};
+use super::request::{CreateVolume, KeyCredential, ResizeVolume, SetVolume};
 use super::resource::{
     Action, ApiVersion, Change, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList, seconds_since_1970,
     time_text,
 };
+use super::upkeep::Upkeep;
 use super::volume_rule;
 use super::warnings::warnings;
 use crate::crypto::system_random;
@@ -37,9 +41,8 @@ pub struct Control {
     server: Arc<Server>,
     place: PoolPlace,
     listeners: Vec<ListenAddress>,
-    changes: Mutex<()>,
     checks: Mutex<()>,
-    reclaim: Arc<ReclaimJob>,
+    upkeep: Upkeep,
     /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
     key_slots: Mutex<KeySlots>,
     /// One change of devices at a time.
@@ -64,16 +67,16 @@ impl Control {
         key_slots: KeySlots,
         device_list: DeviceList,
         listeners: Vec<ListenAddress>,
-        reclaim: Arc<ReclaimJob>,
+        upkeep: Upkeep,
     ) -> Self {
-        let (changes, key_slots, device_list) = (Mutex::new(()), Mutex::new(key_slots), Mutex::new(device_list));
+        let (key_slots, device_list) = (Mutex::new(key_slots), Mutex::new(device_list));
         let checks = Mutex::new(());
-        Self { server, place, listeners, changes, checks, reclaim, key_slots, device_list }
+        Self { server, place, listeners, checks, upkeep, key_slots, device_list }
     }
 
     /// Held while something is changed: changes go one after the other.
     pub(super) fn lock_changes(&self) -> MutexGuard<'_, ()> {
-        self.changes.lock()
+        self.upkeep.changes.lock()
     }
 
     /// The pool's directory.
@@ -87,12 +90,12 @@ impl Control {
 
     /// The jobs of the pool.
     pub(super) fn jobs(&self) -> &Arc<JobTable> {
-        self.reclaim.jobs().table()
+        self.upkeep.jobs()
     }
 
     /// Has the jobs stop where they are; the next opening of the pool goes on with them.
     pub(super) fn stop_jobs(&self) {
-        self.reclaim.stop();
+        self.upkeep.stop();
     }
 
     /// Where NBD clients connect.
@@ -128,7 +131,7 @@ impl Control {
         volume_rule::check_name(&request.name)?;
         volume_rule::check_size(request.size_bytes)?;
         volume_rule::check_sector_size(request.sector_size)?;
-        let _one_at_a_time = self.changes.lock();
+        let _one_at_a_time = self.upkeep.changes.lock();
         match self.find(&request.name) {
             Ok(present) if request.if_missing && request.own_key && !present.has_own_key => {
                 let message = format!("There is a volume \"{}\", and it has no key of its own", request.name);
@@ -186,7 +189,7 @@ impl Control {
     /// `Usage` for a bad name, `NotFound`, `Exists`, and what the engine reports.
     pub fn rename(&self, from: &str, to: &str, is_dry_run: bool) -> Result<Change> {
         volume_rule::check_name(to)?;
-        let _one_at_a_time = self.changes.lock();
+        let _one_at_a_time = self.upkeep.changes.lock();
         let before = self.find(from)?;
         if from != to && self.find(to).is_ok() {
             return Err(exists(to));
@@ -206,7 +209,7 @@ impl Control {
     /// reports.
     pub fn resize(&self, name: &str, request: &ResizeVolume, is_dry_run: bool) -> Result<Change> {
         volume_rule::check_size(request.size_bytes)?;
-        let _one_at_a_time = self.changes.lock();
+        let _one_at_a_time = self.upkeep.changes.lock();
         let before = self.find(name)?;
         if request.size_bytes < before.size_bytes && !request.shrink {
             let message = format!(
@@ -231,7 +234,7 @@ impl Control {
         let Some(on_full) = request.on_full else {
             return Err(Error::new(ErrorKind::Usage, "The request names no property").with_hint("There is on_full"));
         };
-        let _one_at_a_time = self.changes.lock();
+        let _one_at_a_time = self.upkeep.changes.lock();
         let before = self.find(name)?;
         let after = if is_dry_run || before.on_full == on_full {
             Volume { on_full, ..before.clone() }
@@ -239,37 +242,6 @@ impl Control {
             with_export(self.server.volumes().set_on_full(name, on_full.into())?, &self.server.exports())
         };
         Ok(Change::new(Action::Set, is_dry_run, Some(before), Some(after)))
-    }
-
-    /// Removes a volume for good, and destroys its key if the options say so.
-    ///
-    /// # Errors
-    /// `Usage` if the options do not say how, or if a volume without a key of its own is to be shredded, `NotFound`, `Busy`
-    /// while connections have it open, and what the engine reports.
-    pub fn remove(&self, name: &str, options: RemoveOptions) -> Result<Change> {
-        let RemoveOptions { dry_run: is_dry_run, now: is_now, shred: is_shredded } = options;
-        if !is_now && !is_shredded {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("{name} was not removed: there is no trash yet to put it in"),
-            )
-            .with_hint("Add --now to remove it with its data for good"));
-        }
-        let _one_at_a_time = self.changes.lock();
-        let before = self.find(name)?;
-        if is_shredded {
-            self.server.pool().check_shred(name)?;
-        }
-        if is_dry_run {
-            refuse_if_open(&before, "removed", "Disconnect its clients first")?;
-        } else if is_shredded {
-            self.server.volumes().shred(name, &mut system_random)?;
-            tracing::info!(volume = %before.uuid, "a volume's key was destroyed");
-        } else {
-            self.server.volumes().remove(name)?;
-        }
-        let job = if is_dry_run { None } else { self.watch_reclaim(name, before.allocated_bytes) };
-        Ok(Change { job, ..Change::new(Action::Remove, is_dry_run, Some(before), None) })
     }
 
     /// Makes a device larger. Takes as long as writing its new part.
@@ -338,6 +310,8 @@ impl Control {
             critical_percent: pool.watermarks.critical_percent(),
             metadata_bytes: pool.metadata_bytes,
             metadata_free_bytes: crate::pool::directory::metadata_free_bytes(&self.place.path),
+            trash_bytes: self.upkeep.trash.size_bytes(),
+            reclaim_bytes: self.server.pool().reclaim_block_count() * crate::units::BLOCK_SIZE_U64,
             nominal_bytes,
             allocated_bytes,
             overcommit: ratio(nominal_bytes, pool.capacity_bytes),
@@ -395,16 +369,6 @@ impl Control {
             connections: volumes.iter().map(|volume| u64::from(volume.connections)).sum(),
             listeners: self.listeners.iter().map(|listener| export_uri(listener, "")).collect(),
         }
-    }
-
-    /// The job that tells how so many bytes of what was removed come back. They do also if it cannot begin.
-    fn watch_reclaim(&self, name: &str, bytes: u64) -> Option<String> {
-        let begun = self.reclaim.begin(name, bytes);
-        let job = begun.unwrap_or_else(|error| {
-            tracing::warn!(%error, "there is no job that watches space come back");
-            None
-        });
-        job.map(job_reference)
     }
 
     pub(super) fn find(&self, name: &str) -> Result<Volume> {

@@ -9,9 +9,10 @@ use utoipa_axum::routes;
 
 use super::answer::{Answer, Name, Options, optional, run};
 use super::export_resource::ExportList;
+use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::request::{ChangeOptions, ExportVolume, UnexportOptions};
-use super::resource::{Change, Failure};
+use super::resource::Change;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(export, unexport))

@@ -16,6 +16,17 @@ pub fn effective_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Who runs this process, and where, like `alice@lab-a`. What is not known is a number, or `localhost`.
+#[must_use]
+pub fn user_at_host() -> String {
+    let is_plain = |text: &String| !text.is_empty() && !text.chars().any(|letter| letter.is_control() || letter == '@');
+    let named = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(is_plain));
+    let user = named.unwrap_or_else(|| effective_uid().to_string());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+    let host = host.ok().filter(is_plain).unwrap_or_else(|| "localhost".to_owned());
+    format!("{user}@{host}")
+}
+
 /// Keeps secrets of this process out of core files and from other processes of the same user (`ptrace`,
 /// `/proc/PID/mem`), unless [`ALLOW_CORE_VARIABLE`] says otherwise.
 ///

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::failure_resource::FailureDetail;
 use super::job_table::JobView;
-use super::resource::{ApiVersion, FailureDetail, Kind, time_text};
+use super::resource::{ApiVersion, Kind, time_text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::job::{JobState, JobUnit};
 

@@ -9,10 +9,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Name, Options, fetch, run};
+use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::job_resource::{JobAnswer, JobList, WAIT_SECONDS_MAX, WaitOptions, parse_job};
 use super::request::ChangeOptions;
-use super::resource::Failure;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(show)).routes(routes!(wait)).routes(routes!(cancel))

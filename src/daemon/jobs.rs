@@ -157,9 +157,9 @@ impl Jobs {
         self.end(record.id, &Err(error));
     }
 
-    /// Has more for a running job to do.
-    pub(super) fn add_total(&self, id: u64, more: u64) {
-        self.table.change(id, |record| record.total = record.total.saturating_add(more));
+    /// So much is left to do for a running job, which may be more than before.
+    pub(super) fn set_left(&self, id: u64, left: u64) {
+        self.table.change(id, |record| record.total = record.total.max(record.done.saturating_add(left)));
     }
 
     /// Has all jobs stop where they are, to be gone on with, and waits for them; `wake` wakes those that wait for the pool.

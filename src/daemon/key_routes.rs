@@ -7,10 +7,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Options, Slot, run, run_at};
+use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::key_resource::{KeyChangeAnswer, KeyList};
 use super::request::{ChangeOptions, NewKey, RemoveKey};
-use super::resource::Failure;
 use crate::pool::directory::KeyChange;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {

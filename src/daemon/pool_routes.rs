@@ -10,10 +10,11 @@ use super::answer::{Answer, Body, Options, run, run_at};
 use super::check_resource::CheckAnswer;
 use super::control::Control;
 use super::device_resource::{AddDevice, DeviceChange, GrowDevice};
+use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::lock_resource::LockAnswer;
 use super::request::{ChangeOptions, LockOptions, UnlockPool};
-use super::resource::{Failure, PoolAnswer, Space, Status};
+use super::resource::{PoolAnswer, Space, Status};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()

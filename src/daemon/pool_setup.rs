@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
 use super::export_store;
-use super::reclaim_job::ReclaimJob;
+use super::upkeep::Upkeep;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions, TlsAuthority};
@@ -80,9 +80,8 @@ impl PoolSetup {
         let options = ServerOptions { devices: pool.devices, io: self.io, nbd: self.nbd_limits, tls };
         let server = Server::start(pool.pool, options)?;
         policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
-        let started =
-            listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, ReclaimJob::open(&server)?)));
-        let (listeners, reclaim) = match started {
+        let started = listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, Upkeep::begin(&server)?)));
+        let (listeners, upkeep) = match started {
             Ok(started) => started,
             Err(error) => {
                 // The pool was opened, so it is closed; that this fails too would hide the cause.
@@ -92,7 +91,7 @@ impl PoolSetup {
                 return Err(error);
             }
         };
-        Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners, reclaim))
+        Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners, upkeep))
     }
 
     /// Takes where it listened, so that clients find it there again.

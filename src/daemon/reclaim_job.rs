@@ -51,7 +51,7 @@ impl ReclaimJob {
         let is_watched = self.watching.lock().is_some();
         // What was removed while the record of its job could not be stored.
         if !is_watched {
-            self.begin("", self.waiting_bytes())?;
+            self.begin("")?;
         }
         Ok(())
     }
@@ -60,21 +60,22 @@ impl ReclaimJob {
         &self.jobs
     }
 
-    /// The job that watches so many bytes of `target` come back, which was removed; `None` if there are none.
+    /// The job that watches the space of what was removed come back, `target` among it; `None` if there is none.
     ///
     /// # Errors
     /// What beginning a job reports.
-    pub(super) fn begin(self: &Arc<Self>, target: &str, bytes: u64) -> Result<Option<u64>> {
-        if bytes == 0 {
-            return Ok(None);
-        }
+    pub(super) fn begin(self: &Arc<Self>, target: &str) -> Result<Option<u64>> {
         let mut watching = self.watching.lock();
+        let waiting = self.waiting_bytes();
         if let Some(id) = *watching {
-            self.jobs.add_total(id, bytes);
+            self.jobs.set_left(id, waiting);
             return Ok(Some(id));
         }
+        if waiting == 0 {
+            return Ok(None);
+        }
         let target = target.to_owned();
-        let new = NewJob { work: WORK, target, unit: JobUnit::Bytes, total: bytes, is_cancellable: false };
+        let new = NewJob { work: WORK, target, unit: JobUnit::Bytes, total: waiting, is_cancellable: false };
         let job = self.jobs.start(new, self.work())?;
         *watching = Some(job.record.id);
         Ok(*watching)

@@ -189,7 +189,7 @@ pub struct RemoveOptions {
     #[serde(default)]
     #[param(required = false)]
     pub dry_run: bool,
-    /// Remove for good. There is no trash yet, so this or `shred` is required.
+    /// Remove for good, past the trash.
     #[serde(default)]
     #[param(required = false)]
     pub now: bool,

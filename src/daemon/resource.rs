@@ -14,7 +14,6 @@ use super::cleaning_resource::Cleaning;
 use super::key_resource::KeySlot;
 use super::on_full_resource::{OnFull, PausedVolume};
 use crate::crypto::Suite;
-use crate::error::{Error, ErrorKind};
 use crate::lane::IoMethod;
 use crate::pool::directory::PoolDescription;
 use crate::volume::VolumeInfo;
@@ -47,6 +46,15 @@ pub enum Kind {
     PoolLock,
     Job,
     JobList,
+    Snapshot,
+    SnapshotList,
+    SnapshotChange,
+    SnapshotChangeList,
+    ResolutionList,
+    Rollback,
+    TrashList,
+    TrashRestore,
+    TrashEmpty,
 }
 
 /// A writable virtual disk.
@@ -140,6 +148,7 @@ pub enum Action {
     Remove,
     Export,
     Unexport,
+    Clone,
 }
 
 /// What a request changed or, as a dry run, would change.
@@ -164,6 +173,8 @@ pub struct Change {
     pub after: Option<Volume>,
     /// The job that goes on with it in the background; null if there is none.
     pub job: Option<String>,
+    /// When what was removed leaves the trash for good; null if it is not there.
+    pub delete_at: Option<String>,
 }
 
 impl Change {
@@ -184,6 +195,7 @@ impl Change {
             before,
             after,
             job: None,
+            delete_at: None,
         }
     }
 }
@@ -306,10 +318,16 @@ pub struct Space {
     /// What the file system that holds it has left; null if it does not say.
     #[serde(rename = "metadata_free")]
     pub metadata_free_bytes: Option<u64>,
+    /// Bytes that what is in the trash maps; what others map too is included.
+    #[serde(rename = "trash")]
+    pub trash_bytes: u64,
+    /// Bytes of what was removed for good that checkpoints still have to look at; what others map stays.
+    #[serde(rename = "reclaim")]
+    pub reclaim_bytes: u64,
     /// Sizes of all volumes together.
     #[serde(rename = "nominal")]
     pub nominal_bytes: u64,
-    /// Bytes that volumes take.
+    /// Bytes that volumes map; what several map is counted for each.
     #[serde(rename = "allocated")]
     pub allocated_bytes: u64,
     /// Nominal by capacity; above 1 the volumes cannot all be filled.
@@ -359,6 +377,12 @@ pub struct PoolState {
 pub(super) fn seconds_since_1970() -> u64 {
     // A clock before 1970 is a broken clock; zero is as good as any other time.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Now, more finely.
+pub(super) fn milliseconds_since_1970() -> i64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis());
+    i64::try_from(elapsed).unwrap_or(i64::MAX)
 }
 
 /// How lanes do their I/O.
@@ -413,54 +437,6 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
-/// A failure.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Failure {
-    /// The failure.
-    pub error: FailureDetail,
-}
-
-/// What failed and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct FailureDetail {
-    /// The kind of the failure, a stable word.
-    pub code: String,
-    /// The exit code of the command line for it.
-    pub exit: u8,
-    /// What failed, as a sentence.
-    pub message: String,
-    /// What to do about it.
-    pub hint: Option<String>,
-    /// What it was about.
-    #[serde(rename = "ref")]
-    pub reference: Option<String>,
-}
-
-impl Failure {
-    /// From an error about `reference`.
-    #[must_use]
-    pub fn new(error: &Error, reference: Option<String>) -> Self {
-        let detail = FailureDetail {
-            code: error.kind().code().to_owned(),
-            exit: error.kind().exit_code(),
-            message: error.message().to_owned(),
-            hint: error.hint().map(str::to_owned),
-            reference,
-        };
-        Self { error: detail }
-    }
-
-    /// The error again, on the client's side.
-    #[must_use]
-    pub fn into_error(self) -> Error {
-        let error = Error::new(ErrorKind::from_code(&self.error.code), self.error.message);
-        match self.error.hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
-    }
-}
-
 /// `seconds` after 1970 as RFC 3339.
 #[must_use]
 pub fn time_text(seconds: u64) -> String {
@@ -479,16 +455,5 @@ mod tests {
         assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
         assert_eq!(time_text(1_793_527_200), "2026-11-01T10:00:00Z");
         assert_eq!(time_text(u64::MAX), "9999-12-30T22:00:00Z");
-    }
-
-    #[test]
-    fn a_failure_comes_back_as_the_error_it_was() {
-        let error = Error::new(ErrorKind::Busy, "vol1 is open").with_hint("Close it");
-
-        let back = Failure::new(&error, Some("vol1".to_owned())).into_error();
-
-        assert_eq!(back.kind(), ErrorKind::Busy);
-        assert_eq!(back.message(), "vol1 is open");
-        assert_eq!(back.hint(), Some("Close it"));
     }
 }

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::answer::Refusal;
 use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
-use super::{export_routes, job_routes, key_routes, pool_routes, volume_routes};
+use super::{export_routes, job_routes, key_routes, pool_routes, snapshot_routes, trash_routes, volume_routes};
 use crate::error::{Error, ErrorKind};
 
 #[derive(OpenApi)]
@@ -42,6 +42,8 @@ fn all_routes() -> OpenApiRouter<Arc<Gate>> {
         .merge(export_routes::routes())
         .merge(key_routes::routes())
         .merge(job_routes::routes())
+        .merge(snapshot_routes::routes())
+        .merge(trash_routes::routes())
         .merge(pool_routes::routes())
         .routes(routes!(openapi))
 }

@@ -13,6 +13,10 @@ pub const LABEL_COUNT_MAX: usize = 64;
 pub const MESSAGE_LEN_MAX: usize = 4096;
 /// Longest reason of a hold, in bytes.
 pub const HOLD_LEN_MAX: usize = 63;
+/// Longest name of a file, in bytes.
+pub const FILE_NAME_LEN_MAX: usize = 255;
+/// Longest line without a rule of its own, in bytes.
+pub const LINE_LEN_MAX: usize = 255;
 /// Most characters that a message shows of a text that is wrong.
 const SHOWN_LEN_MAX: usize = 80;
 
@@ -71,6 +75,28 @@ pub fn check_hold(reason: &str) -> Result<()> {
             .with_hint("Name a reason, like release-1.4"));
     }
     check_line("The reason of a hold", reason, HOLD_LEN_MAX)
+}
+
+/// Checks the name of a small file that is kept with a snapshot: 1 to 255 bytes, without `/` and control characters, and
+/// neither `.` nor `..`.
+///
+/// # Errors
+/// `Usage` for anything else.
+pub fn check_file_name(name: &str) -> Result<()> {
+    check_line("The name of a file", name, FILE_NAME_LEN_MAX)?;
+    if name.is_empty() || name.contains('/') || matches!(name, "." | "..") {
+        return Err(Error::new(ErrorKind::Usage, format!("{} is no name for a file", shown(name)))
+            .with_hint("Name it without folders, like vm.xml"));
+    }
+    Ok(())
+}
+
+/// Checks a text of one line, at most [`LINE_LEN_MAX`] bytes; `what` begins the message.
+///
+/// # Errors
+/// `Usage` for anything else.
+pub fn check_line_of(what: &str, text: &str) -> Result<()> {
+    check_line(what, text, LINE_LEN_MAX)
 }
 
 fn check_line(what: &str, text: &str, len_max: usize) -> Result<()> {
@@ -144,6 +170,16 @@ mod tests {
         }
         for message in ["\u{7}", "a\rb", "\u{9b}", &"m".repeat(MESSAGE_LEN_MAX + 1)] {
             assert_eq!(check_message(message).expect_err(message).kind(), ErrorKind::Usage);
+        }
+    }
+
+    #[test]
+    fn files_have_names_without_folders() {
+        for name in ["vm.xml", "..a", "\u{fc}ber"] {
+            check_file_name(name).expect(name);
+        }
+        for name in ["", ".", "..", "a/b", "/etc/passwd", "a\n", &"f".repeat(FILE_NAME_LEN_MAX + 1)] {
+            assert_eq!(check_file_name(name).expect_err(name).kind(), ErrorKind::Usage);
         }
     }
 

@@ -7,9 +7,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Name, Options, run};
+use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::request::{ChangeOptions, CreateVolume, RemoveOptions, RenameVolume, ResizeVolume, SetVolume};
-use super::resource::{Change, Failure, VolumeAnswer, VolumeList};
+use super::resource::{Change, VolumeAnswer, VolumeList};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()
@@ -57,7 +58,7 @@ async fn set(
     run(gate, Some(name.clone()), move |control| control.set(&name, &request, options.dry_run)).await
 }
 
-/// Removes a volume with its data.
+/// Puts a volume with its snapshots into the trash, or removes it for good.
 #[utoipa::path(delete, path = "/v1/volumes/{name}", params(("name" = String, Path), RemoveOptions), responses(
     (status = 200, body = Change), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn remove(

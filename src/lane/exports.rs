@@ -1,4 +1,4 @@
-//! What a server exports: volumes by name, to whom, and how.
+//! What a server exports: volumes by name, and by reference each of their snapshots for reads, to whom, and how.
 
 use super::access::{AllowRule, Peer, is_allowed};
 use super::settings::{Expose, ListenSettings, NbdLimits};
@@ -123,8 +123,8 @@ impl ExportTable {
         } else {
             name.to_owned()
         };
-        let volume = self.volumes.open(&name).map_err(|error| {
-            if error.kind() == ErrorKind::NotFound {
+        let volume = self.volumes.open_reference(&name).map_err(|error| {
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Usage) {
                 return FindError::Unknown;
             }
             tracing::warn!(%error, "a client cannot have a volume");
@@ -149,7 +149,8 @@ impl ExportTable {
         }
         let connections_max = policy.connections_max.unwrap_or(self.limits.connections_per_export_max);
         let place = ExportPlace::take(&self.connections, id, connections_max).ok_or(FindError::Crowded)?;
-        Ok(Found { volume, place, name, is_read_only: policy.is_read_only })
+        let is_read_only = policy.is_read_only || volume.volume().is_read_only();
+        Ok(Found { volume, place, name, is_read_only })
     }
 }
 

@@ -182,6 +182,12 @@ impl Catalog {
         self.snapshots.get(&id)
     }
 
+    /// The snapshot that names a frozen epoch.
+    #[must_use]
+    pub fn snapshot_at(&self, at: PointId) -> Option<&SnapshotRecord> {
+        self.snapshots.get(self.named.get(&at)?)
+    }
+
     /// The volume of a name that is not in the trash.
     ///
     /// # Errors

@@ -54,6 +54,12 @@ impl Reference {
         Ok(Self { volume: name.to_owned(), selector: None })
     }
 
+    /// A snapshot of the same volume.
+    #[must_use]
+    pub fn with_selector(self, selector: Selector) -> Self {
+        Self { selector: Some(selector), ..self }
+    }
+
     /// The volume's name.
     #[must_use]
     pub fn volume_name(&self) -> &str {

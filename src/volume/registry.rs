@@ -232,7 +232,10 @@ impl Volumes {
     /// All volumes, by name.
     #[must_use]
     pub fn list(&self) -> Vec<VolumeInfo> {
-        let records: Vec<VolumeRecord> = self.pool.with_catalog(|catalog, _| catalog.volumes().cloned().collect());
+        let records: Vec<VolumeRecord> = self.pool.with_catalog(|catalog, _| {
+            let living = catalog.volumes().filter(|record| !record.lifetime.is_trashed());
+            living.cloned().collect()
+        });
         let mut infos: Vec<VolumeInfo> = records.iter().map(|record| self.info(record)).collect();
         infos.sort_by(|one, other| one.name.cmp(&other.name));
         infos
@@ -297,6 +300,16 @@ impl Volumes {
     pub fn remove(&self, name: &str) -> Result<()> {
         self.check_unused(name, 0)?;
         let frozen = self.freeze(&[self.find_id(name)?])?;
+        frozen.wait(false)?;
+        self.remove_frozen(&frozen)
+    }
+
+    /// As [`Self::remove`], by its id, in the trash or not.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_id(&self, id: Uuid) -> Result<()> {
+        let frozen = self.freeze(&[id])?;
         frozen.wait(false)?;
         self.remove_frozen(&frozen)
     }

@@ -1,8 +1,10 @@
 //! Which snapshot a reference means, among those that its volume has.
 
-use super::reference::Selector;
+use super::reference::{Reference, Selector};
 use super::valid_time::time_text;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::snapshot::SnapshotRecord;
+use crate::pool::Catalog;
 use jiff::Timestamp;
 
 /// What a selection goes by of a snapshot. Numbers are unique, tags too.
@@ -68,6 +70,35 @@ fn not_found<'a>(volume: &str, selector: &Selector, candidates: impl Iterator<It
         Selector::Number(_) | Selector::Latest | Selector::Tag(_) => format!("There is no {reference}"),
     };
     Error::new(ErrorKind::NotFound, message).with_hint(format!("rok-blk log {volume} lists what there is"))
+}
+
+/// The snapshot that a reference means, among those that are not in the trash.
+///
+/// # Errors
+/// `Usage` if it names a volume, `NotFound`.
+pub fn find_selected<'a>(catalog: &'a Catalog, reference: &Reference) -> Result<&'a SnapshotRecord> {
+    let name = reference.volume_name();
+    let volume = catalog.find(name)?.id;
+    let Some(selector) = reference.selector() else {
+        return Err(Error::new(ErrorKind::Usage, format!("{name} is a volume, and a snapshot of it is needed"))
+            .with_hint(format!("Name one like {name}@latest; rok-blk log {name} lists them")));
+    };
+    let living = catalog.snapshots_of(volume).filter(|record| !record.lifetime.is_trashed());
+    let candidate = |record: &'a SnapshotRecord| Candidate {
+        number: record.number,
+        valid_at: timestamp_of(record.time_ms),
+        tags: &record.annotations.tags,
+    };
+    let candidates: Vec<Candidate<'_>> = living.map(candidate).collect();
+    let number = select(name, selector, candidates.iter().copied())?;
+    catalog.snapshot_or_error((volume, number))
+}
+
+/// The time that is so many milliseconds from 1970, as near as it can be told.
+#[must_use]
+pub fn timestamp_of(milliseconds: i64) -> Timestamp {
+    let bound = if milliseconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Timestamp::from_millisecond(milliseconds).unwrap_or(bound)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 27] = [
+const REQUESTS: [(&str, &str, &str, &str); 42] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -50,6 +50,26 @@ const REQUESTS: [(&str, &str, &str, &str); 27] = [
     ("POST", "/v1/pool/lock", "/v1/pool/lock", ""),
     ("POST", "/v1/pool/unlock", "/v1/pool/unlock", r#"{"credential":{"key_file":"HOME/pool.key"}}"#),
     ("PATCH", "/v1/volumes/{name}", "/v1/volumes/a", r#"{"on_full":"pause"}"#),
+    (
+        "POST",
+        "/v1/snapshots",
+        "/v1/snapshots",
+        r#"{"targets":["a"],"labels":{"k":"v"},"files":[{"name":"f","content":"Zg=="}],"expires_in_seconds":100000}"#,
+    ),
+    ("GET", "/v1/volumes/{name}/snapshots", "/v1/volumes/a/snapshots?since=2020-01-01&count=5", ""),
+    ("GET", "/v1/snapshots/{name}", "/v1/snapshots/a@latest", ""),
+    ("POST", "/v1/snapshots/{name}/tag", "/v1/snapshots/a@1/tag", r#"{"tag":"v1","move":true}"#),
+    ("POST", "/v1/resolve", "/v1/resolve", r#"{"references":["a@v1","a@9","?"]}"#),
+    ("POST", "/v1/snapshots/{name}/untag", "/v1/snapshots/a@v1/untag", r#"{"tag":"v1"}"#),
+    ("POST", "/v1/snapshots/{name}/labels", "/v1/snapshots/a@1/labels", r#"{"set":{"k":"w"},"unset":["l"]}"#),
+    ("POST", "/v1/snapshots/{name}/hold", "/v1/snapshots/a@1/hold", r#"{"reason":"r","until":"2100-01-01"}"#),
+    ("POST", "/v1/snapshots/{name}/release", "/v1/snapshots/a@1/release", r#"{"reason":"r"}"#),
+    ("POST", "/v1/snapshots/{name}/clone", "/v1/snapshots/a@1/clone", r#"{"name":"c{:02}","count":2}"#),
+    ("POST", "/v1/volumes/{name}/rollback", "/v1/volumes/a/rollback", r#"{"to":"1"}"#),
+    ("DELETE", "/v1/snapshots/{name}", "/v1/snapshots/a@1", ""),
+    ("GET", "/v1/trash", "/v1/trash", ""),
+    ("POST", "/v1/trash/restore", "/v1/trash/restore?dry_run=true", r#"{"ref":"a@1"}"#),
+    ("DELETE", "/v1/trash", "/v1/trash", ""),
     ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?now=true", ""),
 ];
 
@@ -156,7 +176,11 @@ fn failures_have_the_form_the_document_describes() {
         ("POST", "/v1/volumes", "/v1/volumes", too_large.as_str(), 413, "usage"),
         ("POST", "/v1/volumes", "/v1/volumes?dryrun=true", r#"{"name":"b","size":4096}"#, 400, "usage"),
         ("POST", "/v1/volumes/{name}/resize", "/v1/volumes/a/resize", r#"{"size":4096}"#, 400, "usage"),
-        ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a", "", 400, "usage"),
+        ("GET", "/v1/snapshots/{name}", "/v1/snapshots/a@1", "", 404, "not-found"),
+        ("GET", "/v1/snapshots/{name}", "/v1/snapshots/a", "", 400, "usage"),
+        ("GET", "/v1/volumes/{name}/snapshots", "/v1/volumes/a/snapshots?since=then", "", 400, "usage"),
+        ("POST", "/v1/snapshots", "/v1/snapshots", r#"{"targets":[]}"#, 400, "usage"),
+        ("POST", "/v1/trash/restore", "/v1/trash/restore", r#"{"ref":"a"}"#, 404, "not-found"),
         ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?shred=true", "", 400, "usage"),
         ("POST", "/v1/keys/{slot}/remove", "/v1/keys/0/remove", foreign_key, 403, "permission"),
         ("POST", "/v1/keys", "/v1/keys", r#"{"credential":{},"new":{}}"#, 400, "usage"),

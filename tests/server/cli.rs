@@ -204,7 +204,21 @@ fn shells_get_completion() {
 fn help_lists_every_command_and_the_exit_codes() {
     let help = Home::new().run(["--help"]).success();
 
-    for word in ["serve", "quickstart", "pool", "key", "create", "ls", "rm", "exports", "df", "job", "Exit codes"] {
+    for word in [
+        "serve",
+        "quickstart",
+        "pool",
+        "key",
+        "create",
+        "ls",
+        "rm",
+        "exports",
+        "df",
+        "job",
+        "trash",
+        "snapshot",
+        "Exit codes",
+    ] {
         assert!(help.contains(word), "{word}: {help}");
     }
 }

@@ -34,6 +34,7 @@ mod quickstart;
 mod refusal;
 mod scan;
 mod schema;
+mod snapshot;
 mod sparse;
 mod stamp;
 mod support;

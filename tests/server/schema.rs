@@ -35,6 +35,7 @@ fn check(document: &Value, schema: &Value, value: &Value, place: &str, found: &m
             }
             "required" => check_required(rule, value, place, found),
             "properties" => check_properties(document, rule, value, place, found),
+            "additionalProperties" => check_others(document, (schema, rule), value, place, found),
             "items" => check_items(document, rule, value, place, found),
             "minimum" => {
                 if value.as_f64() < rule.as_f64() {
@@ -109,6 +110,20 @@ fn check_properties(document: &Value, rule: &Value, value: &Value, place: &str, 
     }
 }
 
+/// Each field that `properties` does not name, for maps: their schema says what their values are.
+fn check_others(
+    document: &Value,
+    (schema, rule): (&Value, &Value),
+    value: &Value,
+    place: &str,
+    found: &mut Vec<String>,
+) {
+    let is_named = |name: &str| schema.get("properties").is_some_and(|named| named.get(name).is_some());
+    for (name, field) in value.as_object().into_iter().flatten().filter(|(name, _)| !is_named(name)) {
+        check_whole(document, rule, field, &format!("{place}.{name}"), found);
+    }
+}
+
 fn check_items(document: &Value, rule: &Value, value: &Value, place: &str, found: &mut Vec<String>) {
     for (index, item) in value.as_array().into_iter().flatten().enumerate() {
         check_whole(document, rule, item, &format!("{place}[{index}]"), found);
@@ -136,11 +151,12 @@ fn the_validator_sees_each_kind_of_violation() {
             "word": {"type": "string", "enum": ["a", "b"]},
             "list": {"type": "array", "items": {"type": ["boolean", "null"]}},
             "inner": {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+            "map": {"type": "object", "additionalProperties": {"type": "string"}},
             "either": {"oneOf": [{"type": "null"}, {"$ref": "#/s/Name"}]},
         }
     });
-    let good = serde_json::json!({"name": "x", "count": 1, "word": "b", "list": [true, null], "either": null, "inner": {"a": 1, "b": 2}});
-    let bad = serde_json::json!({"name": 1, "word": "c", "list": [1], "either": 2, "more": 1, "inner": {"c": 1}});
+    let good = serde_json::json!({"name": "x", "count": 1, "word": "b", "list": [true, null], "either": null, "inner": {"a": 1, "b": 2}, "map": {"k": "v"}});
+    let bad = serde_json::json!({"name": 1, "word": "c", "list": [1], "either": 2, "more": 1, "inner": {"c": 1}, "map": {"k": 1}});
 
     assert_eq!(violations(&document, &schema, &good), Vec::<String>::new());
     let mut found: Vec<String> = violations(&document, &schema, &bad)
@@ -148,7 +164,7 @@ fn the_validator_sees_each_kind_of_violation() {
         .map(|text| text.split(':').next().expect("a place").to_owned())
         .collect();
     found.sort();
-    assert_eq!(found, ["$.count", "$.either", "$.inner.c", "$.list[0]", "$.more", "$.name", "$.word"]);
+    assert_eq!(found, ["$.count", "$.either", "$.inner.c", "$.list[0]", "$.map.k", "$.more", "$.name", "$.word"]);
     let negative = serde_json::json!({"name": "x", "count": -1});
     assert_eq!(violations(&document, &schema, &negative), ["$.count: -1 is below 0"]);
 }

@@ -1,0 +1,115 @@
+//! The command that removes volumes and snapshots: `rm`.
+
+use std::process::ExitCode;
+
+use hyper::Method;
+use serde::Serialize;
+
+use super::arguments::Remove;
+use super::client::Client;
+use super::failure::{EXIT_PARTIAL, Failed, Outcome};
+use super::output::Output;
+use super::table::Table;
+use super::volume_command::confirm;
+use crate::daemon::resource::{ApiVersion, Change, Kind};
+use crate::daemon::snapshot_resource::SnapshotChange;
+use crate::error::ErrorKind;
+use crate::volume::Reference;
+
+/// What was done to one of them.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Removed {
+    Volume(Box<Change>),
+    Snapshot(Box<SnapshotChange>),
+}
+
+/// What one command removed.
+#[derive(Serialize)]
+struct RemovedList {
+    api: ApiVersion,
+    kind: Kind,
+    items: Vec<Removed>,
+}
+
+impl Removed {
+    fn reference(&self) -> &str {
+        match self {
+            Self::Volume(change) => &change.reference,
+            Self::Snapshot(change) => &change.reference,
+        }
+    }
+
+    fn job(&self) -> Option<&str> {
+        match self {
+            Self::Volume(change) => change.job.as_deref(),
+            Self::Snapshot(change) => change.job.as_deref(),
+        }
+    }
+
+    fn delete_at(&self) -> Option<&str> {
+        match self {
+            Self::Volume(change) => change.delete_at.as_deref(),
+            Self::Snapshot(change) => change.after.as_ref()?.delete_at.as_deref(),
+        }
+    }
+}
+
+/// `rm REF…`: all are tried; some failures among successes have an exit code of their own.
+pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, output: &Output) -> Outcome<ExitCode> {
+    let Remove { names, shred: is_shredded, dry_run, .. } = arguments;
+    if *is_shredded && !dry_run.is_dry_run && !is_confirmed {
+        let listed = names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        confirm(&format!("the key of {listed} would be destroyed, and nobody could read the data again"), &listed)?;
+    }
+    let mut items: Vec<Removed> = Vec::new();
+    let mut failures: Vec<Failed> = Vec::new();
+    for name in names {
+        match remove_one(name, arguments, client) {
+            Ok(removed) => items.push(removed),
+            Err(failed) => failures.push(failed),
+        }
+    }
+    let mut table = Table::new(&[], &[]);
+    for removed in &items {
+        table.row(removed.reference(), vec![removed.reference().to_owned()]);
+        tell(removed, arguments, output);
+    }
+    let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();
+    let answer = RemovedList { api: ApiVersion::V1, kind: Kind::ChangeList, items };
+    output.list(&answer, &answer.items, &table)?;
+    Ok(match codes.as_slice() {
+        [] => ExitCode::SUCCESS,
+        [first, rest @ ..] if answer.items.is_empty() && rest.iter().all(|code| code == first) => *first,
+        _ if answer.items.is_empty() => ExitCode::from(ErrorKind::Other.exit_code()),
+        _ => ExitCode::from(EXIT_PARTIAL),
+    })
+}
+
+fn remove_one(name: &Reference, arguments: &Remove, client: &Client) -> Outcome<Removed> {
+    let Remove { now, shred, dry_run, .. } = arguments;
+    let reference = name.to_string();
+    let options = format!("now={now}&shred={shred}&dry_run={}", dry_run.is_dry_run);
+    if name.selector().is_some() {
+        let path = format!("/v1/snapshots/{reference}?{options}");
+        return client.change(Method::DELETE, &path, &reference).map(|change| Removed::Snapshot(Box::new(change)));
+    }
+    client
+        .change(Method::DELETE, &format!("/v1/volumes/{reference}?{options}"), &reference)
+        .map(|change| Removed::Volume(Box::new(change)))
+}
+
+fn tell(removed: &Removed, arguments: &Remove, output: &Output) {
+    let reference = removed.reference();
+    if arguments.dry_run.is_dry_run {
+        let verb = if arguments.shred { "shred" } else { "remove" };
+        return output.message(&format!("Would {verb} {reference}."));
+    }
+    if let Some(job) = removed.job() {
+        output.message(&format!("The space of {reference} comes back in the background: job {job}."));
+    }
+    if let Some(delete_at) = removed.delete_at() {
+        output
+            .message(&format!("{reference} is in the trash until {delete_at}; rok-blk trash restore brings it back."));
+    }
+}

@@ -1,0 +1,208 @@
+//! The trash of a pool: what was removed and can come back for a while, and what ends by itself.
+//!
+//! Nothing moves: a volume or snapshot in the trash is as it was, but nobody finds it by its name. What is held stays, in
+//! the trash too, until it is released.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::resource::time_text;
+use super::trash_resource::{TrashItem, TrashedThing};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::catalog::{Lifetime, VolumeRecord};
+use crate::format::snapshot::{Hold, SnapshotRecord};
+use crate::lane::Server;
+use crate::pool::{Catalog, SnapshotId};
+use crate::units::{BLOCK_SIZE_U64, Epoch, to_u64};
+
+/// How long things stay in the trash: 14 days.
+pub const TRASH_SECONDS: u64 = 14 * 86_400;
+
+/// A volume or a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Thing {
+    Volume(Uuid),
+    Snapshot(SnapshotId),
+}
+
+/// The trash of the pool that a server serves. Its methods are called one at a time.
+#[derive(Clone)]
+pub(super) struct Trash {
+    server: Arc<Server>,
+}
+
+impl Trash {
+    pub(super) const fn new(server: Arc<Server>) -> Self {
+        Self { server }
+    }
+
+    /// What is there, what leaves first in front.
+    pub(super) fn list(&self) -> Vec<(Thing, TrashItem)> {
+        let mut items = self.server.pool().with_catalog(|catalog, _| trashed(catalog));
+        items.sort_by(|(_, one), (_, other)| {
+            (&one.delete_at, &one.reference).cmp(&(&other.delete_at, &other.reference))
+        });
+        items
+    }
+
+    /// Bytes that what is there maps.
+    pub(super) fn size_bytes(&self) -> u64 {
+        let items = self.server.pool().with_catalog(|catalog, _| trashed(catalog));
+        items.iter().map(|(_, item)| item.allocated_bytes).sum()
+    }
+
+    /// Puts something there.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` if it is held; what the engine reports.
+    pub(super) fn put(&self, thing: Thing, now: u64) -> Result<()> {
+        self.check_not_held(thing, now)?;
+        self.change(thing, |lifetime| {
+            (lifetime.trashed_at, lifetime.delete_at) = (now, now.saturating_add(TRASH_SECONDS));
+        })
+    }
+
+    /// Takes something out again. An end of its own that has passed meanwhile is forgotten.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub(super) fn take(&self, thing: Thing, now: u64) -> Result<()> {
+        self.change(thing, |lifetime| {
+            let expires_at = if lifetime.expires_at > now { lifetime.expires_at } else { 0 };
+            *lifetime = Lifetime { expires_at, ..Lifetime::default() };
+        })
+    }
+
+    /// Removes something for good, in the trash or not.
+    ///
+    /// # Errors
+    /// `NotFound`, `Busy` if it is held or open; what the engine reports.
+    pub(super) fn remove(&self, thing: Thing, now: u64) -> Result<()> {
+        self.check_not_held(thing, now)?;
+        let volumes = self.server.volumes();
+        match thing {
+            Thing::Volume(id) => volumes.remove_id(id),
+            Thing::Snapshot(id) => volumes.remove_snapshots(&[id]),
+        }
+    }
+
+    /// Does what is due: what has expired goes to the trash, what was there long enough goes for good. Returns whether
+    /// something went for good, and when the next thing is due.
+    pub(super) fn tidy(&self, now: u64) -> (bool, Option<u64>) {
+        let mut has_removed = false;
+        for (thing, lifetime) in self.server.pool().with_catalog(|catalog, _| lifetimes(catalog)) {
+            let is_over = |time: u64| time != 0 && time <= now;
+            let result = if lifetime.is_trashed() && is_over(lifetime.delete_at) {
+                let result = self.remove(thing, now);
+                has_removed |= result.is_ok();
+                result
+            } else if !lifetime.is_trashed() && is_over(lifetime.expires_at) {
+                self.put(thing, now)
+            } else {
+                continue;
+            };
+            match result {
+                Ok(()) => tracing::info!(?thing, "its time was over"),
+                // It is held or open: later.
+                Err(error) => tracing::debug!(?thing, %error, "its time is over, but it stays"),
+            }
+        }
+        let next = self.server.pool().with_catalog(|catalog, _| {
+            let due = |(_, lifetime): (Thing, Lifetime)| {
+                let time = if lifetime.is_trashed() { lifetime.delete_at } else { lifetime.expires_at };
+                (time != 0).then_some(time)
+            };
+            lifetimes(catalog).into_iter().filter_map(due).min()
+        });
+        (has_removed, next)
+    }
+
+    /// # Errors
+    /// `Busy` naming what holds it.
+    pub(super) fn check_not_held(&self, thing: Thing, now: u64) -> Result<()> {
+        let held = self.server.pool().with_catalog(|catalog, _| match thing {
+            Thing::Snapshot(id) => held_by(catalog, catalog.snapshot(id), now),
+            Thing::Volume(id) => catalog.snapshots_of(id).find_map(|record| held_by(catalog, Some(record), now)),
+        });
+        held.map_or(Ok(()), |(reference, reason)| {
+            let message = format!("{reference} is held ({reason}): it was not removed");
+            let hint = format!("rok-blk release {reference} '{reason}' ends the hold");
+            Err(Error::new(ErrorKind::Busy, message).with_hint(hint))
+        })
+    }
+
+    fn change(&self, thing: Thing, change: impl FnOnce(&mut Lifetime)) -> Result<()> {
+        let pool = self.server.pool();
+        match thing {
+            Thing::Volume(id) => pool
+                .change_catalog(|catalog, at| catalog.change_volume(at, id, |volume| change(&mut volume.lifetime)))
+                .map(drop),
+            Thing::Snapshot(id) => pool
+                .change_catalog(|catalog, at| catalog.change_snapshot(at, id, |_, lifetime| change(lifetime)))
+                .map(drop),
+        }
+    }
+}
+
+/// Whether a hold still holds.
+const fn is_holding(hold: &Hold, now: u64) -> bool {
+    hold.until == 0 || hold.until > now
+}
+
+fn held_by(catalog: &Catalog, record: Option<&SnapshotRecord>, now: u64) -> Option<(String, String)> {
+    let record = record?;
+    let hold = record.annotations.holds.iter().find(|hold| is_holding(hold, now))?;
+    Some((reference_of(catalog, record), hold.reason.clone()))
+}
+
+pub(super) fn reference_of(catalog: &Catalog, record: &SnapshotRecord) -> String {
+    let name = catalog.volume(record.volume).map_or("?", |volume| volume.name.as_str());
+    format!("{name}@{}", record.number)
+}
+
+/// Volumes and snapshots that end at some time, with the snapshots of volumes in the trash left out.
+fn lifetimes(catalog: &Catalog) -> Vec<(Thing, Lifetime)> {
+    let volumes = catalog.volumes().map(|record| (Thing::Volume(record.id), record.lifetime));
+    let is_alone =
+        |record: &&SnapshotRecord| catalog.volume(record.volume).is_some_and(|volume| !volume.lifetime.is_trashed());
+    let of_snapshot = |record: &SnapshotRecord| (Thing::Snapshot((record.volume, record.number)), record.lifetime);
+    let all = volumes.chain(catalog.snapshots().filter(is_alone).map(of_snapshot));
+    all.filter(|(_, lifetime)| *lifetime != Lifetime::default()).collect()
+}
+
+fn trashed(catalog: &Catalog) -> Vec<(Thing, TrashItem)> {
+    let volumes = catalog.volumes().filter(|record| record.lifetime.is_trashed());
+    let of_volume = |record: &VolumeRecord| {
+        let mapped = catalog.mapped_count((record.tree, Epoch::NEWEST));
+        let item = TrashItem {
+            reference: record.name.clone(),
+            uuid: record.id,
+            thing: TrashedThing::Volume,
+            size_bytes: record.size_bytes,
+            allocated_bytes: mapped * BLOCK_SIZE_U64,
+            snapshots: to_u64(catalog.snapshots_of(record.id).count()),
+            trashed_at: time_text(record.lifetime.trashed_at),
+            delete_at: time_text(record.lifetime.delete_at),
+        };
+        (Thing::Volume(record.id), item)
+    };
+    let is_alone = |record: &&SnapshotRecord| {
+        record.lifetime.is_trashed()
+            && catalog.volume(record.volume).is_some_and(|volume| !volume.lifetime.is_trashed())
+    };
+    let of_snapshot = |record: &SnapshotRecord| {
+        let item = TrashItem {
+            reference: reference_of(catalog, record),
+            uuid: record.id,
+            thing: TrashedThing::Snapshot,
+            size_bytes: record.size_bytes,
+            allocated_bytes: catalog.mapped_count(record.point) * BLOCK_SIZE_U64,
+            snapshots: 0,
+            trashed_at: time_text(record.lifetime.trashed_at),
+            delete_at: time_text(record.lifetime.delete_at),
+        };
+        (Thing::Snapshot((record.volume, record.number)), item)
+    };
+    volumes.map(of_volume).chain(catalog.snapshots().filter(is_alone).map(of_snapshot)).collect()
+}
