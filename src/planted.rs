@@ -57,11 +57,13 @@ pub enum Bug {
     SnapshotBlocksFreed,
     /// A merge frees what snapshots before it map.
     MergeFreesOlder,
+    /// A checkpoint takes what a merge has left behind its cursor for the snapshot's still.
+    MergeCursorIgnored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -88,6 +90,7 @@ impl Bug {
         Self::GivenBackUntold,
         Self::SnapshotBlocksFreed,
         Self::MergeFreesOlder,
+        Self::MergeCursorIgnored,
     ];
 }
 

@@ -4,6 +4,7 @@
 //! memory of one bitmap of the devices (two for an open pool), whatever the pool holds. What it does not read is data: that
 //! blocks hold what they should is verified by each read of them.
 
+mod block_map;
 mod report;
 mod walk;
 
@@ -18,8 +19,9 @@ use crate::pool::recovery::{Source, replay};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::{Catalog, Parts, Pool, Space};
 use crate::units::AddressRun;
+use block_map::{BlockMap, for_each_run};
 use std::sync::Arc;
-use walk::{BlockMap, Walk, for_each_run};
+use walk::Walk;
 
 /// Checks a pool that nobody has open. The log is followed as recovery would, and changes nothing either.
 ///

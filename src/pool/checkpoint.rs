@@ -24,10 +24,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Leaves that one synced batch deletes or merges: at most 6 MiB are read for it.
-const DELETIONS_PER_BATCH: usize = 512;
-/// Leaves that one checkpoint deletes or merges.
-const DELETIONS_PER_CHECKPOINT: usize = 65_536;
 /// Owner groups that one batch holds.
 const OWNER_GROUPS_PER_BATCH: usize = 256;
 
@@ -77,6 +73,7 @@ impl Checkpoint {
     #[must_use]
     pub fn begin(pool: Arc<Pool>) -> Self {
         let id = CheckpointId::new(pool.stored.lock().checkpoint.get() + 1);
+        let deletions_left = pool.limits.reclaimed_per_checkpoint;
         Self {
             pool,
             phase: Phase::Cut,
@@ -86,7 +83,7 @@ impl Checkpoint {
             pending: VecDeque::new(),
             dead: Vec::new(),
             owners: Owners::new(),
-            deletions_left: DELETIONS_PER_CHECKPOINT,
+            deletions_left,
         }
     }
 

@@ -23,8 +23,7 @@ use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
 use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::release_holes;
-use crate::pool::watermark::Watermarks;
-use crate::pool::{LaneShared, Pool, StoredState};
+use crate::pool::{LaneShared, Limits, Pool, StoredState};
 use crate::units::{
     AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, STRETCH_BLOCKS,
     Sequence, SessionId, TreeId, to_u64, to_usize,
@@ -34,38 +33,6 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
-
-/// What bounds the pool's memory and the length of recovery.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Changes that start a checkpoint.
-    pub changes_soft_max: u64,
-    /// Changes at which writes wait for the running checkpoint.
-    pub changes_hard_max: u64,
-    /// Records of one lane that start a checkpoint.
-    pub records_soft_max: u64,
-    /// Memory for decoded leaves, in bytes.
-    pub map_cache_bytes: u64,
-    /// When space counts as low.
-    pub watermarks: Watermarks,
-    /// Leaves that a checkpoint stores in one synced batch, at least 1.
-    pub leaves_per_batch: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        // 100,000 changes are 400 MiB of log: recovery reads that in well under two seconds from NVMe.
-        Self {
-            changes_soft_max: 100_000,
-            changes_hard_max: 400_000,
-            records_soft_max: 20_000,
-            map_cache_bytes: 256 << 20,
-            watermarks: Watermarks::default(),
-            // 1.5 MiB if they are put whole, some 50 KiB if few of their entries changed: worth a flush of the log.
-            leaves_per_batch: 256,
-        }
-    }
-}
 
 /// What a pool is made of.
 pub struct Parts {

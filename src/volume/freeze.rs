@@ -28,7 +28,12 @@ impl Frozen {
                 return Err(Error::new(ErrorKind::Busy, "A snapshot or rollback of the volume is under way")
                     .with_hint("Try again in a moment"));
             }
+            let is_retired = volume.gate.is_retired();
             frozen.volumes.push(volume);
+            if is_retired {
+                return Err(Error::new(ErrorKind::Busy, "The volume was rolled back or removed meanwhile")
+                    .with_hint("Try again"));
+            }
         }
         Ok(frozen)
     }

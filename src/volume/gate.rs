@@ -42,12 +42,13 @@ impl Gate {
 
     /// The epoch to write, for who is to [`Self::leave`] once what it writes is laid over the map or abandoned.
     pub(super) fn enter(&self) -> Result<Epoch, Shut> {
-        let state = self.state.fetch_add(1, Ordering::AcqRel);
-        if state & (CLOSED | RETIRED) == 0 {
-            return Ok(Epoch::new(self.epoch.load(Ordering::Acquire)));
+        // Nobody counts as inside who is refused: who closed it and saw it empty relies on that.
+        let one_more = |state| (state & (CLOSED | RETIRED) == 0).then_some(state + 1);
+        match self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Epoch::new(self.epoch.load(Ordering::Acquire))),
+            Err(state) if state & RETIRED == 0 => Err(Shut::Closed),
+            Err(_) => Err(Shut::Retired),
         }
-        self.leave();
-        Err(if state & RETIRED == 0 { Shut::Closed } else { Shut::Retired })
     }
 
     pub(super) fn leave(&self) {
@@ -136,6 +137,27 @@ mod tests {
         gate.open();
         assert_eq!(gate.enter(), Err(Shut::Retired));
         assert!(gate.is_empty());
+    }
+
+    #[test]
+    fn a_closed_gate_that_was_empty_stays_so_whoever_knocks() {
+        let gate = Gate::new(Epoch::new(1));
+        std::thread::scope(|scope| {
+            let lane = || {
+                for _ in 0..100_000 {
+                    if gate.enter().is_ok() {
+                        gate.leave();
+                    }
+                }
+            };
+            let lanes = [scope.spawn(lane), scope.spawn(lane)];
+            while !lanes.iter().all(|lane| lane.is_finished()) {
+                assert!(gate.close());
+                gate.await_empty();
+                assert!((0..100).all(|_| gate.is_empty()));
+                gate.open();
+            }
+        });
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, IoError, Result as ControlResult};
 use crate::format::key;
 use crate::format::leaf::SlotSet;
 use crate::map::{Lineage, StoredLeaves};
-use crate::meta::Table;
+use crate::meta::{MetaRead, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES, LEAF_ENTRIES_U64, LeafIndex, TreeId, ViewId};
@@ -186,21 +186,10 @@ fn find_leaves(
     mut wanted: BTreeSet<LeafIndex>,
     blocks: Range<u64>,
 ) -> ControlResult<(Vec<FoundLeaf>, u64)> {
-    let last = BlockIndex::new(blocks.end - 1).leaf();
-    let mut end = blocks.end;
-    for (tree, _) in &lineage.0 {
-        let mut leaf = BlockIndex::new(blocks.start).leaf();
-        let mut count = 0;
-        while let Some(found) = next_stored_leaf(pool, *tree, leaf, last)? {
-            wanted.insert(found);
-            leaf = LeafIndex::new(found.get() + 1);
-            count += 1;
-            if count == LEAVES_PER_STEP {
-                end = end.min(leaf.first_block().get());
-                break;
-            }
-        }
-    }
+    // One view of all trees: a merge moves leaves from one to another.
+    let mut listed = Ok(blocks.end);
+    pool.view_of(lineage, &mut |store| listed = list_stored(store, lineage, &mut wanted, blocks.clone()));
+    let end = listed?;
     let wanted: Vec<LeafIndex> = wanted.into_iter().filter(|leaf| leaf.first_block().get() < end).collect();
     // Before the view is made: what it does not see counts as overtaken.
     let versions: Vec<u64> = wanted.iter().map(|leaf| pool.leaves().version(view, *leaf)).collect();
@@ -217,9 +206,39 @@ fn find_leaves(
     Ok((leaves?, end))
 }
 
+/// Adds the stored leaves of a range; the block up to which the list is complete.
+fn list_stored(
+    store: &dyn MetaRead,
+    lineage: &Lineage,
+    wanted: &mut BTreeSet<LeafIndex>,
+    blocks: Range<u64>,
+) -> ControlResult<u64> {
+    let last = BlockIndex::new(blocks.end - 1).leaf();
+    let mut end = blocks.end;
+    for (tree, _) in &lineage.0 {
+        let mut leaf = BlockIndex::new(blocks.start).leaf();
+        let mut count = 0;
+        while let Some(found) = next_stored_leaf(store, *tree, leaf, last)? {
+            wanted.insert(found);
+            leaf = LeafIndex::new(found.get() + 1);
+            count += 1;
+            if count == LEAVES_PER_STEP {
+                end = end.min(leaf.first_block().get());
+                break;
+            }
+        }
+    }
+    Ok(end)
+}
+
 /// The first stored leaf of a tree from one to another, of whichever epoch.
-fn next_stored_leaf(pool: &Pool, tree: TreeId, first: LeafIndex, last: LeafIndex) -> ControlResult<Option<LeafIndex>> {
-    let found = pool.store().seek(Table::Leaves, &key::tree_start(tree), &key::leaf_prefix(tree, first));
+fn next_stored_leaf(
+    store: &dyn MetaRead,
+    tree: TreeId,
+    first: LeafIndex,
+    last: LeafIndex,
+) -> ControlResult<Option<LeafIndex>> {
+    let found = store.seek(Table::Leaves, &key::tree_start(tree), &key::leaf_prefix(tree, first));
     let found = found.map_err(|error| Error::new(ErrorKind::Other, "Reading meta/ failed").with_source(error))?;
     let Some((found_key, _)) = found else { return Ok(None) };
     let (_, leaf, _) = key::parse_leaf(&found_key)

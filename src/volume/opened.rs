@@ -1,5 +1,6 @@
 //! What requests are sent to: a volume's head, or one of its snapshots.
 
+use crate::format::entry::Entry;
 use crate::map::Lineage;
 use crate::pool::{Catalog, Pool};
 use crate::units::{DomainId, Epoch, KeyGeneration, Sequence, TreeId, ViewId};
@@ -72,6 +73,12 @@ impl Volume {
     /// Blocks with a lower sequence are mapped by snapshots too, or by what it is a clone of.
     pub(super) fn own_from(&self) -> Sequence {
         Sequence::new(self.own_from.load(Ordering::Acquire))
+    }
+
+    /// Whether the head alone maps all of these blocks: what overwrites them needs no space in the end.
+    pub(super) fn owns_all(&self, entries: &[Option<Entry>]) -> bool {
+        let own_from = self.own_from();
+        entries.iter().all(|entry| entry.is_some_and(|entry| entry.sequence() >= own_from))
     }
 
     /// Whether its writes wait for space.

@@ -99,7 +99,9 @@ impl Volumes {
     pub fn open(&self, name: &str) -> Result<OpenVolume> {
         let mut open = self.open.lock();
         let id = self.find_id(name)?;
-        Ok(OpenVolume::new(self.entry(&mut open, id)?))
+        let volume = self.entry(&mut open, id)?;
+        self.generation(volume.domain, name)?;
+        Ok(OpenVolume::new(volume))
     }
 
     /// Opens a snapshot for reads.
@@ -152,7 +154,8 @@ impl Volumes {
             return Some(Arc::clone(volume));
         }
         let id = self.pool.with_catalog(|catalog, _| catalog.head_of(tree).map(|record| record.id))?;
-        self.entry(&mut open, id).ok().filter(|volume| volume.tree == tree)
+        let volume = self.entry(&mut open, id).ok().filter(|volume| volume.tree == tree)?;
+        self.pool.keys().newest_generation(volume.domain).map(|_| volume)
     }
 
     fn generation(&self, domain: DomainId, name: &str) -> Result<KeyGeneration> {
@@ -186,7 +189,8 @@ impl Volumes {
             stored_after: stored_after(catalog, &lineage),
             lineage,
             domain,
-            generation: self.generation(domain, &record.name)?,
+            // Without its key a volume cannot be opened, but it can be removed.
+            generation: self.pool.keys().newest_generation(domain).unwrap_or_default(),
             gate: Gate::new(tree.epoch),
             own_from: AtomicU64::new(catalog.own_from((tree.id, tree.epoch)).get()),
             id: record.id,
@@ -206,7 +210,7 @@ impl Volumes {
     pub fn freeze(&self, ids: &[Uuid]) -> Result<Frozen> {
         let mut open = self.open.lock();
         let volumes: Result<Vec<_>> = ids.iter().map(|id| self.entry(&mut open, *id)).collect();
-        drop(open);
+        // Under the lock: who rolls one back meanwhile would leave this with a head that is nobody's.
         Frozen::close(&self.pool, volumes?)
     }
 

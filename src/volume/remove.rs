@@ -159,12 +159,16 @@ impl<D: Disk + 'static> Engine<D> {
         let (sender, receiver) = oneshot::channel();
         let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
         self.blocking.run(Box::new(move || {
-            let scan = |tree| {
-                let from = key::leaf_prefix(tree, first);
-                let end = key::leaf_prefix(tree, LeafIndex::new(last.get() + 1));
-                pool.store().scan(Table::Leaves, &from, &end, LEAVES_PER_STEP)
-            };
-            let found: Result<Vec<_>, _> = lineage.0.iter().map(|(tree, _)| scan(*tree)).collect();
+            let mut found = Ok(Vec::new());
+            // One view of all trees: a merge moves leaves from one to another.
+            pool.view_of(&lineage, &mut |store| {
+                let scan = |tree| {
+                    let from = key::leaf_prefix(tree, first);
+                    let end = key::leaf_prefix(tree, LeafIndex::new(last.get() + 1));
+                    store.scan(Table::Leaves, &from, &end, LEAVES_PER_STEP)
+                };
+                found = lineage.0.iter().map(|(tree, _)| scan(*tree)).collect::<Result<Vec<_>, _>>();
+            });
             // The task may be gone; then nobody wants the list.
             drop(sender.send(found));
         }));

@@ -57,7 +57,7 @@ impl<D: Disk + 'static> Engine<D> {
         }
         let entries = self.cached_entries(&part.volume, part.next_block(), part.total() - part.appended);
         if let Some(entries) = entries {
-            return Some(entries.iter().all(Option::is_some));
+            return Some(part.volume.owns_all(&entries));
         }
         part.is_queued = true;
         state.lookups.push(index);
@@ -77,7 +77,7 @@ impl<D: Disk + 'static> Engine<D> {
                 let entries = engine.load_entries(&volume, first.get(), count).await;
                 let state = &mut *engine.state.borrow_mut();
                 let part = &mut state.parts[to_usize(u64::from(index))];
-                part.lookup = Some(entries.is_ok_and(|entries| entries.iter().all(Option::is_some)));
+                part.lookup = Some(entries.is_ok_and(|entries| volume.owns_all(&entries)));
                 part.is_queued = false;
                 engine.append_part(state, index);
                 Ok(())

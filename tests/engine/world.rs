@@ -104,6 +104,8 @@ impl World {
             watermarks: Watermarks::default(),
             // Few, so that a checkpoint has batches between which everything else happens.
             leaves_per_batch: random.random_range(1..4),
+            reclaimed_per_batch: random.random_range(1..4),
+            reclaimed_per_checkpoint: random.random_range(1..12),
         };
         let store = Arc::new(MemoryStore::new());
         let sizes = (0..).zip(device_bytes);

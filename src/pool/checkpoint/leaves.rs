@@ -200,7 +200,7 @@ impl Checkpoint {
             MergeSide::Follower => (work.epoch, work.leaf) < merging.merge.cursor,
         };
         // Behind the cursor a leaf that is left is the follower's now, which had none.
-        if !is_own && is_behind && point.tree == work.tree {
+        if !is_own && is_behind && point.tree == work.tree && !is_planted(Bug::MergeCursorIgnored) {
             return Ok((true, merging.own_from));
         }
         Ok((is_own, base.own_from))

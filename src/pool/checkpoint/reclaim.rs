@@ -7,7 +7,7 @@
 //! nor anything before the interval maps; the others are the follower's from then on. A follower in another tree takes them
 //! over with epoch 0. Without a follower all go.
 
-use super::{Checkpoint, DELETIONS_PER_BATCH, Phase};
+use super::{Checkpoint, Phase};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{HeldBlocks, TreeRecord, TreeState};
 use crate::format::entry::Entry;
@@ -23,6 +23,8 @@ use crate::pool::{Catalog, CatalogStore, Follower, PointId};
 use crate::units::{Address, Epoch, LeafIndex, Sequence, TreeId, to_u64};
 use std::collections::BTreeSet;
 
+/// Leaves whose deletion takes about as long as a synced commit.
+const LEAVES_OF_A_COMMIT: usize = 64;
 /// Leaves of an interval that are counted to find the side with fewer.
 const COUNTED_LEAVES_MAX: usize = 65_536;
 
@@ -40,7 +42,7 @@ struct MergeWork {
     previous: Option<Epoch>,
     /// Blocks with lower sequences are older than its interval.
     own_from: Sequence,
-    /// The end of the follower's first interval, if that is another tree.
+    /// The end of the follower's first interval, if that is another tree which lives.
     first_of_child: Option<Epoch>,
 }
 
@@ -57,7 +59,10 @@ struct MergeStep {
 impl Checkpoint {
     /// Does a step of what is to be reclaimed, if this checkpoint has not done enough.
     pub(super) fn reclaim(&mut self) -> Result<Phase> {
-        if self.deletions_left == 0 {
+        // Writes do not wait for space to come back: the rest is for the next checkpoint, which `release` asks for.
+        let is_begun = self.deletions_left < self.pool.limits.reclaimed_per_checkpoint;
+        let is_urgent = self.pool.changes.active_count() >= self.pool.limits.changes_soft_max;
+        if self.deletions_left == 0 || is_begun && is_urgent {
             return Ok(Phase::Owners);
         }
         let done = self.pool.checkpoints_done();
@@ -68,6 +73,12 @@ impl Checkpoint {
             Some(Work::Merge(work)) => self.merge(&work)?,
         }
         Ok(Phase::Reclaim)
+    }
+
+    /// Counts a step: its synced commit costs as much as some leaves.
+    fn charge(&mut self, leaf_count: usize) {
+        let least = LEAVES_OF_A_COMMIT.min(self.pool.limits.reclaimed_per_batch);
+        self.deletions_left = self.deletions_left.saturating_sub(leaf_count.max(least));
     }
 
     /// Deletes a bounded number of leaves of a tree that goes.
@@ -112,13 +123,13 @@ impl Checkpoint {
         catalog.apply(edit);
         drop(catalog);
         self.dead.extend(bits.clear);
-        self.deletions_left = self.deletions_left.saturating_sub(found.len().max(1));
+        self.charge(found.len());
         Ok(())
     }
 
     /// Leaves from a key on with all of their epochs, and whether these are the last.
     fn whole_leaves(&self, from: &[u8], end: &[u8]) -> Result<(Vec<KeyValue>, bool)> {
-        let mut limit = DELETIONS_PER_BATCH;
+        let mut limit = self.pool.limits.reclaimed_per_batch;
         loop {
             let found = self.pool.store.scan(Table::Leaves, from, end, limit);
             let mut found = found.map_err(|error| meta_error("Reading leaves", error))?;
@@ -173,7 +184,7 @@ impl Checkpoint {
         catalog.apply(edit);
         drop(catalog);
         self.dead.extend(step.bits.clear);
-        self.deletions_left = self.deletions_left.saturating_sub(step.leaf_count.max(1));
+        self.charge(step.leaf_count);
         Ok(())
     }
 
@@ -183,7 +194,7 @@ impl Checkpoint {
         let by_point = Merge { side: MergeSide::Point, cursor: (after(work.previous), LeafIndex::new(0)) };
         let Some(Follower::Interval(end)) = work.follower else { return Ok(by_point) };
         let start = (after(Some(point.epoch)), LeafIndex::new(0));
-        let mut limit = DELETIONS_PER_BATCH;
+        let mut limit = self.pool.limits.reclaimed_per_batch;
         while limit <= COUNTED_LEAVES_MAX {
             let own = self.index(point.tree, by_point.cursor, point.epoch, limit)?.len();
             let of_follower = self.index(point.tree, start, end, limit)?.len();
@@ -221,29 +232,52 @@ impl Checkpoint {
     fn step_over_point(&self, work: &MergeWork, cursor: (Epoch, LeafIndex)) -> Result<MergeStep> {
         let point = &work.point;
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
-        let found = self.index(point.tree, cursor, point.epoch, DELETIONS_PER_BATCH)?;
+        let found = self.index(point.tree, cursor, point.epoch, self.pool.limits.reclaimed_per_batch)?;
         let mut step = MergeStep { leaf_count: found.len(), ..MergeStep::default() };
         for (epoch, index) in &found {
             match work.follower {
-                None => merge_leaf(work, (*epoch, *index), &Leaf::default(), &stored, &mut step)?,
+                None => merge_leaf(work, (*epoch, *index), &[], &stored, &mut step)?,
                 Some(Follower::Interval(end)) => {
                     let newest = stored.newest_epoch(point.tree, end, *index)?;
                     let Some(newest) = newest.filter(|newest| *newest > point.epoch) else { continue };
                     let leaf = stored.exactly((point.tree, newest, *index))?;
                     let leaf = leaf.map(|stored| stored.leaf).unwrap_or_default();
-                    merge_leaf(work, (*epoch, *index), &leaf, &stored, &mut step)?;
+                    merge_leaf(work, (*epoch, *index), &[leaf], &stored, &mut step)?;
                 }
                 Some(Follower::Child(child)) => {
-                    let first = work.first_of_child.unwrap_or(Epoch::NEWEST);
-                    match stored.newest(child, first, *index)? {
-                        Some(of_child) => merge_leaf(work, (*epoch, *index), &of_child.leaf, &stored, &mut step)?,
-                        None => move_leaf(work, child, (*epoch, *index), &stored, &mut step)?,
+                    let of_child = self.leaves_of_child(work, (child, *index), &stored)?;
+                    if of_child.is_empty() {
+                        move_leaf(work, child, (*epoch, *index), &stored, &mut step)?;
+                    } else {
+                        merge_leaf(work, (*epoch, *index), &of_child, &stored, &mut step)?;
                     }
                 }
             }
         }
-        step.next = next_cursor(&found);
+        step.next = next_cursor(&found, self.pool.limits.reclaimed_per_batch);
         Ok(step)
+    }
+
+    /// What a child tree has of a leaf: the one of its first interval; of a tree that goes, whose intervals are forgotten, all
+    /// that there are, since their blocks are freed with it.
+    fn leaves_of_child(
+        &self,
+        work: &MergeWork,
+        (child, index): (TreeId, LeafIndex),
+        stored: &StoredLeaves<'_>,
+    ) -> Result<Vec<Leaf>> {
+        let Some(first) = work.first_of_child else {
+            let (from, end) =
+                (key::leaf_prefix(child, index), key::leaf_prefix(child, LeafIndex::new(index.get() + 1)));
+            let found = self.pool.store.scan(Table::Leaves, &from, &end, usize::MAX);
+            let found = found.map_err(|error| meta_error("Reading leaves", error))?;
+            let epochs = found.iter().map(|(leaf_key, _)| key::parse_leaf(leaf_key).map(|(_, _, epoch)| epoch));
+            return epochs
+                .filter_map(|epoch| stored.exactly((child, epoch.ok()?, index)).transpose())
+                .map(|stored| stored.map(|stored| stored.leaf))
+                .collect();
+        };
+        Ok(stored.newest(child, first, index)?.map(|stored| stored.leaf).into_iter().collect())
     }
 
     fn step_over_follower(&self, work: &MergeWork, cursor: (Epoch, LeafIndex)) -> Result<MergeStep> {
@@ -252,7 +286,7 @@ impl Checkpoint {
             unreachable!("a follower in the same tree stays one, frozen or not")
         };
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
-        let found = self.index(point.tree, cursor, end, DELETIONS_PER_BATCH)?;
+        let found = self.index(point.tree, cursor, end, self.pool.limits.reclaimed_per_batch)?;
         let mut step = MergeStep { leaf_count: found.len(), ..MergeStep::default() };
         for (epoch, index) in &found {
             let left = stored.newest_epoch(point.tree, point.epoch, *index)?;
@@ -260,9 +294,9 @@ impl Checkpoint {
                 continue;
             };
             let leaf = stored.exactly((point.tree, *epoch, *index))?.map(|stored| stored.leaf).unwrap_or_default();
-            merge_leaf(work, (left, *index), &leaf, &stored, &mut step)?;
+            merge_leaf(work, (left, *index), &[leaf], &stored, &mut step)?;
         }
-        step.next = next_cursor(&found);
+        step.next = next_cursor(&found, self.pool.limits.reclaimed_per_batch);
         Ok(step)
     }
 
@@ -310,25 +344,27 @@ fn next_work(catalog: &Catalog, checkpoints_done: u64) -> Option<Work> {
     let (point, follower) = catalog.mergeable(checkpoints_done)?;
     let at: PointId = (point.tree, point.epoch);
     let first_of_child = match follower {
-        Some(Follower::Child(child)) => catalog.first_interval(child),
+        Some(Follower::Child(child)) if catalog.is_living(child) => catalog.first_interval(child),
         _ => None,
     };
     let (previous, own_from) = (catalog.previous(at).map(|point| point.epoch), catalog.own_from(at));
     Some(Work::Merge(MergeWork { point, follower, previous, own_from, first_of_child }))
 }
 
-/// Deletes a leaf that the follower does not see, with the blocks that only it maps.
+/// Deletes a leaf that the follower does not see, with the blocks that none of the follower's maps.
 fn merge_leaf(
     work: &MergeWork,
     (epoch, index): (Epoch, LeafIndex),
-    of_follower: &Leaf,
+    of_follower: &[Leaf],
     stored: &StoredLeaves<'_>,
     step: &mut MergeStep,
 ) -> Result<()> {
     let place = (work.point.tree, epoch, index);
     let Some(leaf) = stored.exactly(place)? else { return Ok(()) };
     let own_from = if is_planted(Bug::MergeFreesOlder) { Sequence::default() } else { work.own_from };
-    let is_dead = |(slot, entry): &(u8, Entry)| entry.sequence() >= own_from && of_follower.get(*slot) != Some(*entry);
+    let is_dead = |(slot, entry): &(u8, Entry)| {
+        entry.sequence() >= own_from && of_follower.iter().all(|leaf| leaf.get(*slot) != Some(*entry))
+    };
     step.bits.clear.extend(leaf.leaf.iter().filter(is_dead).map(|(_, entry)| entry.address()));
     step.ops.extend(StoredLeaves::delete(place));
     Ok(())
@@ -350,8 +386,8 @@ fn move_leaf(
 }
 
 /// Behind the last leaf of a step; `None` if there are no more.
-fn next_cursor(found: &[(Epoch, LeafIndex)]) -> Option<(Epoch, LeafIndex)> {
-    let (epoch, leaf) = found.last().filter(|_| found.len() == DELETIONS_PER_BATCH)?;
+fn next_cursor(found: &[(Epoch, LeafIndex)], limit: usize) -> Option<(Epoch, LeafIndex)> {
+    let (epoch, leaf) = found.last().filter(|_| found.len() == limit)?;
     Some((*epoch, LeafIndex::new(leaf.get() + 1)))
 }
 

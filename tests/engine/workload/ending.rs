@@ -7,8 +7,8 @@ use rok_blk::error::ErrorKind;
 use rok_blk::pool::{Checkpoint, Removals};
 use rok_blk::units::BLOCK_SIZE_U64;
 
-/// Checkpoints after which what lives no more is gone: each takes as much as there is in so small a pool.
-const CHECKPOINTS_MAX: usize = 4;
+/// Checkpoints after which what lives no more is gone.
+const CHECKPOINTS_MAX: usize = 2000;
 
 impl Workload {
     /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
@@ -62,6 +62,9 @@ impl Workload {
         self.world.finish_checkpoint(&mut life);
         for _ in 0..CHECKPOINTS_MAX {
             Checkpoint::begin(life.pool.clone()).run().expect("nothing is injected any more");
+            if !life.pool.is_reclaiming() {
+                break;
+            }
         }
         assert!(!life.pool.is_reclaiming(), "something lives no more and is not reclaimed");
         self.life = Some(life);
