@@ -76,7 +76,7 @@ impl<D: Disk + 'static> Engine<D> {
         });
     }
 
-    /// Loads the leaves of a range into the cache, so that reads of it need no task. Ends after [`LEAVES_MAX`] of them.
+    /// Loads the leaves of a range into the cache, so that reads of it need no task. Ends after `LEAVES_MAX` of them.
     pub fn cache(self: &Rc<Self>, volume: &Arc<Volume>, (offset_bytes, len_bytes): (u64, u64), completion: Completion) {
         self.pool.count_request(self.lane);
         let done = Done::Frontend(completion);

@@ -90,49 +90,54 @@ fn no_seed_finds_a_difference_from_the_model() {
     }
     assert!(failures.is_empty(), "{} seeds failed", failures.len());
     if count >= SEEDS {
-        let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
-        let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
-        let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
-        let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
-        let Counts { blocks_walked, .. } = counts;
-        let Counts { paused, resumed, owners_left, .. } = counts;
-        let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
-        let Counts { rollbacks, forecast_blocks, .. } = counts;
-        let happened = [
-            snapshots,
-            snapshots_removed,
-            snapshot_reads,
-            snapshots_verified,
-            clones,
-            rollbacks,
-            forecast_blocks,
-            kills,
-            power_losses,
-            crashes_in_recovery,
-            crashes_in_checkpoint,
-            no_space,
-            injected_errors,
-            torn_writes,
-            lost_blocks,
-            rot_detected,
-            meta_full,
-            volumes_removed,
-            bad_block_reads,
-            reserves_used,
-            growths,
-            own_keys,
-            own_key_blocks,
-            shredded,
-            moved_blocks,
-            discards,
-            restocked,
-            blocks_walked,
-            paused,
-            resumed,
-            owners_left,
-        ];
-        assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
+        assert_all_happened(counts);
     }
+}
+
+/// Panics if the seeds left out what they are for.
+fn assert_all_happened(counts: Counts) {
+    let Counts { kills, power_losses, crashes_in_recovery, crashes_in_checkpoint, .. } = counts;
+    let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
+    let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
+    let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
+    let Counts { blocks_walked, .. } = counts;
+    let Counts { paused, resumed, owners_left, .. } = counts;
+    let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
+    let Counts { rollbacks, forecast_blocks, .. } = counts;
+    let happened = [
+        snapshots,
+        snapshots_removed,
+        snapshot_reads,
+        snapshots_verified,
+        clones,
+        rollbacks,
+        forecast_blocks,
+        kills,
+        power_losses,
+        crashes_in_recovery,
+        crashes_in_checkpoint,
+        no_space,
+        injected_errors,
+        torn_writes,
+        lost_blocks,
+        rot_detected,
+        meta_full,
+        volumes_removed,
+        bad_block_reads,
+        reserves_used,
+        growths,
+        own_keys,
+        own_key_blocks,
+        shredded,
+        moved_blocks,
+        discards,
+        restocked,
+        blocks_walked,
+        paused,
+        resumed,
+        owners_left,
+    ];
+    assert!(happened.iter().all(|count| *count > 0), "something never happened: {counts:?}");
 }
 
 #[test]
