@@ -26,6 +26,8 @@ use crate::map::Lineage;
 use crate::meta::MetaRead;
 use crate::units::{DomainId, Epoch, Sequence, TreeId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use store::{damaged, open, scan};
 use uuid::Uuid;
 
@@ -50,6 +52,8 @@ pub struct Catalog {
     children: BTreeMap<PointId, BTreeSet<TreeId>>,
     /// Of frozen epochs that were made since the pool was opened, how many cuts had begun then.
     made_at: BTreeMap<PointId, u64>,
+    /// For heads that somebody asked for, the sequence from which on blocks are theirs alone.
+    heads_own_from: BTreeMap<TreeId, Arc<AtomicU64>>,
 }
 
 impl Catalog {

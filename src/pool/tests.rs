@@ -7,10 +7,12 @@ use crate::error::ErrorKind;
 use crate::format::catalog::VolumeRecord;
 use crate::format::entry::Entry;
 use crate::format::key;
+use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey};
 use crate::meta::{Durability, MemoryStore, MetaOp, MetaRead as _, MetaStore, Table};
 use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, TreeId};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 /// What outlives an open pool.
@@ -158,6 +160,34 @@ fn number_of_a_deleted_tree_does_not_come_back() {
     let next = create_volume(&place.open(), "new");
 
     assert!(next > tree, "tree {next} is there again");
+}
+
+#[test]
+fn blocks_that_only_a_removed_snapshot_shared_are_the_heads_alone_again() {
+    let pool = Place::new().open();
+    let tree = create_volume(&pool, "vol");
+    lay(&pool, tree, 0);
+    let own_from = pool.with_catalog(|catalog, _| catalog.own_from_of_head(tree));
+    let end = pool.end_of_writes();
+    let new = |catalog: &Catalog| NewSnapshot {
+        id: Uuid::new_v4(),
+        volume: catalog.find("vol").expect("made just now").id,
+        created_at_ms: 0,
+        time_ms: 0,
+        expires_at: 0,
+        annotations: Annotations::default(),
+    };
+    let made = pool.with_catalog(|catalog, at| catalog.add_snapshots(at, vec![new(catalog)], end));
+    let snapshot = made.expect("there is space").remove(0);
+    assert_eq!(own_from.load(Ordering::Relaxed), end.0.get());
+
+    let removed = pool.with_catalog(|catalog, at| catalog.remove_snapshots(at, &[(snapshot.volume, snapshot.number)]));
+    removed.expect("there is space");
+    while pool.is_reclaiming() {
+        Checkpoint::begin(Arc::clone(&pool)).run().expect("there is space");
+    }
+
+    assert_eq!(own_from.load(Ordering::Relaxed), 0);
 }
 
 /// The flush of a lane whose ring has failed never ends; the checkpoint must, or the server does not.

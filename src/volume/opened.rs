@@ -26,7 +26,7 @@ pub struct Volume {
     pub(super) generation: KeyGeneration,
     pub(super) gate: Gate,
     /// From which sequence on blocks are the head's alone.
-    pub(super) own_from: AtomicU64,
+    pub(super) own_from: Arc<AtomicU64>,
     pub(super) id: Uuid,
     /// The snapshot's number, if it is one.
     pub(super) number: Option<u64>,

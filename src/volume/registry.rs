@@ -128,7 +128,7 @@ impl Volumes {
                 domain: tree.domain,
                 generation: self.generation(tree.domain, &of.name)?,
                 gate: Gate::new(snapshot.point.1),
-                own_from: AtomicU64::new(u64::MAX),
+                own_from: Arc::new(AtomicU64::new(u64::MAX)),
                 id: id.0,
                 number: Some(id.1),
                 sector_size: of.sector_size,
@@ -175,9 +175,10 @@ impl Volumes {
         Ok(volume)
     }
 
-    fn of_catalog(&self, catalog: &Catalog, id: Uuid) -> Result<Volume> {
-        let record =
-            catalog.volume(id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume {id}")))?;
+    fn of_catalog(&self, catalog: &mut Catalog, id: Uuid) -> Result<Volume> {
+        let gone = || Error::new(ErrorKind::NotFound, format!("There is no volume {id}"));
+        let own_from = catalog.own_from_of_head(catalog.volume(id).ok_or_else(gone)?.tree);
+        let record = catalog.volume(id).ok_or_else(gone)?;
         let tree = catalog.tree(record.tree).expect("each volume has a tree");
         let is_pool_key_used = is_planted(Bug::OwnKeyLostInRecovery) && self.pool.recovery().record_count > 0;
         let domain = if is_pool_key_used { DomainId::POOL } else { tree.domain };
@@ -192,7 +193,7 @@ impl Volumes {
             // Without its key a volume cannot be opened, but it can be removed.
             generation: self.pool.keys().newest_generation(domain).unwrap_or_default(),
             gate: Gate::new(tree.epoch),
-            own_from: AtomicU64::new(catalog.own_from((tree.id, tree.epoch)).get()),
+            own_from,
             id: record.id,
             number: None,
             sector_size: record.sector_size,

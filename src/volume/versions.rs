@@ -40,7 +40,6 @@ impl Volumes {
         for record in &records {
             let (_, epoch) = record.point;
             for volume in frozen.volumes().iter().filter(|volume| volume.id() == record.volume) {
-                volume.own_from.store(end.0.get(), Ordering::Release);
                 volume.gate.begin_epoch(Epoch::new(epoch.get() + 1));
             }
         }

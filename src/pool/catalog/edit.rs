@@ -104,6 +104,7 @@ impl Catalog {
     /// Takes an edit that is stored.
     pub(in crate::pool) fn apply(&mut self, edit: Edit) {
         self.next_tree = self.next_tree.max(edit.next_tree);
+        let touched = edit.trees.keys().copied().chain(edit.points.keys().map(|(tree, _)| *tree)).collect();
         for (id, tree) in edit.trees {
             let old = match tree {
                 Some(tree) => self.trees.insert(id, tree),
@@ -156,5 +157,6 @@ impl Catalog {
                 self.named.remove(&snapshot.point);
             }
         }
+        self.renew_own_from(touched);
     }
 }

@@ -8,6 +8,9 @@ use crate::format::catalog::HeldBlocks;
 use crate::format::snapshot::PointRecord;
 use crate::pool::catalog::Edit;
 use crate::units::{Epoch, Sequence, TreeId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What builds on a frozen epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,27 @@ impl Catalog {
     #[must_use]
     pub fn own_from(&self, at: PointId) -> Sequence {
         self.base(at).map_or_else(Sequence::default, |base| base.sequence)
+    }
+
+    /// As [`Self::own_from`], of a tree's head, kept up to date: a snapshot raises it, and the merge of the last one before
+    /// the head lowers it.
+    pub fn own_from_of_head(&mut self, tree: TreeId) -> Arc<AtomicU64> {
+        let own_from =
+            self.trees.get(&tree).map_or_else(Sequence::default, |record| self.own_from((tree, record.epoch)));
+        let cell = self.heads_own_from.entry(tree).or_default();
+        cell.store(own_from.get(), Ordering::Release);
+        Arc::clone(cell)
+    }
+
+    /// Brings what [`Self::own_from_of_head`] gave up to date for trees that have changed.
+    pub(super) fn renew_own_from(&mut self, trees: BTreeSet<TreeId>) {
+        for tree in trees {
+            if !self.trees.contains_key(&tree) {
+                self.heads_own_from.remove(&tree);
+            } else if self.heads_own_from.contains_key(&tree) {
+                self.own_from_of_head(tree);
+            }
+        }
     }
 
     /// The end of the next interval in the tree: a frozen epoch, or the newest if that is a head.

@@ -223,12 +223,16 @@ fn base_of(catalog: &Catalog, work: &LeafWork) -> Option<Base> {
 
 /// What intervals hold once a batch is stored.
 pub(super) fn edit_of(catalog: &Catalog, counts: &BTreeMap<PointId, (i64, i64)>) -> Edit {
-    let mut edit = Edit::default();
+    let mut changed: BTreeMap<PointId, HeldBlocks> = BTreeMap::new();
     for (at, (own, mapped)) in counts {
-        let Some(held) = catalog.held(*at) else { continue };
+        // Of a tree that began to go meanwhile the intervals are one.
+        let at = catalog.interval_of(at.0, at.1);
+        let Some(held) = changed.get(&at).copied().or_else(|| catalog.held(at)) else { continue };
         let own_count = held.own_count.checked_add_signed(*own).expect("an interval holds no less than nothing");
-        catalog.put_held(*at, HeldBlocks { own_count, mapped_delta: held.mapped_delta + mapped }, &mut edit);
+        changed.insert(at, HeldBlocks { own_count, mapped_delta: held.mapped_delta + mapped });
     }
+    let mut edit = Edit::default();
+    changed.into_iter().for_each(|(at, held)| catalog.put_held(at, held, &mut edit));
     edit
 }
 
