@@ -8,11 +8,12 @@ use super::buffers::Buffers;
 use super::driver::Call;
 use super::exports::Client;
 use super::handshake::{Negotiation, Session};
-use super::limits::{RECORDS_BYTES, STREAM_BYTES};
+use super::limits::RECORDS_BYTES;
 use super::sender::{Head, Reply, Sender, Sent};
 use super::server::Permit;
 use super::settings::NbdLimits;
 use super::status::PendingStatus;
+use super::stream::Stream;
 use super::tls::TlsStream;
 use crate::disk::{IoBuffer, LentToDevice};
 use crate::units::to_usize;
@@ -21,34 +22,6 @@ use slab::Slab;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 use uuid::Uuid;
-
-/// What has arrived and was not taken yet.
-pub(super) struct Stream {
-    pub buffer: IoBuffer,
-    pub start: usize,
-    pub end: usize,
-}
-
-impl Stream {
-    pub(super) const fn len(&self) -> usize {
-        self.end - self.start
-    }
-
-    pub(super) fn take(&mut self, len: usize) {
-        assert!(len <= self.len());
-        self.start += len;
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
-    }
-
-    /// Makes room behind what is there.
-    fn compact(&mut self) {
-        let (start, end) = (self.start, self.end);
-        self.buffer.with_bytes_mut(|bytes| bytes.copy_within(start..end, 0));
-        (self.start, self.end) = (0, end - start);
-    }
-}
 
 /// A write whose payload is being received.
 pub(super) struct Incoming {
@@ -169,7 +142,7 @@ impl Connection {
                 deadline: now + limits.handshake_time_max,
                 step: HandshakeStep::Advance,
             },
-            stream: Stream { buffer: IoBuffer::allocate(STREAM_BYTES), start: 0, end: 0 },
+            stream: Stream::new(),
             incoming: None,
             drop_left: 0,
             pending: Slab::new(),
@@ -194,7 +167,7 @@ impl Connection {
     }
 
     /// The next receive, if there is to be one.
-    pub(super) fn begin_receive(&mut self) -> Option<Call> {
+    pub(super) fn begin_receive(&mut self, buffers: &mut Buffers) -> Option<Call> {
         if !self.wants_receive() {
             return None;
         }
@@ -203,10 +176,8 @@ impl Connection {
         } else if let Some(incoming) = &self.incoming {
             (Target::Payload, incoming.buffer.slice(incoming.filled..incoming.len()).lend_to_device())
         } else {
-            if self.stream.end == STREAM_BYTES {
-                self.stream.compact();
-            }
-            (Target::Stream, self.stream.buffer.slice(self.stream.end..STREAM_BYTES).lend_to_device())
+            self.stream.make_room(self.open_requests == 0, buffers);
+            (Target::Stream, self.stream.buffer.slice(self.stream.end..self.stream.buffer.len()).lend_to_device())
         };
         let is_whole = target == Target::Payload;
         let call = Call::Receive { socket: self.raw_fd(), memory: loan.as_mut_ptr(), len: loan.len(), is_whole };
@@ -259,7 +230,7 @@ impl Connection {
             Ok(len) => match (target, &mut self.incoming) {
                 (Target::Records, _) => self.received_records(len),
                 (Target::Payload, Some(incoming)) => incoming.filled += len,
-                _ => self.stream.end += len,
+                _ => self.stream.received(len),
             },
             Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => {}
             Err(_) => self.break_off(),
@@ -282,16 +253,14 @@ impl Connection {
     }
 
     /// Puts what was decrypted where requests are looked for; whether that was anything.
-    pub(super) fn take_decrypted(&mut self) -> bool {
+    pub(super) fn take_decrypted(&mut self, buffers: &mut Buffers) -> bool {
         let Some(tls) = self.tls.as_mut().filter(|tls| !tls.stream.plain.is_empty()) else { return false };
-        if self.stream.end == STREAM_BYTES {
-            self.stream.compact();
-        }
-        let len = tls.stream.plain.len().min(STREAM_BYTES - self.stream.end);
+        self.stream.make_room(false, buffers);
+        let len = tls.stream.plain.len().min(self.stream.buffer.len() - self.stream.end);
         let target = self.stream.buffer.slice(self.stream.end..self.stream.end + len);
         target.with_bytes_mut(|bytes| bytes.copy_from_slice(&tls.stream.plain[..len]));
         tls.stream.plain.drain(..len);
-        self.stream.end += len;
+        self.stream.received(len);
         len > 0
     }
 

@@ -45,7 +45,9 @@ pub const DEVICE_TAGS_MAX: usize = 16_384;
 const LANES_MAX: usize = 64;
 /// Jobs that can wait: one for each request and connection.
 pub(super) const JOBS_MAX: usize = CONNECTIONS_MAX * (REQUESTS_MAX + 1) + LANES_MAX * (CONTROLS_MAX + DEVICE_TAGS_MAX);
-/// What a connection receives into; holds about as much as 32 writes of 4 KiB, twice.
+/// What a connection receives into while it waits.
+pub(super) const IDLE_STREAM_BYTES: usize = 16 << 10;
+/// What it receives into while a lot comes; holds about as much as 32 writes of 4 KiB, twice.
 pub(super) const STREAM_BYTES: usize = 256 << 10;
 /// What an encrypted connection receives into: four of the longest records.
 pub(super) const RECORDS_BYTES: usize = 64 << 10;

@@ -40,7 +40,7 @@ impl Connection {
             return;
         }
         self.is_blocked = false;
-        self.take_decrypted();
+        self.take_decrypted(service.buffers);
         while !self.is_broken && !self.is_draining && matches!(self.phase, Phase::Transmission(_)) {
             let step = if self.drop_left > 0 {
                 self.drop_payload()
@@ -51,7 +51,7 @@ impl Connection {
             };
             match step {
                 Step::Again => {}
-                Step::Starved if self.take_decrypted() => {}
+                Step::Starved if self.take_decrypted(service.buffers) => {}
                 Step::Starved => return,
                 Step::Blocked => {
                     self.is_blocked = true;

@@ -258,7 +258,7 @@ impl Lane {
             }
             self.advance_handshake(slot);
             let connection = &mut self.connections[slot_of(slot)];
-            if let Some(call) = connection.begin_receive() {
+            if let Some(call) = connection.begin_receive(&mut self.buffers) {
                 self.submissions.push_back(Submission { user_data: SOCKET.pack(u64::from(slot) << 1), call });
             }
             if let Some(call) = connection.begin_watch() {
