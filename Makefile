@@ -32,7 +32,7 @@ bench: ## Measure the engine beside a raw io_uring loop (twelve minutes and 12 G
 	@cargo build --bin rok-blk
 	@exec cargo run --quiet --bin rok-blk -- bench --plot target/bench.svg $(BENCH)
 
-compare: ## Run the fio profiles against ours and qemu-nbd, side by side (ROUNDS=3 RUNTIME=3 VOLUME_MIB=512)
+compare: ## Run the fio profiles and nbdcopy against ours, qemu-nbd and nbdkit, side by side (ROUNDS=3 RUNTIME=3 VOLUME_MIB=512)
 	@deploy/install-deps.sh build test
 	@cargo build --bin rok-blk
 	@exec benches/compare/compare.py

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs fio-profiles/ over NBD against ours and qemu-nbd, interleaved in one run, and prints one table.
+"""Runs fio-profiles/ and nbdcopy over NBD against ours, qemu-nbd and nbdkit, interleaved in one run, and prints one table.
 
-Every server has its own files in one directory of one file system, opened with O_DIRECT, and listens on a unix
-socket. Each round runs every profile against every server before the next round begins, in an order that rotates,
+Every server has its own files in one directory of one file system, opened with O_DIRECT (but for nbdkit, whose file
+plugin has only the page cache, and whose memory plugin has no file), and listens on a unix socket. Each round runs every profile against every server before the next round begins, in an order that rotates,
 so that a slow minute of the machine hits all of them. While one is measured the others are stopped (SIGSTOP), so
 that nobody's background work is paid by somebody else. A ratio compares with qemu-nbd raw in the same round; the
 figures are medians over the rounds, and the second raw server shows what difference is only noise.
@@ -34,6 +34,9 @@ TIMED_PROFILES = {
     "sequential-read": "MiB/s",
     "sequential-write": "MiB/s",
 }
+# nbdcopy of a whole volume: out of it, and into it.
+COPIES = {"nbdcopy-out": "MiB/s", "nbdcopy-in": "MiB/s"}
+UNITS = TIMED_PROFILES | COPIES
 
 # A log-structured store needs free space to write into. The table says so beside the figures.
 POOL_SIZE_FACTOR = 4
@@ -146,6 +149,20 @@ def start_qcow2_luks(server, options, data):
     server.launch(qemu_nbd(server, options) + ["--object", secret_object, "--image-opts", source])
 
 
+def nbdkit(server):
+    return ["nbdkit", "--foreground", "--exit-with-parent", f"--unix={server.socket_path}", f"--threads={os.cpu_count()}"]
+
+
+def start_nbdkit_file(server, options, data):
+    image = data / "image.raw"
+    run(["qemu-img", "create", "-q", "-f", "raw", image, f"{options.volume_mib}M"])
+    server.launch(nbdkit(server) + ["file", image])
+
+
+def start_nbdkit_memory(server, options, data):
+    server.launch(nbdkit(server) + ["memory", f"{options.volume_mib}M"])
+
+
 def qemu_nbd(server, options):
     return ["qemu-nbd", "--persistent", "--shared=8", f"--socket={server.socket_path}",
             f"--export-name={VOLUME_NAME}", "--cache=none", f"--aio={options.aio}", "--discard=unmap"]
@@ -158,6 +175,8 @@ SERVERS = {
     "ours": ("rok-blk, encrypted", start_ours),
     "qcow2": ("qemu-nbd qcow2", start_qcow2),
     "qcow2-luks": ("qemu-nbd qcow2+LUKS", start_qcow2_luks),
+    "nbdkit-file": ("nbdkit file, page cache", start_nbdkit_file),
+    "nbdkit-memory": ("nbdkit memory", start_nbdkit_memory),
 }
 
 
@@ -169,7 +188,7 @@ def parse_arguments():
         return value
 
     target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-    parser = argparse.ArgumentParser(description="Compares rok-blk with qemu-nbd over NBD, with fio.")
+    parser = argparse.ArgumentParser(description="Compares rok-blk with qemu-nbd and nbdkit over NBD, with fio and nbdcopy.")
     parser.add_argument("--rounds", type=positive, default=os.environ.get("ROUNDS") or "3", help="[ROUNDS=3]")
     parser.add_argument("--runtime", type=positive, default=os.environ.get("RUNTIME") or "3",
                         help="seconds of each run [RUNTIME=3]")
@@ -178,12 +197,12 @@ def parse_arguments():
     parser.add_argument("--directory", type=Path, default=target,
                         help="a temporary directory is made in it, on the file system to measure [the target directory]")
     parser.add_argument("--servers", default=",".join(SERVERS), help="which of: " + ", ".join(SERVERS))
-    parser.add_argument("--profiles", default=",".join(TIMED_PROFILES), help="which of: " + ", ".join(TIMED_PROFILES))
+    parser.add_argument("--profiles", default=",".join(UNITS), help="which of: " + ", ".join(UNITS))
     parser.add_argument("--ours", type=Path, default=target / "debug" / "rok-blk", help="the rok-blk binary")
     parser.add_argument("--json", action="store_true", help="print every figure of every round instead of the table")
     options = parser.parse_args()
     options.servers = chosen(parser, "server", options.servers, SERVERS)
-    options.profiles = chosen(parser, "profile", options.profiles, TIMED_PROFILES)
+    options.profiles = chosen(parser, "profile", options.profiles, UNITS)
     if BASELINE not in options.servers:
         parser.error(f"the servers must include {BASELINE}, which the ratios refer to")
     if "ours" in options.servers and not os.access(options.ours, os.X_OK):
@@ -210,7 +229,7 @@ def supported_aio():
 
 
 def check_free_space(options):
-    copies = len(options.servers) + (POOL_SIZE_FACTOR if "ours" in options.servers else 0)
+    copies = len(options.servers) + 1 + (POOL_SIZE_FACTOR if "ours" in options.servers else 0)
     needed = options.volume_mib * MIB * copies
     free = shutil.disk_usage(options.directory).free
     if free < needed:
@@ -237,7 +256,24 @@ def run_fio(server, profile, options, seed, scratch):
     return job
 
 
+def measure_copy(server, profile, options, scratch):
+    """Copies the whole volume to nowhere, or a file of random bytes that is in the page cache into the volume, flushed."""
+    image = scratch / "copy.raw"
+    ends = [server.uri, "null:"] if profile == "nbdcopy-out" else [image, server.uri]
+    started = time.monotonic()
+    run(["nbdcopy", "--flush", "--"] + ends)
+    return {"value": options.volume_mib / (time.monotonic() - started), "latency_us_p99": None}
+
+
+def write_copy_image(options, scratch):
+    with open(scratch / "copy.raw", "wb") as image:
+        for _ in range(options.volume_mib):
+            image.write(os.urandom(MIB))
+
+
 def measure(server, profile, options, seed, scratch):
+    if profile in COPIES:
+        return measure_copy(server, profile, options, scratch)
     job = run_fio(server, profile, options, seed, scratch)
     directions = [job[name] for name in ("read", "write") if job[name]["total_ios"] > 0]
     if not directions:
@@ -245,7 +281,7 @@ def measure(server, profile, options, seed, scratch):
     iops = sum(direction["iops"] for direction in directions)
     bytes_per_second = sum(direction["bw_bytes"] for direction in directions)
     return {
-        "value": iops if TIMED_PROFILES[profile] == "IOPS" else bytes_per_second / MIB,
+        "value": iops if UNITS[profile] == "IOPS" else bytes_per_second / MIB,
         "latency_us_p99": max(direction["clat_ns"]["percentile"]["99.000000"] for direction in directions) / 1000,
     }
 
@@ -253,6 +289,7 @@ def measure(server, profile, options, seed, scratch):
 def measure_all(servers, options, scratch):
     """Figures by profile, server and round."""
     figures = {profile: {server.name: [] for server in servers} for profile in options.profiles}
+    write_copy_image(options, scratch)
     for server in servers:
         server.resume()
         for profile in ("verify", "prefill"):
@@ -279,7 +316,7 @@ def summarize(figures, options):
     summary = {}
     for profile, by_server in figures.items():
         baseline = [figure["value"] for figure in by_server[BASELINE]]
-        summary[profile] = {"unit": TIMED_PROFILES[profile], "servers": {}}
+        summary[profile] = {"unit": UNITS[profile], "servers": {}}
         for name, rounds in by_server.items():
             values = [figure["value"] for figure in rounds]
             median = statistics.median(values)
@@ -287,7 +324,9 @@ def summarize(figures, options):
                 "median": median,
                 "ratio": statistics.median(value / base for value, base in zip(values, baseline)),
                 "spread": (max(values) - min(values)) / median,
-                "latency_us_p99": statistics.median(figure["latency_us_p99"] for figure in rounds),
+                # A copy has no latencies.
+                "latency_us_p99": None if profile in COPIES else statistics.median(
+                    figure["latency_us_p99"] for figure in rounds),
                 "rounds": rounds,
             }
     return summary

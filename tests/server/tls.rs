@@ -50,7 +50,7 @@ fn make_certificate(home: &Home, directory: &str, name: &str) {
 }
 
 /// A volume `vol1`, served over TCP with TLS.
-fn served(further: &[&str]) -> (Home, Serving) {
+pub fn served(further: &[&str]) -> (Home, Serving) {
     let home = Home::new();
     home.create_pool_of("pool", "256M");
     make_certificates(&home);
@@ -61,7 +61,7 @@ fn served(further: &[&str]) -> (Home, Serving) {
 }
 
 /// The volume as clients of libnbd take it, with the certificates in a directory.
-fn tls_uri(home: &Home, client: &str) -> String {
+pub fn tls_uri(home: &Home, client: &str) -> String {
     let port = tcp_address(home).port();
     format!("nbds://localhost:{port}/vol1?tls-certificates={}", home.text(client))
 }
