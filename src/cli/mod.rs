@@ -3,6 +3,7 @@
 //! stdout is data, stderr is everything else. It holds no logic that the API lacks, except for what needs no daemon:
 //! creating a pool, changing the keys of one that nobody serves, checking one, and starting the daemon itself.
 
+mod activation;
 mod annotation_command;
 mod arguments;
 mod bench;

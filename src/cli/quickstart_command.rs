@@ -60,6 +60,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
             port_tries: PORT_TRIES,
             settings: ListenSettings::default(),
         }],
+        nbd_given: Vec::new(),
         lane_count: lane_count(arguments.resources),
         io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,

@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 
 use tracing_subscriber::EnvFilter;
 
+use super::activation::given_sockets;
 use super::arguments::{Global, Resources, Serve};
 use super::client::socket_path;
 use super::failure::{EXIT_INTERRUPTED, Outcome, tell};
@@ -21,6 +22,8 @@ const LANE_COUNT_MAX: usize = 8;
 
 /// `serve --pool DIR`.
 pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcome<ExitCode> {
+    // Before there is a second thread, since it changes the environment.
+    let nbd_given = given_sockets(&arguments.nbd)?;
     prepare_process(global.verbose)?;
     let socket = prepare_socket(global)?;
     let nbd_unix = arguments.nbd_unix.clone().unwrap_or_else(|| nbd_path_beside(&socket));
@@ -37,6 +40,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         nbd_limits: arguments.nbd.limits()?,
         tls_directory: arguments.nbd.tls_directory()?,
         nbd_tcp: arguments.nbd_listen.iter().map(tcp_listen).collect::<Result<_>>()?,
+        nbd_given,
         lane_count: lane_count(arguments.resources),
         io: arguments.resources.io.into(),
         map_cache_bytes: arguments.resources.map_cache,
@@ -46,9 +50,12 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         without_own_keys: arguments.without_own_keys,
         socket: socket.clone(),
     };
-    for address in arguments.nbd_listen.iter().filter(|address| arguments.nbd.is_plaintext_for_others(address)) {
-        warn_open(address);
-    }
+    let given = options.nbd_given.iter().filter_map(|given| match given.socket.address() {
+        ListenAddress::Tcp(address) => Some(address),
+        ListenAddress::Unix(_) => None,
+    });
+    let addresses = arguments.nbd_listen.iter().chain(given);
+    addresses.filter(|address| arguments.nbd.is_plaintext_for_others(address)).for_each(warn_open);
     let daemon = Daemon::start(options)?;
     output.message(&format!("Serving the pool in {}.", pool.display()));
     output.message(&format!("Control socket: {}", socket.display()));

@@ -51,6 +51,6 @@ mod warnings;
 
 pub use control::Control;
 pub use gate::Gate;
-pub use pool_setup::TcpListen;
+pub use pool_setup::{GivenListen, TcpListen};
 pub use process::{Daemon, DaemonOptions, Ending};
 pub use router::openapi_document;

@@ -11,7 +11,9 @@ use super::export_store;
 use super::upkeep::Upkeep;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions, TlsAuthority};
+use crate::lane::{
+    GivenSocket, IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions, TlsAuthority,
+};
 use crate::pool::Watermarks;
 use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
 
@@ -22,6 +24,15 @@ pub struct TcpListen {
     pub address: SocketAddr,
     /// How many ports to try, counting up from the address's: at least 1.
     pub port_tries: u16,
+    /// How the listener treats its clients.
+    pub settings: ListenSettings,
+}
+
+/// A socket that was passed to the process, to listen on for NBD.
+#[derive(Clone, Debug)]
+pub struct GivenListen {
+    /// The socket. It stays open while the pool is locked; clients that connect meanwhile wait.
+    pub socket: Arc<GivenSocket>,
     /// How the listener treats its clients.
     pub settings: ListenSettings,
 }
@@ -41,6 +52,8 @@ pub(super) struct PoolSetup {
     pub tls_directory: Option<PathBuf>,
     /// NBD over TCP.
     pub nbd_tcp: Vec<TcpListen>,
+    /// NBD on sockets that others made.
+    pub nbd_given: Vec<GivenListen>,
     /// Threads that do the pool's I/O, at least 1.
     pub lane_count: u16,
     /// How they do it.
@@ -118,6 +131,9 @@ fn listen_everywhere(server: &Server, setup: &PoolSetup) -> Result<Vec<ListenAdd
     }
     for tcp in &setup.nbd_tcp {
         listeners.push(listen_on_free_port(server, tcp)?);
+    }
+    for given in &setup.nbd_given {
+        listeners.push(server.listen_on_given(&given.socket, given.settings)?);
     }
     Ok(listeners)
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::control_socket::ControlSocket;
 use super::gate::Gate;
 use super::peer_listener::PeerListener;
-use super::pool_setup::{PoolSetup, TcpListen, check_can_be_locked, check_credential};
+use super::pool_setup::{GivenListen, PoolSetup, TcpListen, check_can_be_locked, check_credential};
 use super::{host, router};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{IoChoice, ListenSettings, NbdLimits};
@@ -51,6 +51,8 @@ pub struct DaemonOptions {
     pub tls_directory: Option<PathBuf>,
     /// NBD over TCP.
     pub nbd_tcp: Vec<TcpListen>,
+    /// NBD on sockets that were passed to the process.
+    pub nbd_given: Vec<GivenListen>,
     /// Threads that do the pool's I/O, at least 1.
     pub lane_count: u16,
     /// How they do it.
@@ -109,6 +111,7 @@ impl Daemon {
             nbd_limits: options.nbd_limits,
             tls_directory: options.tls_directory,
             nbd_tcp: options.nbd_tcp,
+            nbd_given: options.nbd_given,
             lane_count: options.lane_count,
             io: options.io,
             map_cache_bytes: options.map_cache_bytes,

@@ -8,6 +8,7 @@ use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
 use super::device::{DeviceTarget, NewQueue};
 use super::exports::{ExportPolicy, ExportTable};
+use super::given_socket::GivenSocket;
 use super::io_method::{IoChoice, IoMethod};
 use super::limits::SHUTDOWN_TIME_MAX;
 use super::mailbox::{Mailbox, Message};
@@ -26,6 +27,7 @@ use parking_lot::Mutex;
 use rok_nbd::server::TlsOffer;
 use rok_ublk::Device;
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -122,11 +124,19 @@ impl AttachedDevice {
     }
 }
 
+/// Where a server listens.
+struct Listening {
+    address: ListenAddress,
+    settings: ListenSettings,
+    /// Whether its file is removed with it.
+    is_own: bool,
+}
+
 /// A running server.
 pub struct Server {
     pool: Arc<Pool>,
     shared: Arc<Shared>,
-    addresses: Mutex<Vec<(ListenAddress, ListenSettings)>>,
+    listening: Mutex<Vec<Listening>>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -170,7 +180,7 @@ impl Server {
         pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning, trimming, events }));
         let threads = spawn_threads(&pool, &shared, &options)?;
         let threads = Mutex::new(Some(threads));
-        Ok(Arc::new(Self { pool, shared, addresses: Mutex::default(), threads }))
+        Ok(Arc::new(Self { pool, shared, listening: Mutex::default(), threads }))
     }
 
     /// The volumes.
@@ -240,7 +250,26 @@ impl Server {
     /// # Errors
     /// [`ErrorKind::Busy`] naming an address that is in use, else the system's.
     pub fn listen(&self, address: &ListenAddress, settings: ListenSettings) -> Result<ListenAddress> {
-        let mut addresses = self.addresses.lock();
+        self.listen_on(address, settings, true, || address.bind())
+    }
+
+    /// Listens on a socket that somebody else made; its file stays when the server ends.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    pub fn listen_on_given(&self, socket: &GivenSocket, settings: ListenSettings) -> Result<ListenAddress> {
+        let address = socket.address();
+        self.listen_on(address, settings, false, || Ok((socket.duplicate()?, address.clone())))
+    }
+
+    fn listen_on(
+        &self,
+        address: &ListenAddress,
+        settings: ListenSettings,
+        is_own: bool,
+        open: impl FnOnce() -> Result<(OwnedFd, ListenAddress)>,
+    ) -> Result<ListenAddress> {
+        let mut listening = self.listening.lock();
         if self.shared.exports.is_closing() {
             return Err(Error::new(ErrorKind::Busy, "The server is ending"));
         }
@@ -248,10 +277,10 @@ impl Server {
             return Err(Error::new(ErrorKind::Usage, format!("{address} cannot offer TLS: there are no certificates"))
                 .with_hint("Name their directory with --tls-dir"));
         }
-        let (listener, address) = address.bind()?;
+        let (listener, address) = open()?;
         let is_tcp = matches!(address, ListenAddress::Tcp(_));
         self.shared.mailboxes[0].send(Message::Listen { listener, is_tcp, settings })?;
-        addresses.push((address.clone(), settings));
+        listening.push(Listening { address: address.clone(), settings, is_own });
         Ok(address)
     }
 
@@ -344,12 +373,12 @@ impl Server {
     /// All volumes, and who uses them.
     #[must_use]
     pub fn exports(&self) -> Vec<ExportInfo> {
-        let (infos, addresses) = (self.volumes().list().into_iter(), self.addresses.lock());
+        let (infos, listening) = (self.volumes().list().into_iter(), self.listening.lock());
         let describe = |info: VolumeInfo| {
             let is_offered = |expose| self.shared.exports.is_exported(info.id, expose);
-            let offering = addresses.iter().filter(|(_, settings)| is_offered(settings.expose));
-            let offered_at: Vec<ListenAddress> = offering.map(|(address, _)| address.clone()).collect();
-            let is_exported = !offered_at.is_empty() || (addresses.is_empty() && is_offered(Expose::All));
+            let offering = listening.iter().filter(|place| is_offered(place.settings.expose));
+            let offered_at: Vec<ListenAddress> = offering.map(|place| place.address.clone()).collect();
+            let is_exported = !offered_at.is_empty() || (listening.is_empty() && is_offered(Expose::All));
             ExportInfo { is_exported, offered_at, name: info.name, connections: info.connections }
         };
         infos.map(describe).collect()
@@ -363,10 +392,10 @@ impl Server {
     /// checkpoint; what was acknowledged is in the log nevertheless.
     pub fn shutdown(&self) -> Result<()> {
         let Some(threads) = self.threads.lock().take() else { return Ok(()) };
-        let addresses = {
-            let mut addresses = self.addresses.lock();
+        let listening = {
+            let mut listening = self.listening.lock();
             self.shared.exports.shut_down();
-            std::mem::take(&mut *addresses)
+            std::mem::take(&mut *listening)
         };
         // It begins nothing more; what it has begun a lane ends.
         self.shared.cleaning.close();
@@ -376,7 +405,7 @@ impl Server {
                 tracing::warn!(%error, "a lane has ended before");
             }
         }
-        addresses.iter().for_each(|(address, _)| address.clean_up());
+        listening.iter().filter(|place| place.is_own).for_each(|place| place.address.clean_up());
         for _ in &threads.lanes {
             // The lanes' own patience, and as much for the device.
             if threads.lane_ends.recv_timeout(2 * SHUTDOWN_TIME_MAX) == Err(mpsc::RecvTimeoutError::Timeout) {

@@ -1,5 +1,7 @@
 //! The program as its users meet it: the real binary, unprivileged, in directories of its own.
 
+mod activation;
+mod advisories;
 mod api;
 mod bench;
 mod boot;
@@ -8,6 +10,7 @@ mod check;
 mod cleaning;
 mod cli;
 mod clients;
+mod connections;
 mod counted;
 mod damage;
 mod devices;
@@ -26,6 +29,7 @@ mod load;
 mod lock;
 mod memory;
 mod nbd_client;
+mod newer_clients;
 mod own_key;
 mod passphrase;
 mod pausing;
