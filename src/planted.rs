@@ -59,11 +59,13 @@ pub enum Bug {
     MergeFreesOlder,
     /// A checkpoint takes what a merge has left behind its cursor for the snapshot's still.
     MergeCursorIgnored,
+    /// A diff leaves out what only the parent of a clone has.
+    DiffWithoutParents,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -91,6 +93,7 @@ impl Bug {
         Self::SnapshotBlocksFreed,
         Self::MergeFreesOlder,
         Self::MergeCursorIgnored,
+        Self::DiffWithoutParents,
     ];
 }
 

@@ -11,6 +11,8 @@ use super::bench::arguments::Bench;
 use super::check_command::Check;
 use super::clone_command::{CloneArguments, RollbackArguments};
 use super::credential::CredentialArguments;
+use super::diff_command::DiffArguments;
+use super::export_command::Unexport;
 use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
 use super::nbd_arguments::NbdArguments;
@@ -113,6 +115,8 @@ pub(super) enum Command {
     Snapshot(TakeSnapshot),
     /// List the snapshots of a volume
     Log(Log),
+    /// Tell where two snapshots or volumes differ, in time by what was written between them
+    Diff(DiffArguments),
     /// Say which snapshots references mean; exit code 3 if one of them means none, 4 if all
     Resolve(ResolveReferences),
     /// Give a snapshot a further name
@@ -463,15 +467,6 @@ pub(super) struct Export {
     pub(super) allow: Vec<String>,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Unexport {
-    #[command(flatten)]
-    pub(super) target: Target,
-    /// Also while connections have it open, which end
-    #[arg(long)]
-    pub(super) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,9 @@
 //! The commands on exports: `export unexport exports`.
 
+use clap::Args;
 use hyper::Method;
 
-use super::arguments::{Export, Unexport};
+use super::arguments::{Export, Target};
 use super::client::Client;
 use super::failure::Outcome;
 use super::output::Output;
@@ -14,6 +15,15 @@ use crate::daemon::resource::Change;
 
 /// Ends the rules of an export.
 const EVERYBODY: &str = "everybody";
+
+#[derive(Debug, Args)]
+pub(super) struct Unexport {
+    #[command(flatten)]
+    target: Target,
+    /// Also while connections have it open, which end
+    #[arg(long)]
+    force: bool,
+}
 
 /// `export NAME`.
 pub(super) fn export(arguments: &Export, client: &Client, output: &Output) -> Outcome<()> {

@@ -11,6 +11,7 @@ mod check_command;
 mod client;
 mod clone_command;
 mod credential;
+mod diff_command;
 mod duration;
 mod export_command;
 mod failure;
@@ -88,6 +89,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Show { reference } => volume_command::show(reference.volume_name(), &client()?, output)?,
         Command::Snapshot(arguments) => snapshot_command::take(&arguments, &client()?, output)?,
         Command::Log(arguments) => snapshot_command::log(&arguments, &client()?, output)?,
+        Command::Diff(arguments) => diff_command::run(&arguments, &client()?, output)?,
         Command::Resolve(arguments) => return snapshot_command::resolve(&arguments, &client()?, output),
         Command::Tag(arguments) => annotation_command::tag(&arguments, &client()?, output)?,
         Command::Untag(arguments) => annotation_command::untag(&arguments, &client()?, output)?,

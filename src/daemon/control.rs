@@ -5,6 +5,7 @@
 
 mod annotations;
 mod clones;
+mod differences;
 mod removal;
 mod snapshots;
 

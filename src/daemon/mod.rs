@@ -9,6 +9,7 @@ pub mod cleaning_resource;
 pub mod control;
 pub mod control_socket;
 pub mod device_resource;
+pub mod diff_resource;
 pub mod export_resource;
 pub mod failure_resource;
 pub mod gate;
@@ -28,6 +29,7 @@ pub mod version_rule;
 pub mod volume_rule;
 
 mod answer;
+mod diff_routes;
 mod export_control;
 mod export_routes;
 mod export_store;

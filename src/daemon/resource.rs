@@ -55,6 +55,7 @@ pub enum Kind {
     TrashList,
     TrashRestore,
     TrashEmpty,
+    Diff,
 }
 
 /// A writable virtual disk.

@@ -13,7 +13,9 @@ use utoipa_axum::routes;
 use super::answer::Refusal;
 use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
-use super::{export_routes, job_routes, key_routes, pool_routes, snapshot_routes, trash_routes, volume_routes};
+use super::{
+    diff_routes, export_routes, job_routes, key_routes, pool_routes, snapshot_routes, trash_routes, volume_routes,
+};
 use crate::error::{Error, ErrorKind};
 
 #[derive(OpenApi)]
@@ -43,6 +45,7 @@ fn all_routes() -> OpenApiRouter<Arc<Gate>> {
         .merge(key_routes::routes())
         .merge(job_routes::routes())
         .merge(snapshot_routes::routes())
+        .merge(diff_routes::routes())
         .merge(trash_routes::routes())
         .merge(pool_routes::routes())
         .routes(routes!(openapi))

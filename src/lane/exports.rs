@@ -1,6 +1,7 @@
 //! What a server exports: volumes by name, and by reference each of their snapshots for reads, to whom, and how.
 
 use super::access::{AllowRule, Peer, is_allowed};
+use super::diff_context::{DIFF_CONTEXTS_MAX, is_diff_name};
 use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::status::StatusContext;
 use super::tls::TlsAuthority;
@@ -8,7 +9,7 @@ use crate::error::ErrorKind;
 use crate::volume::{OpenVolume, VolumeInfo, Volumes};
 use parking_lot::Mutex;
 use rok_nbd::BlockSizes;
-use rok_nbd::server::{Export, ExportFeatures, Exports, FindError, TlsOffer};
+use rok_nbd::server::{Export, ExportFeatures, Exports, FindError, SelectedContext, TlsOffer};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -106,12 +107,15 @@ impl ExportTable {
     /// What a client may choose.
     fn offered(&self, client: &Client) -> Vec<VolumeInfo> {
         let mut infos = self.volumes.list();
-        infos.retain(|info| {
-            let policy = self.policy(info.id);
-            let is_reached = client.is_encrypted || !policy.requires_tls;
-            is_reached && self.is_exported(info.id, client.settings.expose) && is_allowed(&policy.allow, &client.peer)
-        });
+        infos.retain(|info| self.may_open(info.id, client));
         infos
+    }
+
+    /// Whether a client may choose a volume.
+    pub(super) fn may_open(&self, id: Uuid, client: &Client) -> bool {
+        let policy = self.policy(id);
+        let is_reached = client.is_encrypted || !policy.requires_tls;
+        is_reached && self.is_exported(id, client.settings.expose) && is_allowed(&policy.allow, &client.peer)
     }
 
     fn open(&self, name: &str, client: &Client) -> Result<Found, FindError> {
@@ -216,15 +220,27 @@ pub(super) struct ExportView<'a> {
     table: &'a ExportTable,
     client: &'a Client,
     found: RefCell<Option<Found>>,
+    /// Names of the diff contexts that it was found to have.
+    diffs: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> ExportView<'a> {
     pub(super) const fn new(table: &'a ExportTable, client: &'a Client) -> Self {
-        Self { table, client, found: RefCell::new(None) }
+        Self { table, client, found: RefCell::new(None), diffs: RefCell::new(BTreeSet::new()) }
     }
 
-    pub(super) fn into_found(self) -> Option<Found> {
-        self.found.into_inner()
+    /// What was found last, with the contexts that the client chose of it; `None` if there is nothing, or one of them is
+    /// gone meanwhile.
+    pub(super) fn into_found(self, chosen: &[SelectedContext]) -> Option<(Found, Vec<StatusContext>)> {
+        let found = self.found.into_inner()?;
+        let context = |selected: &SelectedContext| {
+            StatusContext::named(selected).or_else(|| {
+                let base = self.table.open_base(&selected.name, &found.volume, self.client)?;
+                Some(StatusContext::Diff(base))
+            })
+        };
+        let contexts: Option<Vec<_>> = chosen.iter().map(context).collect();
+        Some((found, contexts?))
     }
 }
 
@@ -236,14 +252,27 @@ impl Exports for ExportView<'_> {
     fn find(&self, name: &str) -> Result<Export, FindError> {
         // A place that this very client has found before is not in its own way.
         self.found.replace(None);
+        self.diffs.borrow_mut().clear();
         let found = self.table.open(name, self.client)?;
         let features = ExportFeatures { is_read_only: found.is_read_only, ..FEATURES };
         let mut export = Export::new(found.name.clone(), found.volume.volume().size_bytes(), features);
         let request_bytes_max = self.table.limits.request_bytes_max;
         export.block_sizes = BlockSizes::new(1, 4096, request_bytes_max).expect("the limits were checked");
         export.payload_size_bytes_max = request_bytes_max;
-        export.contexts = StatusContext::ALL.map(|context| context.name().to_owned()).to_vec();
+        export.contexts = StatusContext::LISTED.map(|(name, _)| name.to_owned()).to_vec();
         self.found.replace(Some(found));
         Ok(export)
+    }
+
+    fn has_context(&self, export: &Export, name: &str) -> bool {
+        if !is_diff_name(name) {
+            return export.contexts.iter().any(|context| context == name);
+        }
+        let mut diffs = self.diffs.borrow_mut();
+        let is_there = || {
+            let found = self.found.borrow();
+            found.as_ref().is_some_and(|found| self.table.open_base(name, &found.volume, self.client).is_some())
+        };
+        diffs.contains(name) || diffs.len() < DIFF_CONTEXTS_MAX && is_there() && diffs.insert(name.to_owned())
     }
 }

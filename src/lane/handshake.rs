@@ -132,10 +132,8 @@ impl Negotiation {
 
 fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {
     let rules = negotiated.rules();
-    let contexts: Option<Vec<_>> = negotiated.contexts.iter().map(StatusContext::named).collect();
-    let contexts = contexts.expect("only contexts that there are can be chosen");
     // The handshake ends in the very call in which it found the export.
-    view.into_found().map_or(NextStep::Close, |found| {
+    view.into_found(&negotiated.contexts).map_or(NextStep::Close, |(found, contexts)| {
         NextStep::Serve(Session { volume: found.volume, _place: found.place, rules, contexts })
     })
 }

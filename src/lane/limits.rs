@@ -9,7 +9,7 @@ pub const REQUESTS_MAX: usize = 128;
 /// Bytes of payload that the requests of a connection hold, by default.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// What a BLOCK_STATUS under way counts for among these: the longest reply to it, and what it is made of.
-pub(super) const STATUS_BYTES: usize = 1 << 20;
+pub(super) const STATUS_BYTES: usize = 2 << 20;
 /// Silence of a TCP client before it is asked whether it is there, and how often it is asked, so many times, before its
 /// connection ends: a minute together.
 pub(super) const TCP_SILENCE_MAX: Duration = Duration::from_secs(30);

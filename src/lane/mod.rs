@@ -16,6 +16,7 @@ mod cleaning;
 mod connection;
 mod controls;
 mod device;
+mod diff_context;
 mod driver;
 mod exports;
 mod given_socket;

@@ -203,11 +203,11 @@ impl Connection {
         let Phase::Transmission(session) = &self.phase else { return Step::Starved };
         let range = (request.offset, asked.size_bytes);
         let status = PendingStatus::new(asked, &session.contexts, request.wants_one_extent());
-        let runs = status.runs();
+        let wanted = status.wanted();
         self.held_bytes += STATUS_BYTES;
         let cookie = self.pending.insert(Pending { request, buffer: None, status: Some(Box::new(status)) });
         let completion = Completion { owner: service.owner, cookie: to_u64(cookie) };
-        service.engine.list_mapped(session.volume.volume(), range, runs, completion);
+        service.engine.list_status(session.volume.volume(), range, wanted, completion);
         Step::Again
     }
 

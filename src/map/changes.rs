@@ -11,7 +11,8 @@ use crate::units::{Address, BlockIndex, Epoch, LeafIndex, Sequence, TreeId, to_u
 use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const STRIPE_COUNT: u64 = 256;
@@ -132,6 +133,41 @@ impl Changes {
         self.stripes.iter().filter_map(of_stripe).min()
     }
 
+    /// The first leaves of a range, at most `count_max`, in which some epochs of a tree have changes. Looks into every
+    /// stripe, and there at one leaf after the other.
+    #[must_use]
+    pub fn touched(
+        &self,
+        (tree, epochs): (TreeId, RangeInclusive<Epoch>),
+        leaves: Range<LeafIndex>,
+        count_max: usize,
+    ) -> BTreeSet<LeafIndex> {
+        let mut found = BTreeSet::new();
+        let at = |leaf: LeafIndex| ChangeKey { tree, block: leaf.first_block(), epoch: Epoch::new(0) };
+        for stripe in &self.stripes {
+            let stripe = stripe.lock();
+            for set in [&stripe.active.changes, &stripe.frozen.changes] {
+                let mut from = leaves.start;
+                while from < leaves.end
+                    && let Some((key, _)) = set.range(at(from)..at(leaves.end)).next()
+                {
+                    let leaf = key.block.leaf();
+                    if found.len() == count_max && found.last().is_some_and(|last| *last < leaf) {
+                        break;
+                    }
+                    from = LeafIndex::new(leaf.get() + 1);
+                    if set.range(at(leaf)..at(from)).any(|(key, _)| epochs.contains(&key.epoch)) {
+                        found.insert(leaf);
+                    }
+                    if found.len() > count_max {
+                        found.pop_last();
+                    }
+                }
+            }
+        }
+        found
+    }
+
     /// Begins to lay a batch. Never hold it across an await.
     pub fn lay(&self) -> LayGuard<'_> {
         LayGuard { changes: self, new_count: Cell::new(0), _cut: self.cut.read() }
@@ -246,4 +282,36 @@ impl Drop for LayGuard<'_> {
 pub(super) fn stripe_of(salt: u64, leaf: LeafIndex, stripe_count: u64) -> usize {
     let mixed = (leaf.get() ^ salt.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     to_usize((mixed >> 40) % stripe_count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touched_leaves_are_the_first_ones_of_both_sets_in_these_epochs() {
+        let changes = Changes::default();
+        let tree = TreeId::new(1);
+        let lay = |leaf: u64, epoch: u64, sequence: u64| {
+            let key = ChangeKey {
+                tree,
+                block: LeafIndex::new(leaf).first_block().plus(leaf % 256),
+                epoch: Epoch::new(epoch),
+            };
+            changes.lay().lay(key, Change { sequence: Sequence::new(sequence), entry: None });
+        };
+        (0..400).for_each(|leaf| lay(leaf, 1 + leaf % 2, leaf));
+        changes.cut(|| ());
+        (300..600).for_each(|leaf| lay(leaf, 1 + leaf % 2, 1000 + leaf));
+        let touched = |epochs: RangeInclusive<u64>, leaves: Range<u64>, count_max| {
+            let epochs = Epoch::new(*epochs.start())..=Epoch::new(*epochs.end());
+            let leaves = LeafIndex::new(leaves.start)..LeafIndex::new(leaves.end);
+            changes.touched((tree, epochs), leaves, count_max).into_iter().map(LeafIndex::get).collect::<Vec<_>>()
+        };
+
+        assert_eq!(touched(0..=9, 0..u64::from(u32::MAX), usize::MAX), (0..600).collect::<Vec<_>>());
+        assert_eq!(touched(2..=2, 298..1000, 4), [299, 301, 303, 305]);
+        assert!(touched(1..=1, 599..1000, 4).is_empty());
+        assert!(touched(3..=9, 0..1000, 4).is_empty());
+    }
 }

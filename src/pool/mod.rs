@@ -16,6 +16,7 @@ mod figures_tests;
 mod flushing;
 mod forecast;
 mod growth;
+mod instant;
 mod leaf_work;
 mod limits;
 mod log;

@@ -52,30 +52,6 @@ struct FoundLeaf {
 }
 
 impl<D: Disk + 'static> Engine<D> {
-    /// Lists what is mapped in a range, which must not be empty. It may end before the range does; then the caller asks
-    /// for the rest, if it wants that.
-    pub fn list_mapped(
-        self: &Rc<Self>,
-        volume: &Arc<Volume>,
-        (offset_bytes, len_bytes): (u64, u64),
-        runs: MapRuns,
-        completion: Completion,
-    ) {
-        self.pool.count_request(self.lane);
-        let done = Done::Frontend(completion);
-        let is_legal =
-            if len_bytes == 0 { Err(IoError::Invalid) } else { check_range(volume, offset_bytes, len_bytes) };
-        if let Err(error) = is_legal {
-            return finish(&mut self.state.borrow_mut(), done, Err(error));
-        }
-        let (engine, volume) = (Rc::clone(self), Arc::clone(volume));
-        self.spawn(done, async move {
-            let found = engine.walk(&volume, offset_bytes..offset_bytes + len_bytes).await?;
-            runs.replace(found);
-            Ok(())
-        });
-    }
-
     /// Loads the leaves of a range into the cache, so that reads of it need no task. Ends after `LEAVES_MAX` of them.
     pub fn cache(self: &Rc<Self>, volume: &Arc<Volume>, (offset_bytes, len_bytes): (u64, u64), completion: Completion) {
         self.pool.count_request(self.lane);
@@ -100,7 +76,9 @@ impl<D: Disk + 'static> Engine<D> {
         });
     }
 
-    async fn walk(&self, volume: &Volume, range: Range<u64>) -> Result<Vec<MapRun>, IoError> {
+    /// Lists what is mapped in a range, which must not be empty. It may end before the range does; then the caller asks for
+    /// the rest, if it wants that.
+    pub(super) async fn walk(&self, volume: &Volume, range: Range<u64>) -> Result<Vec<MapRun>, IoError> {
         let blocks = blocks_of(range.clone());
         let mut runs = Runs { range, runs: Vec::new() };
         let mut from = blocks.start;

@@ -4,7 +4,9 @@
 //! thread. It has no thread of its own: whoever runs it feeds it requests and device completions and calls
 //! [`Engine::turn`].
 
+mod changed;
 mod clean;
+mod diff;
 mod engine;
 mod flush;
 mod freeze;
@@ -27,6 +29,8 @@ mod versions;
 mod write;
 
 pub use crate::format::catalog::OnFull;
+pub use changed::{ChangedRun, ChangedRuns, StatusWanted};
+pub use diff::{DiffKind, DiffRun, DiffSide, DiffStep, diff};
 pub use engine::{Blocking, Engine, EngineParts};
 pub use freeze::Frozen;
 pub use mapped::{MapRun, MapRuns};

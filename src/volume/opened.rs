@@ -58,6 +58,12 @@ impl Volume {
         self.number.is_some()
     }
 
+    /// Whether it is the other one's volume, or a clone of it or of its clones: whether it builds on the same tree.
+    #[must_use]
+    pub fn builds_on(&self, other: &Self) -> bool {
+        self.lineage.0.iter().any(|(tree, _)| *tree == other.tree)
+    }
+
     /// Its size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {

@@ -4,7 +4,7 @@ use crate::world::World;
 use rok_blk::disk::IoBuffer;
 use rok_blk::pool::Checkpoint;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, MapRun, MapRuns, NewVolume};
+use rok_blk::volume::{Completion, MapRun, MapRuns, NewVolume, StatusWanted};
 use std::sync::Arc;
 
 const READERS: u64 = 8;
@@ -56,7 +56,8 @@ fn walk_that_a_checkpoint_overtakes_sees_what_that_stored() {
     world.drain(&mut life, &mut done);
 
     let runs = MapRuns::default();
-    life.lanes[0].list_mapped(volume.volume(), (0, 1 << 20), runs.clone(), completion);
+    let wanted = StatusWanted { mapped: Some(runs.clone()), ..StatusWanted::default() };
+    life.lanes[0].list_status(volume.volume(), (0, 1 << 20), wanted, completion);
     life.lanes[0].turn();
     life.run_jobs();
     Checkpoint::begin(Arc::clone(&life.pool)).run().expect("a healthy machine");

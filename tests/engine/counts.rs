@@ -57,4 +57,6 @@ counts! {
     clones
     rollbacks
     forecast_blocks
+    diffs
+    blocks_changed
 }

@@ -1,6 +1,7 @@
 //! A seed's life: random operations against the engine and the model, crashes, and the comparison of the two.
 
 mod cleaning;
+mod diff;
 mod ending;
 mod faults;
 mod lives;
@@ -39,6 +40,7 @@ enum Pending {
     Cache { volume: usize },
     Flush { begin: u64 },
     Clean,
+    Diff(Box<diff::Comparison>),
     ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, _handle: OpenVolume },
 }
 
@@ -135,7 +137,7 @@ impl Workload {
             855..870 => self.read_snapshot(),
             870..885 => self.remove_snapshot(),
             885..893 => self.roll_back(),
-            893..900 => {}
+            893..900 => self.ask_diff(),
             900..920 => self.clean(),
             920..935 => self.world.wants_growth = true,
             935..950 => self.fill_or_empty_meta(),
@@ -228,6 +230,10 @@ impl Workload {
                 && let Some(values) = allowed.get_mut(&block)
             {
                 values.push(value);
+            }
+            if let Pending::Diff(comparison) = pending {
+                let of_volume = comparison.sides.iter_mut().filter(|side| side.head == Some(volume));
+                of_volume.filter_map(|side| side.allowed.get_mut(&block)).for_each(|values| values.push(value));
             }
         }
     }
@@ -337,6 +343,7 @@ impl Workload {
                 Pending::Walk { volume, first, count, runs, allowed } => {
                     self.walked(volume, (first, count), &runs, &allowed, result);
                 }
+                Pending::Diff(comparison) => self.compared(&comparison, result),
                 Pending::ReadSnapshot { id, first, target, .. } => {
                     self.snapshot_read_done(id, first, &target, result);
                 }

@@ -59,6 +59,7 @@ const REQUESTS: [(&str, &str, &str, &str); 42] = [
     ("GET", "/v1/volumes/{name}/snapshots", "/v1/volumes/a/snapshots?since=2020-01-01&count=5", ""),
     ("GET", "/v1/snapshots/{name}", "/v1/snapshots/a@latest", ""),
     ("POST", "/v1/snapshots/{name}/tag", "/v1/snapshots/a@1/tag", r#"{"tag":"v1","move":true}"#),
+    ("GET", "/v1/diff", "/v1/diff?from=a@1&to=a&limit=5", ""),
     ("POST", "/v1/resolve", "/v1/resolve", r#"{"references":["a@v1","a@9","?"]}"#),
     ("POST", "/v1/snapshots/{name}/untag", "/v1/snapshots/a@v1/untag", r#"{"tag":"v1"}"#),
     ("POST", "/v1/snapshots/{name}/labels", "/v1/snapshots/a@1/labels", r#"{"set":{"k":"w"},"unset":["l"]}"#),

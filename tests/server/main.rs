@@ -14,6 +14,7 @@ mod connections;
 mod counted;
 mod damage;
 mod devices;
+mod diff;
 mod exports;
 mod failures;
 mod fallback;

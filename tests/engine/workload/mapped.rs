@@ -4,7 +4,7 @@ use super::{Pending, Workload};
 use crate::model::{Value, ZEROS};
 use rok_blk::error::IoError;
 use rok_blk::units::BLOCK_SIZE_U64;
-use rok_blk::volume::MapRuns;
+use rok_blk::volume::{MapRuns, StatusWanted};
 use std::collections::BTreeMap;
 
 impl Workload {
@@ -30,7 +30,8 @@ impl Workload {
         if is_cached_only {
             life.lanes[lane].cache(&handle, range, completion);
         } else {
-            life.lanes[lane].list_mapped(&handle, range, runs, completion);
+            let wanted = StatusWanted { mapped: Some(runs), ..StatusWanted::default() };
+            life.lanes[lane].list_status(&handle, range, wanted, completion);
         }
     }
 

@@ -37,6 +37,15 @@ impl Snapshot {
     pub(super) const fn id(&self) -> (Uuid, u64) {
         (self.volume, self.number)
     }
+
+    pub(super) const fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// What a block may hold.
+    pub(super) fn values(&self, block: u64) -> Vec<Value> {
+        self.content.get(&block).cloned().unwrap_or_else(|| vec![crate::model::ZEROS])
+    }
 }
 
 impl Workload {

@@ -88,6 +88,7 @@ impl Workload {
             | Pending::Read { volume: of, .. }
             | Pending::Walk { volume: of, .. }
             | Pending::Cache { volume: of } => *of == volume,
+            Pending::Diff(comparison) => comparison.sides.iter().any(|side| side.head == Some(volume)),
             Pending::Flush { .. } | Pending::Clean | Pending::ReadSnapshot { .. } => false,
         };
         while self.pending.values().any(is_of_volume) {

@@ -1,6 +1,8 @@
 //! Block status, cache and extended headers over lanes.
 
 use super::*;
+use rok_blk::format::snapshot::Annotations;
+use rok_blk::pool::NewSnapshot;
 use rok_nbd::StatusExtent;
 use rok_nbd::client::StatusChunk;
 
@@ -127,6 +129,64 @@ fn block_status_of_a_fragmented_volume_ends_early_and_goes_on_where_it_ended() {
     }
     assert_eq!((at, runs), (COUNT * 8192, 2 * COUNT));
     assert!((2..10).contains(&answers), "{answers} answers");
+    running.end();
+}
+
+/// Makes a snapshot of vol1; its volume and number.
+fn snapshot(running: &Running) -> (Uuid, u64) {
+    let volumes = running.server.volumes();
+    let (id, volume) = (Uuid::new_v4(), volumes.find("vol1").expect("it is there").id);
+    let annotations = Annotations::default();
+    let new = NewSnapshot { id, volume, created_at_ms: 0, time_ms: 0, expires_at: 0, annotations };
+    (volume, volumes.snapshot(vec![new]).expect("a snapshot")[0].number)
+}
+
+#[test]
+fn block_status_of_a_diff_context_goes_on_where_it_ended_and_keeps_its_snapshot() {
+    let (_world, running) = World::create(512 * MIB);
+    let mut writer = running.connect();
+    writer.write(0, &[1; 4096]).expect("a write");
+    let id = snapshot(&running);
+    // Every second block of 40 MiB: more runs than one answer has.
+    const COUNT: u64 = 5120;
+    for index in 0..COUNT {
+        writer.write(index * 8192, &[7; 4096]).expect("a write");
+    }
+    let contexts = ["rok:diff:vol1@9", BASE, "rok:diff:", "rok:diff:vol1@1", "rok:diff:vol1"];
+    for form in [ReplyForm::Structured, ReplyForm::Extended] {
+        let mut client = Client::with_contexts(&running, form, &contexts);
+        let (mut at, mut answers) = (0, 0);
+        while at < COUNT * 8192 {
+            let chunks = client.status(CommandFlags::NONE, (at, VOLUME_BYTES - at)).expect("an answer");
+            assert_eq!(chunks.iter().map(|chunk| chunk.context_id).collect::<Vec<_>>(), [1, 2]);
+            for extent in &chunks[1].extents {
+                let is_last = at + extent.size_bytes == VOLUME_BYTES;
+                assert!(extent.size_bytes == 4096 || is_last, "{extent:?} at {at}");
+                assert_eq!(extent.status, u64::from(at % 8192 == 0), "at {at}");
+                at += extent.size_bytes;
+            }
+            answers += 1;
+        }
+        assert!((2..10).contains(&answers), "{answers} answers");
+        let one = client.status(CommandFlags::REQ_ONE, (4096, 8192)).expect("an answer");
+        assert_eq!(one[1].extents, extents(&[(4096, 0)]));
+        let removed = running.server.volumes().remove_snapshots(&[id]);
+        assert_eq!(removed.expect_err("a client compares with it").kind(), ErrorKind::Busy);
+    }
+    running.end();
+}
+
+#[test]
+fn a_connection_has_a_bounded_number_of_diff_contexts() {
+    let (_world, running) = World::create(128 * MIB);
+    let names: Vec<String> = (0..6).map(|_| format!("rok:diff:vol1@{}", snapshot(&running).1)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut client = Client::with_contexts(&running, ReplyForm::Structured, &names);
+
+    let told = client.status(CommandFlags::NONE, (0, VOLUME_BYTES)).expect("an answer");
+
+    assert_eq!(told.iter().map(|chunk| chunk.context_id).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert!(told.iter().all(|chunk| chunk.extents == extents(&[(VOLUME_BYTES, 0)])), "{told:?}");
     running.end();
 }
 
