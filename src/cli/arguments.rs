@@ -16,6 +16,7 @@ use super::export_command::Unexport;
 use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
 use super::nbd_arguments::NbdArguments;
+use super::policy_command::PolicyCommand;
 use super::size::parse_size;
 use super::snapshot_command::{Log, ResolveReferences, TakeSnapshot};
 use super::trash_command::TrashCommand;
@@ -173,6 +174,11 @@ pub(super) enum Command {
     Trash {
         #[command(subcommand)]
         command: TrashCommand,
+    },
+    /// Take snapshots of volumes at regular times, and keep some of them
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
     },
     /// Watch and end long work of the daemon
     Job {

@@ -20,6 +20,7 @@ mod key_command;
 mod lock_command;
 mod nbd_arguments;
 mod output;
+mod policy_command;
 mod pool_command;
 mod property;
 mod quickstart_command;
@@ -68,6 +69,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Check(arguments) => return check_command::run(&arguments, &global, output),
         Command::Remove(arguments) => return remove_command::remove(&arguments, global.yes, &client()?, output),
         Command::Trash { command } => return trash_command::run(&command, global.yes, &client()?, output),
+        Command::Policy { command } => return policy_command::run(&command, &client()?, output),
         Command::Job { command } => return job_command::run(&command, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {

@@ -54,6 +54,8 @@ pub enum SealKind {
     Settings = 11,
     /// A frozen epoch of a tree in the catalog.
     Point = 12,
+    /// A retention policy in the catalog.
+    Policy = 13,
 }
 
 /// Why a sealed value or record does not open.

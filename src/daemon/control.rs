@@ -6,6 +6,7 @@
 mod annotations;
 mod clones;
 mod differences;
+mod policies;
 mod removal;
 mod snapshots;
 

@@ -1,4 +1,5 @@
-//! The thread that does what is due: what has expired goes to the trash, what was in the trash long enough goes for good.
+//! The thread that does what is due: snapshots of policies are taken, what has expired goes to the trash, what was in the
+//! trash long enough goes for good.
 //!
 //! It sleeps until the next time that something is due, and is woken when that may have changed.
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::policies::Policies;
 use super::reclaim_job::ReclaimJob;
 use super::resource::seconds_since_1970;
 use super::trash::Trash;
@@ -41,10 +43,15 @@ impl Keeper {
     ///
     /// # Errors
     /// If the thread does not start.
-    pub(super) fn start(trash: Trash, changes: Arc<Mutex<()>>, reclaim: Arc<ReclaimJob>) -> Result<Self> {
+    pub(super) fn start(
+        trash: Trash,
+        policies: Arc<Policies>,
+        changes: Arc<Mutex<()>>,
+        reclaim: Arc<ReclaimJob>,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let own = Arc::clone(&shared);
-        let work = move || own.work(&trash, &changes, &reclaim);
+        let work = move || own.work(&trash, &policies, &changes, &reclaim);
         let thread = std::thread::Builder::new().name("keeper".to_owned()).spawn(work).map_err(|source| {
             Error::new(ErrorKind::Other, format!("A thread could not be started: {source}")).with_source(source)
         })?;
@@ -70,7 +77,7 @@ impl Keeper {
 }
 
 impl Shared {
-    fn work(&self, trash: &Trash, changes: &Mutex<()>, reclaim: &Arc<ReclaimJob>) {
+    fn work(&self, trash: &Trash, policies: &Policies, changes: &Mutex<()>, reclaim: &Arc<ReclaimJob>) {
         loop {
             let (has_removed, next) = {
                 let _one_at_a_time = changes.lock();
@@ -79,7 +86,14 @@ impl Shared {
             if has_removed && let Err(error) = reclaim.begin("") {
                 tracing::warn!(%error, "there is no job that watches space come back");
             }
-            if !self.sleep(next.map(|next| sleep_time(next, seconds_since_1970()))) {
+            // One wait for `changes` each: whoever makes a request need not wait for both.
+            let next_snapshot = {
+                let _one_at_a_time = changes.lock();
+                policies.run_due()
+            };
+            let now = seconds_since_1970();
+            let times = [next.map(|next| sleep_time(next, now)), next_snapshot.map(|next| time_until(next, now))];
+            if !self.sleep(times.into_iter().flatten().min()) {
                 return;
             }
         }
@@ -105,6 +119,11 @@ fn sleep_time(next: u64, now: u64) -> Duration {
     if next <= now { RETRY_PERIOD } else { Duration::from_secs(next - now).min(SLEEP_MAX) }
 }
 
+/// How long to sleep until the next snapshot is due. One that fails is due again later, so there is no pause here.
+fn time_until(next: u64, now: u64) -> Duration {
+    Duration::from_secs(next.saturating_sub(now)).min(SLEEP_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +134,8 @@ mod tests {
         assert_eq!(sleep_time(1_000_000, 100), SLEEP_MAX);
         assert_eq!(sleep_time(100, 100), RETRY_PERIOD, "it was tried just now");
         assert_eq!(sleep_time(0, 100), RETRY_PERIOD);
+        assert_eq!(time_until(101, 100), Duration::from_secs(1));
+        assert_eq!(time_until(99, 100), Duration::ZERO, "it became due meanwhile");
+        assert_eq!(time_until(u64::MAX, 100), SLEEP_MAX);
     }
 }

@@ -56,6 +56,10 @@ pub enum Kind {
     TrashRestore,
     TrashEmpty,
     Diff,
+    Policy,
+    PolicyList,
+    PolicyChange,
+    PolicyRun,
 }
 
 /// A writable virtual disk.

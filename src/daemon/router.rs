@@ -14,7 +14,8 @@ use super::answer::Refusal;
 use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
 use super::{
-    diff_routes, export_routes, job_routes, key_routes, pool_routes, snapshot_routes, trash_routes, volume_routes,
+    diff_routes, export_routes, job_routes, key_routes, policy_routes, pool_routes, snapshot_routes, trash_routes,
+    volume_routes,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -47,6 +48,7 @@ fn all_routes() -> OpenApiRouter<Arc<Gate>> {
         .merge(snapshot_routes::routes())
         .merge(diff_routes::routes())
         .merge(trash_routes::routes())
+        .merge(policy_routes::routes())
         .merge(pool_routes::routes())
         .routes(routes!(openapi))
 }

@@ -146,7 +146,7 @@ impl Trash {
 }
 
 /// Whether a hold still holds.
-const fn is_holding(hold: &Hold, now: u64) -> bool {
+pub(super) const fn is_holding(hold: &Hold, now: u64) -> bool {
     hold.until == 0 || hold.until > now
 }
 

@@ -1,4 +1,4 @@
-//! What a daemon does with an open pool beside requests: jobs, the trash, and the keeper that empties it.
+//! What a daemon does with an open pool beside requests: jobs, the trash, policies, and the keeper that empties it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,9 @@ use parking_lot::Mutex;
 
 use super::job_table::JobTable;
 use super::keeper::Keeper;
+use super::policies::Policies;
 use super::reclaim_job::ReclaimJob;
+use super::resource::milliseconds_since_1970;
 use super::trash::Trash;
 use crate::error::Result;
 use crate::lane::Server;
@@ -17,6 +19,7 @@ pub(super) struct Upkeep {
     pub(super) changes: Arc<Mutex<()>>,
     pub(super) reclaim: Arc<ReclaimJob>,
     pub(super) trash: Trash,
+    pub(super) policies: Arc<Policies>,
     pub(super) keeper: Keeper,
 }
 
@@ -26,13 +29,14 @@ impl Upkeep {
     /// # Errors
     /// What loading and beginning jobs report.
     pub(super) fn begin(server: &Arc<Server>) -> Result<Self> {
-        let reclaim = ReclaimJob::open(server)?;
         let (changes, trash) = (Arc::new(Mutex::new(())), Trash::new(Arc::clone(server)));
-        let keeper = Keeper::start(trash.clone(), Arc::clone(&changes), Arc::clone(&reclaim));
+        let policies = Arc::new(Policies::load(server, trash.clone(), milliseconds_since_1970)?);
+        let reclaim = ReclaimJob::open(server)?;
+        let keeper = Keeper::start(trash.clone(), Arc::clone(&policies), Arc::clone(&changes), Arc::clone(&reclaim));
         if keeper.is_err() {
             reclaim.stop();
         }
-        Ok(Self { changes, reclaim, trash, keeper: keeper? })
+        Ok(Self { changes, reclaim, trash, policies, keeper: keeper? })
     }
 
     /// The jobs.

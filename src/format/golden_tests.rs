@@ -20,6 +20,7 @@ use crate::format::entry::Entry;
 use crate::format::job::{JobFailure, JobRecord, JobState, JobUnit};
 use crate::format::leaf::{Leaf, LeafChange, frames, push_frame};
 use crate::format::owner::{self, OwnerRun};
+use crate::format::policy::{PolicyKeep, PolicyRecord, PolicyVolume};
 use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
 use crate::format::session::Session;
 use crate::format::shred_key::ShredKeyCopy;
@@ -72,6 +73,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("shred-key", shred_key_copy().encode()),
         ("checkpoint", checkpoint().encode()),
         ("job", job().encode()),
+        ("policy", policy().encode()),
         ("entry", entry_fields(entry(2000, 50))),
         ("leaf", leaf().encode()),
         ("leaf-change", leaf_change().encode()),
@@ -89,6 +91,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("key-snapshot", key::snapshot(VOLUME, 9)),
         ("key-domain", key::domain(DomainId::new(0))),
         ("key-job", key::job(41)),
+        ("key-policy", key::policy("nightly")),
         ("key-checkpoint", key::CHECKPOINT.to_vec()),
         ("key-session", key::session(SESSION)),
         ("key-leaf", leaf_key),
@@ -206,6 +209,17 @@ fn job() -> JobRecord {
         began_at: 1_700_000_000,
         ended_at: 1_700_000_060,
         failure: Some(JobFailure { code: "busy".to_owned(), message: "No".to_owned(), hint: "Wait".to_owned() }),
+    }
+}
+
+fn policy() -> PolicyRecord {
+    PolicyRecord {
+        name: "nightly".to_owned(),
+        every_seconds: 3600,
+        created_at: 1_700_000_000,
+        keep: PolicyKeep { last: 1, hourly: 24, daily: 7, weekly: 4, monthly: 12, yearly: 2 },
+        is_if_changed: true,
+        volumes: vec![PolicyVolume { id: VOLUME, applied_at: 1_700_000_060 }],
     }
 }
 
@@ -492,6 +506,7 @@ fn golden_catalog_decodes() {
     let place = domain_place(&POOL, DomainId::new(0), KeyGeneration::new(1));
     assert!(DomainKey::unwrap(&DomainWrapping::of_pool(&master()), &place, &domain.keys[0].1).is_some());
     assert_eq!(JobRecord::decode(&golden("job")), Ok(job()));
+    assert_eq!(PolicyRecord::decode(&golden("policy")), Ok(policy()));
 }
 
 #[test]

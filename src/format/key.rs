@@ -15,6 +15,8 @@ pub const TREE_PREFIX: &[u8] = b"T";
 pub const DOMAIN_PREFIX: &[u8] = b"D";
 /// Prefix of jobs in the catalog.
 pub const JOB_PREFIX: &[u8] = b"J";
+/// Prefix of policies in the catalog.
+pub const POLICY_PREFIX: &[u8] = b"R";
 /// Prefix of frozen epochs in the catalog.
 pub const POINT_PREFIX: &[u8] = b"P";
 /// Prefix of snapshots in the catalog.
@@ -56,6 +58,12 @@ pub fn domain(id: DomainId) -> Vec<u8> {
 #[must_use]
 pub fn job(id: u64) -> Vec<u8> {
     [JOB_PREFIX, &id.to_be_bytes()].concat()
+}
+
+/// Key of a policy in the catalog.
+#[must_use]
+pub fn policy(name: &str) -> Vec<u8> {
+    [POLICY_PREFIX, name.as_bytes()].concat()
 }
 
 /// Key of a session.

@@ -14,6 +14,7 @@ pub mod job;
 pub mod key;
 pub mod leaf;
 pub mod owner;
+pub mod policy;
 pub mod record;
 pub mod session;
 pub mod shred_key;

@@ -13,7 +13,7 @@ use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 42] = [
+const REQUESTS: [(&str, &str, &str, &str); 51] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -71,6 +71,14 @@ const REQUESTS: [(&str, &str, &str, &str); 42] = [
     ("GET", "/v1/trash", "/v1/trash", ""),
     ("POST", "/v1/trash/restore", "/v1/trash/restore?dry_run=true", r#"{"ref":"a@1"}"#),
     ("DELETE", "/v1/trash", "/v1/trash", ""),
+    ("POST", "/v1/policies", "/v1/policies", r#"{"name":"p","every_seconds":3153600000,"keep":{"last":2}}"#),
+    ("POST", "/v1/policies/{name}/apply", "/v1/policies/p/apply", r#"{"targets":["a*"]}"#),
+    ("POST", "/v1/policies/{name}/run", "/v1/policies/p/run", ""),
+    ("GET", "/v1/policies", "/v1/policies", ""),
+    ("GET", "/v1/policies/{name}", "/v1/policies/p", ""),
+    ("PATCH", "/v1/policies/{name}", "/v1/policies/p", r#"{"if_changed":true}"#),
+    ("POST", "/v1/policies/{name}/detach", "/v1/policies/p/detach", r#"{"targets":["a"]}"#),
+    ("DELETE", "/v1/policies/{name}", "/v1/policies/p", ""),
     ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?now=true", ""),
 ];
 
@@ -181,6 +189,8 @@ fn failures_have_the_form_the_document_describes() {
         ("GET", "/v1/snapshots/{name}", "/v1/snapshots/a", "", 400, "usage"),
         ("GET", "/v1/volumes/{name}/snapshots", "/v1/volumes/a/snapshots?since=then", "", 400, "usage"),
         ("POST", "/v1/snapshots", "/v1/snapshots", r#"{"targets":[]}"#, 400, "usage"),
+        ("GET", "/v1/policies/{name}", "/v1/policies/none", "", 404, "not-found"),
+        ("POST", "/v1/policies", "/v1/policies", r#"{"name":"p","every_seconds":0}"#, 400, "usage"),
         ("POST", "/v1/trash/restore", "/v1/trash/restore", r#"{"ref":"a"}"#, 404, "not-found"),
         ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?shred=true", "", 400, "usage"),
         ("POST", "/v1/keys/{slot}/remove", "/v1/keys/0/remove", foreign_key, 403, "permission"),

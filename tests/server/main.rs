@@ -34,6 +34,7 @@ mod newer_clients;
 mod own_key;
 mod passphrase;
 mod pausing;
+mod policy;
 mod process;
 mod quickstart;
 mod refusal;

@@ -15,12 +15,13 @@ use crate::daemon::snapshot_resource::{
     Resolution, ResolutionList, Snapshot, SnapshotAction, SnapshotAnswer, SnapshotChange, SnapshotChangeList,
     SnapshotList, Surroundings,
 };
+use crate::daemon::unchanged::unchanged_snapshot;
 use crate::daemon::version_rule::{check_file_name, check_label, check_line_of, check_message};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{Lifetime, VolumeRecord};
 use crate::format::snapshot::{Annotations, FILES_BYTES_MAX, SnapshotRecord};
 use crate::pool::{Catalog, NewSnapshot, PointId};
-use crate::units::{BLOCK_SIZE_U64, LEAF_ENTRIES_U64};
+use crate::units::BLOCK_SIZE_U64;
 use crate::volume::reference::check_tag;
 use crate::volume::{Reference, Selector, find_selected, parse_time, timestamp_of};
 
@@ -44,9 +45,10 @@ impl Control {
         for name in &request.targets {
             let volume = self.with_catalog(|catalog| catalog.find(name).cloned())?;
             self.check_tags_free(&volume, &plan.annotations.tags)?;
-            let unchanged = if request.if_changed { self.unchanged_snapshot(&volume)? } else { None };
+            let unchanged = if request.if_changed { unchanged_snapshot(&self.server, &volume)? } else { None };
             match unchanged {
                 Some(latest) => {
+                    let latest = self.with_catalog(|catalog| self.describe(catalog, &latest));
                     changes.push(SnapshotChange::new(
                         SnapshotAction::Snapshot,
                         is_dry_run,
@@ -156,38 +158,6 @@ impl Control {
             let message = format!("{}@{number} has the tag {tag} already", volume.name);
             Err(Error::new(ErrorKind::Exists, message).with_hint("Move it afterwards with rok-blk tag --move"))
         })
-    }
-
-    /// The latest snapshot of a volume, if the head has its content still.
-    fn unchanged_snapshot(&self, volume: &VolumeRecord) -> Result<Option<Snapshot>> {
-        let pool = self.server.pool();
-        let blocks = 0..(volume.size_bytes / BLOCK_SIZE_U64).next_multiple_of(LEAF_ENTRIES_U64);
-        loop {
-            let seen = self.server.events().count();
-            let cuts = pool.cuts_begun();
-            let latest = self.with_catalog(|catalog| {
-                let head = catalog.tree(volume.tree)?;
-                let base = catalog.base((head.id, head.epoch)).map(|point| (point.tree, point.epoch));
-                let mut living = catalog.snapshots_of(volume.id).filter(|record| !record.lifetime.is_trashed());
-                let latest = living.next_back().filter(|latest| Some(latest.point) == base)?;
-                let is_same = head.held == crate::format::catalog::HeldBlocks::default()
-                    && latest.size_bytes == volume.size_bytes;
-                is_same.then(|| self.describe(catalog, latest))
-            });
-            if latest.is_none() || pool.changes().next_touched(volume.tree, blocks.clone()).is_none() {
-                return Ok(latest);
-            }
-            // What is in memory may be older than the latest snapshot: a checkpoint tells.
-            pool.check_writable().map_err(|_| {
-                Error::new(ErrorKind::Other, "The pool takes no writes any more").with_hint("See rok-blk status")
-            })?;
-            pool.want_checkpoint();
-            let mut seen = seen;
-            while pool.checkpoints_done() <= cuts && pool.check_writable().is_ok() {
-                self.server.events().wait_beyond(seen);
-                seen = self.server.events().count();
-            }
-        }
     }
 }
 
