@@ -61,11 +61,13 @@ pub enum Bug {
     MergeCursorIgnored,
     /// A diff leaves out what only the parent of a clone has.
     DiffWithoutParents,
+    /// A repair of leaked space clears what is used around the leaked blocks too.
+    RepairTakesAllUsed,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -94,6 +96,7 @@ impl Bug {
         Self::MergeFreesOlder,
         Self::MergeCursorIgnored,
         Self::DiffWithoutParents,
+        Self::RepairTakesAllUsed,
     ];
 }
 

@@ -17,6 +17,7 @@ use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
 use super::nbd_arguments::NbdArguments;
 use super::policy_command::PolicyCommand;
+use super::quickstart_command::Quickstart;
 use super::size::parse_size;
 use super::snapshot_command::{Log, ResolveReferences, TakeSnapshot};
 use super::trash_command::TrashCommand;
@@ -294,18 +295,6 @@ impl Resources {
     pub(super) fn watermarks(&self) -> Result<Watermarks, Error> {
         Watermarks::new(self.space_low, self.space_critical)
     }
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Quickstart {
-    /// Where pool and key are; by default rok-blk in the user's data directory
-    #[arg(long, value_name = "DIR")]
-    pub(super) data_dir: Option<PathBuf>,
-    /// Size of a new pool; by default 8G, or a tenth of the free space if that is less
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(super) pool_size: Option<u64>,
-    #[command(flatten)]
-    pub(super) resources: Resources,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,12 +6,14 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::arguments::{Global, Quickstart};
+use clap::Args;
+
+use super::arguments::{Global, Resources};
 use super::failure::{Failed, Outcome};
 use super::output::Output;
 use super::pool_command::generate_key;
 use super::serve_command::{absolute, finish, lane_count, prepare_process, prepare_socket, print_uris};
-use super::size::format_size;
+use super::size::{format_size, parse_size};
 use crate::crypto::Suite;
 use crate::daemon::control_socket::nbd_path_beside;
 use crate::daemon::on_full_resource::OnFull;
@@ -36,6 +38,19 @@ const VOLUME_SIZE_BYTES: u64 = 10 << 30;
 /// The port that IANA gave to NBD.
 const NBD_PORT: u16 = 10809;
 const PORT_TRIES: u16 = 32;
+
+/// The arguments of `quickstart`.
+#[derive(Debug, Args)]
+pub(super) struct Quickstart {
+    /// Where pool and key are; by default rok-blk in the user's data directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Size of a new pool; by default 8G, or a tenth of the free space if that is less
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(super) pool_size: Option<u64>,
+    #[command(flatten)]
+    pub(super) resources: Resources,
+}
 
 /// `quickstart`.
 pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> Outcome<ExitCode> {

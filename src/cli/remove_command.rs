@@ -13,6 +13,7 @@ use super::table::Table;
 use super::volume_command::confirm;
 use crate::daemon::resource::{ApiVersion, Change, Kind};
 use crate::daemon::snapshot_resource::SnapshotChange;
+use crate::daemon::space_resource::{ForecastRemoval, RemovalForecast};
 use crate::error::ErrorKind;
 use crate::volume::Reference;
 
@@ -30,6 +31,8 @@ struct RemovedList {
     api: ApiVersion,
     kind: Kind,
     items: Vec<Removed>,
+    /// In a plan, bytes that would be free without all of them; null while the space of earlier removals is being reclaimed.
+    freed: Option<u64>,
 }
 
 impl Removed {
@@ -57,7 +60,7 @@ impl Removed {
 
 /// `rm REF…`: all are tried; some failures among successes have an exit code of their own.
 pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, output: &Output) -> Outcome<ExitCode> {
-    let Remove { names, shred: is_shredded, dry_run, .. } = arguments;
+    let Remove { names, shred: is_shredded, now, dry_run, .. } = arguments;
     if *is_shredded && !dry_run.is_dry_run && !is_confirmed {
         let listed = names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         confirm(&format!("the key of {listed} would be destroyed, and nobody could read the data again"), &listed)?;
@@ -76,7 +79,11 @@ pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, ou
         tell(removed, arguments, output);
     }
     let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();
-    let answer = RemovedList { api: ApiVersion::V1, kind: Kind::ChangeList, items };
+    let freed = if dry_run.is_dry_run && !items.is_empty() { forecast(&items, client)? } else { None };
+    if dry_run.is_dry_run && !items.is_empty() {
+        output.message(&freed_sentence(freed, *now || *is_shredded, output));
+    }
+    let answer = RemovedList { api: ApiVersion::V1, kind: Kind::ChangeList, items, freed };
     output.list(&answer, &answer.items, &table)?;
     Ok(match codes.as_slice() {
         [] => ExitCode::SUCCESS,
@@ -97,6 +104,26 @@ fn remove_one(name: &Reference, arguments: &Remove, client: &Client) -> Outcome<
     client
         .change(Method::DELETE, &format!("/v1/volumes/{reference}?{options}"), &reference)
         .map(|change| Removed::Volume(Box::new(change)))
+}
+
+/// What removing all of them together would free.
+fn forecast(items: &[Removed], client: &Client) -> Outcome<Option<u64>> {
+    let refs: Vec<String> = items.iter().map(|removed| removed.reference().to_owned()).collect();
+    let about = refs.join(" ");
+    let answer: RemovalForecast = client.post("/v1/forecast", &ForecastRemoval { refs }, &about)?;
+    Ok(answer.freed)
+}
+
+/// What a plan says of the space.
+pub(super) fn freed_sentence(freed: Option<u64>, is_for_good: bool, output: &Output) -> String {
+    match freed {
+        Some(bytes) if is_for_good => format!("That would free {}.", output.size(bytes)),
+        Some(bytes) => format!("That would free {} when they leave the trash.", output.size(bytes)),
+        None => {
+            "What that would free is not known while space of earlier removals is being reclaimed: see rok-blk job ls."
+                .to_owned()
+        }
+    }
 }
 
 fn tell(removed: &Removed, arguments: &Remove, output: &Output) {

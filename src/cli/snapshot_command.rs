@@ -147,7 +147,7 @@ pub(super) fn log(arguments: &Log, client: &Client, output: &Output) -> Outcome<
 /// `show REF` of a snapshot.
 pub(super) fn show(reference: &Reference, client: &Client, output: &Output) -> Outcome<()> {
     let asked = reference.to_string();
-    let answer: SnapshotAnswer = client.get(&format!("/v1/snapshots/{asked}"), Some(&asked))?;
+    let answer: SnapshotAnswer = client.get(&format!("/v1/snapshots/{asked}?space=true"), Some(&asked))?;
     let snapshot = &answer.snapshot;
     tell_resolved(reference, snapshot, output);
     let labels: Vec<String> = snapshot.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -171,6 +171,7 @@ pub(super) fn show(reference: &Reference, client: &Client, output: &Output) -> O
         ("size", output.size(snapshot.size_bytes)),
         ("allocated", output.size(snapshot.allocated_bytes)),
         ("changed", output.size(snapshot.changed_bytes)),
+        ("unique", snapshot.unique_bytes.map_or_else(|| "not known now".to_owned(), |bytes| output.size(bytes))),
         ("holds", or_dash(holds.join(", "))),
         ("expires", or_dash(snapshot.expires_at.clone().unwrap_or_default())),
     ];

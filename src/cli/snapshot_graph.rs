@@ -61,6 +61,7 @@ mod tests {
             size_bytes: 0,
             allocated_bytes: 0,
             changed_bytes: 0,
+            unique_bytes: None,
             holds: Vec::new(),
             expires_at: None,
             trashed_at: None,

@@ -104,13 +104,15 @@ pub(super) fn space(client: &Client, output: &Output) -> Outcome<()> {
         "QUARANTINED",
         "RESERVE",
         "RECLAIM",
+        "UNIQUE",
+        "VERSIONS",
         "METADATA",
         "NOMINAL",
         "ALLOCATED",
         "TRASH",
         "OVERCOMMIT",
     ];
-    let mut table = Table::new(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    let mut table = Table::new(&header, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     let mut cells: Vec<String> = [
         answer.capacity_bytes,
         answer.used_bytes,
@@ -118,6 +120,8 @@ pub(super) fn space(client: &Client, output: &Output) -> Outcome<()> {
         answer.quarantined_bytes,
         answer.reserve_bytes,
         answer.reclaim_bytes,
+        answer.unique_bytes,
+        answer.versions_bytes,
         answer.metadata_bytes,
         answer.nominal_bytes,
         answer.allocated_bytes,

@@ -10,6 +10,7 @@ use super::client::Client;
 use super::duration::parse_duration;
 use super::failure::{EXIT_PARTIAL, Outcome, report_error};
 use super::output::Output;
+use super::remove_command::freed_sentence;
 use super::table::Table;
 use super::volume_command::confirm;
 use crate::daemon::failure_resource::Failure;
@@ -113,6 +114,9 @@ fn empty(arguments: &Empty, is_confirmed: bool, client: &Client, output: &Output
             }
             None => table.row(reference, vec![reference.clone()]),
         }
+    }
+    if answer.is_dry_run {
+        output.message(&freed_sentence(answer.freed, true, output));
     }
     if let Some(job) = &answer.job {
         output.message(&format!("The space comes back in the background: job {job}."));

@@ -10,6 +10,7 @@ use super::property::Property;
 use super::table::Table;
 use crate::daemon::request::{CreateVolume, RenameVolume, ResizeVolume};
 use crate::daemon::resource::{Change, Volume, VolumeAnswer, VolumeList};
+use crate::daemon::space_resource::{HeldSpace, VolumeSpace};
 use crate::error::{Error, ErrorKind};
 
 /// `create NAME --size SIZE`.
@@ -54,9 +55,9 @@ pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
 
 /// `show NAME`.
 pub(super) fn show(name: &str, client: &Client, output: &Output) -> Outcome<()> {
-    let answer: VolumeAnswer = client.get(&volume_path(name), Some(name))?;
+    let answer: VolumeAnswer = client.get(&format!("{}?space=true", volume_path(name)), Some(name))?;
     let Volume { reference, uuid, name, size_bytes, sector_size, allocated_bytes, has_own_key, .. } = &answer.volume;
-    let fields = vec![
+    let mut fields = vec![
         ("name", name.clone()),
         ("uuid", uuid.to_string()),
         ("size", output.size(*size_bytes)),
@@ -68,7 +69,29 @@ pub(super) fn show(name: &str, client: &Client, output: &Output) -> Outcome<()> 
         ("on full", on_full(&answer.volume)),
         ("created", answer.volume.created_at.clone()),
     ];
+    fields.extend(answer.space.iter().flat_map(|space| space_fields(space, output)));
     Ok(output.one(&answer, &Table::of_fields(reference, fields))?)
+}
+
+/// Where the space of a volume is.
+fn space_fields(space: &VolumeSpace, output: &Output) -> Vec<(&'static str, String)> {
+    let known = |bytes: Option<u64>| bytes.map_or_else(|| "not known now".to_owned(), |bytes| output.size(bytes));
+    let mut shared = output.size(space.shared);
+    if !space.shared_with.is_empty() {
+        shared = format!("{shared}, on what {} build on", space.shared_with.join(", "));
+    }
+    let mut versions = known(space.versions);
+    if !space.held_by.is_empty() {
+        let of_snapshot = |held: &HeldSpace| format!("{} {}", held.reference, output.size(held.unique));
+        let list = space.held_by.iter().map(of_snapshot).collect::<Vec<_>>().join(", ");
+        versions = format!("{versions}; each alone: {list}");
+    }
+    vec![
+        ("unique", output.size(space.unique)),
+        ("shared", shared),
+        ("held by snapshots", versions),
+        ("its removal frees", known(space.freed)),
+    ]
 }
 
 /// `rename OLD NEW`.

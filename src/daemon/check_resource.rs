@@ -5,7 +5,8 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::resource::{ApiVersion, Kind};
-use crate::pool::{CheckReport, Difference, Place};
+use crate::pool::{CheckReport, Difference, LeakRepair, Place};
+use crate::units::BLOCK_SIZE_U64;
 
 /// What a check found.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -16,7 +17,7 @@ pub struct CheckAnswer {
     pub kind: Kind,
     /// The pool's id.
     pub uuid: Uuid,
-    /// Whether there is no difference.
+    /// Whether there is no difference, or none is left after the repair.
     pub is_clean: bool,
     /// Trees of the map.
     pub trees: u64,
@@ -26,10 +27,27 @@ pub struct CheckAnswer {
     pub mapped_blocks: u64,
     /// Records of the log that were followed; none of a pool that is served.
     pub records: u64,
-    /// How many differences there are.
+    /// Blocks that count as used, and nothing maps them: what a repair frees if there is no other difference.
+    pub leaked_blocks: u64,
+    /// How many differences there are, or were before the repair.
     pub differences: u64,
     /// The first of them, at most 1000.
     pub items: Vec<CheckDifference>,
+    /// What was repaired; null if that was not asked for.
+    pub repair: Option<CheckRepair>,
+}
+
+/// What a repair of leaked space did or, as a dry run, would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CheckRepair {
+    /// Nothing was changed: this is the plan.
+    pub is_dry_run: bool,
+    /// Blocks that count as used no more. None if there is a difference of another kind.
+    pub blocks: u64,
+    /// The same in bytes.
+    pub bytes: u64,
+    /// Of these bytes, what writes can have at once; the others when the pool is opened next. Null in a plan.
+    pub free: Option<u64>,
 }
 
 /// One thing that is not as it should be.
@@ -83,9 +101,30 @@ impl CheckAnswer {
             leaves: report.leaf_count,
             mapped_blocks: report.mapped_block_count,
             records: report.record_count,
+            leaked_blocks: report.leaked_block_count,
             differences: report.difference_count,
             items: report.differences.into_iter().map(CheckDifference::new).collect(),
+            repair: None,
         }
+    }
+
+    /// With what a repair would do.
+    #[must_use]
+    pub fn planned(pool: Uuid, report: CheckReport) -> Self {
+        let blocks = if report.has_only_leaks() { report.leaked_block_count } else { 0 };
+        let repair = CheckRepair { is_dry_run: true, blocks, bytes: blocks * BLOCK_SIZE_U64, free: None };
+        Self { repair: Some(repair), ..Self::new(pool, report) }
+    }
+
+    /// With what a repair did; what it freed is free at once where `is_open`.
+    #[must_use]
+    pub fn repaired(pool: Uuid, repair: &LeakRepair, is_open: bool) -> Self {
+        let blocks = repair.repaired_count();
+        let free = if is_open { repair.freed_count() } else { blocks };
+        let [bytes, free] = [blocks, free].map(|count| count * BLOCK_SIZE_U64);
+        let done = CheckRepair { is_dry_run: false, blocks, bytes, free: Some(free) };
+        let is_clean = repair.is_whole();
+        Self { is_clean, repair: Some(done), ..Self::new(pool, repair.report().clone()) }
     }
 }
 

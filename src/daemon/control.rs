@@ -6,6 +6,7 @@
 mod annotations;
 mod clones;
 mod differences;
+mod forecast;
 mod policies;
 mod removal;
 mod snapshots;
@@ -18,6 +19,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
+use super::attention::Attention;
 use super::check_resource::CheckAnswer;
 use super::cleaning_resource::Cleaning;
 use super::device_resource::{AddDevice, DeviceAction, DeviceChange, GrowDevice};
@@ -26,9 +28,10 @@ use super::key_resource::KeyChangeAnswer;
 use super::on_full_resource::PausedVolume;
 use super::request::{CreateVolume, KeyCredential, ResizeVolume, SetVolume};
 use super::resource::{
-    Action, ApiVersion, Change, Kind, PoolState, Space, Status, Volume, VolumeAnswer, VolumeList, seconds_since_1970,
-    time_text,
+    Action, ApiVersion, Change, Kind, PoolState, Space, SpaceLevel, Status, Volume, VolumeAnswer, VolumeList,
+    seconds_since_1970, time_text,
 };
+use super::space_resource::ShowOptions;
 use super::upkeep::Upkeep;
 use super::volume_rule;
 use super::warnings::warnings;
@@ -37,6 +40,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{ExportInfo, ListenAddress, Server};
 use crate::pool::directory::{DeviceList, KeyChange, KeySlots};
 use crate::volume::{NewVolume, VolumeInfo};
+use forecast::Advice;
 
 /// An open pool, its lanes and its listeners.
 pub struct Control {
@@ -44,6 +48,7 @@ pub struct Control {
     place: PoolPlace,
     listeners: Vec<ListenAddress>,
     checks: Mutex<()>,
+    advice: Mutex<Advice>,
     upkeep: Upkeep,
     /// One change of keys at a time: each takes as much memory as a guess at a passphrase costs.
     key_slots: Mutex<KeySlots>,
@@ -73,7 +78,7 @@ impl Control {
     ) -> Self {
         let (key_slots, device_list) = (Mutex::new(key_slots), Mutex::new(device_list));
         let checks = Mutex::new(());
-        Self { server, place, listeners, checks, upkeep, key_slots, device_list }
+        Self { server, place, listeners, checks, advice: Mutex::default(), upkeep, key_slots, device_list }
     }
 
     /// Held while something is changed: changes go one after the other.
@@ -116,12 +121,14 @@ impl Control {
         VolumeList { api: ApiVersion::V1, kind: Kind::VolumeList, items }
     }
 
-    /// One volume.
+    /// One volume, if asked for with an explanation of its space.
     ///
     /// # Errors
-    /// `NotFound`.
-    pub fn volume(&self, name: &str) -> Result<VolumeAnswer> {
-        Ok(VolumeAnswer { api: ApiVersion::V1, kind: Kind::Volume, volume: self.find(name)? })
+    /// `NotFound`; with the explanation also `TimedOut` if nobody waits any more, and what reading the metadata reports.
+    pub fn volume(&self, name: &str, options: ShowOptions, attention: &Attention) -> Result<VolumeAnswer> {
+        let volume = self.find(name)?;
+        let space = options.space.then(|| self.volume_space(volume.uuid, attention)).transpose()?;
+        Ok(VolumeAnswer { api: ApiVersion::V1, kind: Kind::Volume, volume, space })
     }
 
     /// Creates a volume.
@@ -299,6 +306,7 @@ impl Control {
         let volumes = self.server.volumes().list();
         let nominal_bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.size_bytes));
         let allocated_bytes = volumes.iter().fold(0_u64, |sum, volume| sum.saturating_add(volume.allocated_bytes));
+        let shares = self.server.pool().space_shares();
         Space {
             api: ApiVersion::V1,
             kind: Kind::Space,
@@ -313,7 +321,9 @@ impl Control {
             metadata_bytes: pool.metadata_bytes,
             metadata_free_bytes: crate::pool::directory::metadata_free_bytes(&self.place.path),
             trash_bytes: self.upkeep.trash.size_bytes(),
-            reclaim_bytes: self.server.pool().reclaim_block_count() * crate::units::BLOCK_SIZE_U64,
+            reclaim_bytes: shares.reclaim_count * crate::units::BLOCK_SIZE_U64,
+            unique_bytes: shares.head_count * crate::units::BLOCK_SIZE_U64,
+            versions_bytes: shares.snapshot_count * crate::units::BLOCK_SIZE_U64,
             nominal_bytes,
             allocated_bytes,
             overcommit: ratio(nominal_bytes, pool.capacity_bytes),
@@ -330,6 +340,24 @@ impl Control {
         Ok(CheckAnswer::new(pool.id(), pool.check()?))
     }
 
+    /// Checks the pool while it is used, and repairs what leaked if there is nothing else; in steps, each of which is stored.
+    ///
+    /// # Errors
+    /// What reading and storing the metadata report; then some of it is repaired.
+    pub fn repair(&self, is_dry_run: bool) -> Result<CheckAnswer> {
+        let _one_at_a_time = self.checks.lock();
+        let pool = self.server.pool();
+        if is_dry_run {
+            return Ok(CheckAnswer::planned(pool.id(), pool.check()?));
+        }
+        let mut repair = pool.find_leaks()?;
+        while pool.repair_leaks(&mut repair)? {}
+        if repair.repaired_count() > 0 {
+            tracing::warn!(blocks = repair.repaired_count(), "leaked space was repaired");
+        }
+        Ok(CheckAnswer::repaired(pool.id(), &repair, true))
+    }
+
     /// How daemon and pool do.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -337,6 +365,7 @@ impl Control {
         let volumes = self.volumes().items;
         let paused: Vec<PausedVolume> = volumes.iter().filter_map(PausedVolume::new).collect();
         let space = self.space();
+        let freeable = if space.level == SpaceLevel::Enough { Vec::new() } else { self.advice() };
         let state = PoolState {
             uuid: pool.id,
             path: self.place.path.display().to_string(),
@@ -363,8 +392,9 @@ impl Control {
             started_at: time_text(self.place.started_at),
             path: state.path.clone(),
             is_locked: false,
-            warnings: warnings(&state, &space, &paused),
+            warnings: warnings(&state, &space, &paused, &freeable),
             paused,
+            freeable,
             pool: Some(state),
             space: Some(space),
             volumes: crate::units::to_u64(volumes.len()),

@@ -186,6 +186,7 @@ impl Gate {
             connections: 0,
             listeners: Vec::new(),
             paused: Vec::new(),
+            freeable: Vec::new(),
             warnings: vec!["The pool is locked: rok-blk key unlock opens it.".to_owned()],
         }
     }

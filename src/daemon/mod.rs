@@ -4,6 +4,7 @@
 //! and answers the API until a signal. [`Control`] is what the API can do, without HTTP. It runs on tokio, never
 //! touches a pool device and is never awaited by a lane; every call into the engine goes to tokio's blocking threads.
 
+pub mod attention;
 pub mod check_resource;
 pub mod cleaning_resource;
 pub mod control;
@@ -25,6 +26,7 @@ pub mod resource;
 pub mod retention;
 pub mod snapshot_request;
 pub mod snapshot_resource;
+pub mod space_resource;
 pub mod trash_resource;
 pub mod version_rule;
 pub mod volume_rule;

@@ -7,6 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Options, run, run_at};
+use super::attention::Attention;
 use super::check_resource::CheckAnswer;
 use super::control::Control;
 use super::device_resource::{AddDevice, DeviceChange, GrowDevice};
@@ -15,6 +16,7 @@ use super::gate::Gate;
 use super::lock_resource::LockAnswer;
 use super::request::{ChangeOptions, LockOptions, UnlockPool};
 use super::resource::{PoolAnswer, Space, Status};
+use super::space_resource::{ForecastRemoval, RemovalForecast};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()
@@ -22,8 +24,10 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
         .routes(routes!(grow))
         .routes(routes!(add_device))
         .routes(routes!(space))
+        .routes(routes!(forecast))
         .routes(routes!(status))
         .routes(routes!(check))
+        .routes(routes!(repair))
         .routes(routes!(lock))
         .routes(routes!(unlock))
 }
@@ -58,6 +62,15 @@ async fn add_device(
     run(gate, None, move |control| control.add_device(&request, options.dry_run)).await
 }
 
+/// Says what removing a set of volumes and snapshots for good would free, exactly; it removes nothing. What was written
+/// before is stored first.
+#[utoipa::path(post, path = "/v1/forecast", request_body = ForecastRemoval, responses(
+    (status = 200, body = RemovalForecast), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn forecast(State(gate): State<Arc<Gate>>, Body(request): Body<ForecastRemoval>) -> Answer<RemovalForecast> {
+    let (attention, _waiting) = Attention::new();
+    run(gate, None, move |control| control.forecast(&request, &attention)).await
+}
+
 /// Says where the pool's space is.
 #[utoipa::path(get, path = "/v1/space", responses(
     (status = 200, body = Space), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
@@ -70,6 +83,13 @@ async fn space(State(gate): State<Arc<Gate>>) -> Answer<Space> {
     (status = 200, body = CheckAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn check(State(gate): State<Arc<Gate>>) -> Answer<CheckAnswer> {
     run(gate, None, Control::check).await
+}
+
+/// Checks as `GET /v1/check` does and, if leaked blocks are all that is wrong, repairs them: they count as used no more.
+#[utoipa::path(post, path = "/v1/check/repair", params(ChangeOptions), responses(
+    (status = 200, body = CheckAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
+async fn repair(State(gate): State<Arc<Gate>>, Options(options): Options<ChangeOptions>) -> Answer<CheckAnswer> {
+    run(gate, None, move |control| control.repair(options.dry_run)).await
 }
 
 /// Closes the pool and forgets its keys; the daemon goes on. Refused while connections have a volume open.

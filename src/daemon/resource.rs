@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::cleaning_resource::Cleaning;
 use super::key_resource::KeySlot;
 use super::on_full_resource::{OnFull, PausedVolume};
+use super::space_resource::{HeldSpace, VolumeSpace};
 use crate::crypto::Suite;
 use crate::lane::IoMethod;
 use crate::pool::directory::PoolDescription;
@@ -44,6 +45,7 @@ pub enum Kind {
     Status,
     CheckReport,
     PoolLock,
+    RemovalForecast,
     Job,
     JobList,
     Snapshot,
@@ -128,6 +130,8 @@ pub struct VolumeAnswer {
     /// The volume.
     #[serde(flatten)]
     pub volume: Volume,
+    /// Where its space is; null unless asked for.
+    pub space: Option<VolumeSpace>,
 }
 
 /// Volumes, ordered by name.
@@ -329,6 +333,12 @@ pub struct Space {
     /// Bytes of what was removed for good that checkpoints still have to look at; what others map stays.
     #[serde(rename = "reclaim")]
     pub reclaim_bytes: u64,
+    /// Bytes that one volume maps as it is now, and nothing else. With `versions` and `reclaim` it is `used`.
+    #[serde(rename = "unique")]
+    pub unique_bytes: u64,
+    /// Bytes that snapshots map, or clones of them, which volumes may map too.
+    #[serde(rename = "versions")]
+    pub versions_bytes: u64,
     /// Sizes of all volumes together.
     #[serde(rename = "nominal")]
     pub nominal_bytes: u64,
@@ -438,6 +448,8 @@ pub struct Status {
     pub listeners: Vec<String>,
     /// Volumes whose writes wait for space, ordered by name.
     pub paused: Vec<PausedVolume>,
+    /// While space is low, the snapshots whose removal would free most; looked up at most once a minute.
+    pub freeable: Vec<HeldSpace>,
     /// What needs somebody's attention, in sentences.
     pub warnings: Vec<String>,
 }

@@ -79,6 +79,10 @@ pub struct Snapshot {
     /// Bytes that were written since what it builds on, as of the last checkpoint.
     #[serde(rename = "changed")]
     pub changed_bytes: u64,
+    /// Bytes that nothing else maps, which its removal alone would free, as of the last checkpoint; null unless asked for, or
+    /// if it would take too long, or while the space of earlier removals is being reclaimed.
+    #[serde(rename = "unique")]
+    pub unique_bytes: Option<u64>,
     /// What keeps it.
     pub holds: Vec<Hold>,
     /// When it goes to the trash by itself; null is never.
@@ -122,6 +126,7 @@ impl Snapshot {
             size_bytes: record.size_bytes,
             allocated_bytes: around.allocated_bytes,
             changed_bytes: around.changed_bytes,
+            unique_bytes: None,
             holds: notes
                 .holds
                 .iter()

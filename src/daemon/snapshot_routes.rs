@@ -7,6 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Name, Options, run};
+use super::attention::Attention;
 use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::request::{ChangeOptions, RemoveOptions};
@@ -17,6 +18,7 @@ use super::snapshot_request::{
 use super::snapshot_resource::{
     ResolutionList, RollbackAnswer, SnapshotAnswer, SnapshotChange, SnapshotChangeList, SnapshotList,
 };
+use super::space_resource::ShowOptions;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()
@@ -56,10 +58,15 @@ async fn log(
 }
 
 /// Shows a snapshot.
-#[utoipa::path(get, path = "/v1/snapshots/{name}", params(("name" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/snapshots/{name}", params(("name" = String, Path), ShowOptions), responses(
     (status = 200, body = SnapshotAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
-async fn show(State(gate): State<Arc<Gate>>, Name(name): Name) -> Answer<SnapshotAnswer> {
-    run(gate, Some(name.clone()), move |control| control.show_snapshot(&name)).await
+async fn show(
+    State(gate): State<Arc<Gate>>,
+    Name(name): Name,
+    Options(options): Options<ShowOptions>,
+) -> Answer<SnapshotAnswer> {
+    let (attention, _waiting) = Attention::new();
+    run(gate, Some(name.clone()), move |control| control.show_snapshot(&name, options, &attention)).await
 }
 
 /// Puts a snapshot into the trash, or removes it for good.

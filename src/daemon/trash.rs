@@ -150,6 +150,11 @@ pub(super) const fn is_holding(hold: &Hold, now: u64) -> bool {
     hold.until == 0 || hold.until > now
 }
 
+/// Whether something holds a snapshot.
+pub(super) fn is_held(record: &SnapshotRecord, now: u64) -> bool {
+    record.annotations.holds.iter().any(|hold| is_holding(hold, now))
+}
+
 fn held_by(catalog: &Catalog, record: Option<&SnapshotRecord>, now: u64) -> Option<(String, String)> {
     let record = record?;
     let hold = record.annotations.holds.iter().find(|hold| is_holding(hold, now))?;

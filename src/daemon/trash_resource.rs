@@ -116,6 +116,9 @@ pub struct EmptyAnswer {
     pub is_dry_run: bool,
     /// The things.
     pub items: Vec<EmptiedItem>,
+    /// In a plan, bytes that would be free then; null while the space of earlier removals is still being reclaimed, and where
+    /// things were removed: the job tells.
+    pub freed: Option<u64>,
     /// The job that watches their space come back; null if there is none.
     pub job: Option<String>,
 }

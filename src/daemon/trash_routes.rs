@@ -7,6 +7,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Options, run};
+use super::attention::Attention;
 use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::request::ChangeOptions;
@@ -27,7 +28,8 @@ async fn list(State(gate): State<Arc<Gate>>) -> Answer<TrashList> {
 #[utoipa::path(delete, path = "/v1/trash", params(EmptyOptions), responses(
     (status = 200, body = EmptyAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
 async fn empty(State(gate): State<Arc<Gate>>, Options(options): Options<EmptyOptions>) -> Answer<EmptyAnswer> {
-    run(gate, None, move |control| control.empty_trash(options)).await
+    let (attention, _waiting) = Attention::new();
+    run(gate, None, move |control| control.empty_trash(options, &attention)).await
 }
 
 /// Takes something out of the trash.

@@ -7,10 +7,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Name, Options, run};
+use super::attention::Attention;
 use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::request::{ChangeOptions, CreateVolume, RemoveOptions, RenameVolume, ResizeVolume, SetVolume};
 use super::resource::{Change, VolumeAnswer, VolumeList};
+use super::space_resource::ShowOptions;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()
@@ -39,10 +41,15 @@ async fn create(
 }
 
 /// Shows a volume.
-#[utoipa::path(get, path = "/v1/volumes/{name}", params(("name" = String, Path)), responses(
+#[utoipa::path(get, path = "/v1/volumes/{name}", params(("name" = String, Path), ShowOptions), responses(
     (status = 200, body = VolumeAnswer), (status = "4XX", body = Failure), (status = "5XX", body = Failure)))]
-async fn show(State(gate): State<Arc<Gate>>, Name(name): Name) -> Answer<VolumeAnswer> {
-    run(gate, Some(name.clone()), move |control| control.volume(&name)).await
+async fn show(
+    State(gate): State<Arc<Gate>>,
+    Name(name): Name,
+    Options(options): Options<ShowOptions>,
+) -> Answer<VolumeAnswer> {
+    let (attention, _waiting) = Attention::new();
+    run(gate, Some(name.clone()), move |control| control.volume(&name, options, &attention)).await
 }
 
 /// Gives properties of a volume new values.

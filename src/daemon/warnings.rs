@@ -2,9 +2,15 @@
 
 use super::on_full_resource::PausedVolume;
 use super::resource::{PoolState, Space, SpaceLevel};
+use super::space_resource::HeldSpace;
 
 /// Those of `status`, the gravest first.
-pub(super) fn warnings(pool: &PoolState, space: &Space, paused: &[PausedVolume]) -> Vec<String> {
+pub(super) fn warnings(
+    pool: &PoolState,
+    space: &Space,
+    paused: &[PausedVolume],
+    freeable: &[HeldSpace],
+) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(failure) = &pool.failure {
         warnings
@@ -40,5 +46,19 @@ pub(super) fn warnings(pool: &PoolState, space: &Space, paused: &[PausedVolume])
         "The pool is {used_percent} % full, which is {level}; writes fail, or wait, when it has no space left. Make it larger with \
          rok-blk pool grow or add-device, or discard or remove what is not needed."
     ));
+    if !freeable.is_empty() {
+        let of_snapshot = |held: &HeldSpace| format!("{} would free {} bytes", held.reference, held.unique);
+        let list = freeable.iter().map(of_snapshot).collect::<Vec<_>>().join(", ");
+        warnings.push(format!(
+            "Snapshots that hold most, each alone: {list}. rok-blk rm --now removes what is not needed, past the trash."
+        ));
+    }
+    if space.trash_bytes > 0 {
+        warnings.push(format!(
+            "What is in the trash has {} bytes, some of which others may share: rok-blk trash empty --dry-run tells what it \
+             would free.",
+            space.trash_bytes
+        ));
+    }
     warnings
 }

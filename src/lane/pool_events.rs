@@ -4,6 +4,7 @@
 //! the lock here, since who reports an event may hold those of the pool.
 
 use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 /// Counts what happens to the pool.
 #[derive(Default)]
@@ -30,6 +31,14 @@ impl PoolEvents {
         let mut count = self.count.lock();
         while *count <= seen {
             self.happened.wait(&mut count);
+        }
+    }
+
+    /// As [`Self::wait_beyond`], but no longer than this.
+    pub fn wait_beyond_for(&self, seen: u64, time_max: Duration) {
+        let mut count = self.count.lock();
+        if *count <= seen {
+            self.happened.wait_for(&mut count, time_max);
         }
     }
 }

@@ -5,12 +5,14 @@
 //! snapshot at most.
 
 mod edit;
+mod sharing;
 mod snapshots;
 mod store;
 mod structure;
 mod volumes;
 
 pub use edit::Edit;
+pub use sharing::Sharer;
 pub use snapshots::{NewClone, NewSnapshot};
 pub use store::CatalogStore;
 pub(crate) use store::meta_error;

@@ -1,13 +1,15 @@
 //! The check: what the stored leaves map, found anew from all of them, against everything that was counted on the way.
 //!
-//! It reads one view of the metadata store, so that an open pool goes on meanwhile, and changes nothing. It takes the
+//! It reads one view of the metadata store, so that an open pool goes on meanwhile, and changes nothing (`repair` does). It takes the
 //! memory of one bitmap of the devices (two for an open pool), whatever the pool holds. What it does not read is data: that
 //! blocks hold what they should is verified by each read of them.
 
 mod block_map;
+mod repair;
 mod report;
 mod walk;
 
+pub use repair::LeakRepair;
 pub use report::{CheckReport, Difference, DifferenceKind, Place};
 
 use crate::crypto::KeyRing;
@@ -20,6 +22,7 @@ use crate::pool::shred_key::ShredKeys;
 use crate::pool::{Catalog, Parts, Pool, Space};
 use crate::units::AddressRun;
 use block_map::{BlockMap, for_each_run};
+use repair::Leaks;
 use std::sync::Arc;
 use walk::Walk;
 
@@ -62,6 +65,11 @@ impl Pool {
     /// # Errors
     /// The failure of the metadata store.
     pub fn check(&self) -> Result<CheckReport> {
+        self.look().map(|(report, _)| report)
+    }
+
+    /// Checks the pool while it is used, and tells what leaked.
+    fn look(&self) -> Result<(CheckReport, Leaks)> {
         // In the order in which checkpoints take them. Nothing is stored until both are given back.
         let catalog = self.catalog.lock();
         let stored = self.stored.lock();
@@ -84,7 +92,7 @@ impl Pool {
         trees: &Catalog,
         memory: &InMemory,
         free: &BlockMap,
-    ) -> Result<CheckReport> {
+    ) -> Result<(CheckReport, Leaks)> {
         let checkpoint = load_checkpoint(view, &self.keys)?;
         let catalog = Catalog::load(view, &self.keys, checkpoint.next_tree)?;
         let block_counts: Vec<u64> = self.devices.read().iter().map(|device| device.block_count()).collect();
@@ -100,7 +108,8 @@ impl Pool {
         walk.index()?;
         walk.bitmap(Some(&memory.used))?;
         walk.count("blocks used, as counted in memory", memory.used_count, walk.used_count);
-        walk.finish()
+        let leaks = std::mem::take(&mut walk.leaks);
+        walk.finish().map(|report| (report, leaks))
     }
 
     /// Blocks that are free in memory although stored leaves map them.

@@ -18,6 +18,7 @@ mod credential;
 mod device_list;
 mod key_file;
 mod key_slots;
+mod leak_repair;
 mod listed_device;
 mod meta_reserve;
 mod passphrase_file;
@@ -31,6 +32,7 @@ pub use credential::Credential;
 pub use device_list::{ChangedDevice, DeviceList, PreparedDevice};
 pub use key_file::generate_key_file;
 pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};
+pub use leak_repair::repair;
 pub use passphrase_file::{passphrase, read_passphrase, read_passphrase_file};
 
 use crate::crypto::{MasterKey, Suite, system_random};

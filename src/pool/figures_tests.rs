@@ -1,16 +1,21 @@
 //! What a pool's map takes, measured with the real metadata store and without data: memory when all of it is cached,
-//! space on disk once compacted, and the time to open a pool with 1 TiB mapped. The figures are printed.
+//! space on disk once compacted, the time to open a pool with 1 TiB mapped, and to tell what a removal would free. The figures
+//! are printed.
 
 use super::*;
 use crate::crypto::{MasterKey, SealKind, Suite};
 use crate::disk::SimDevice;
 use crate::format::bitmap::{self, STRETCH_WORDS};
+use crate::format::catalog::{HeldBlocks, VolumeRecord};
 use crate::format::entry::Entry;
 use crate::format::key;
+use crate::format::leaf::{Leaf, LeafChange};
+use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey, StoredLeaves};
 use crate::meta::{Durability, MetaOp, MetaStore, RocksOptions, RocksStore, Table};
 use crate::units::{
-    Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LeafIndex, STRETCH_BLOCKS, ViewId, to_u64,
+    Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LeafIndex, STRETCH_BLOCKS, Sequence,
+    ViewId, to_u64,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -80,7 +85,6 @@ fn next_address(pool: &Pool, window: &mut std::vec::IntoIter<Address>) -> Addres
 fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
     let scene = Scene::new(2 * GIB);
     let pool = scene.open();
-    use crate::format::catalog::VolumeRecord;
     let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(3), "vol", GIB) };
     let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
     let mut free = Vec::new().into_iter();
@@ -175,4 +179,78 @@ fn pool_with_a_tebibyte_mapped_opens() {
     assert_eq!(pool.status().used_bytes, TIB);
     let last = Address::new(DeviceIndex::new(0), TIB / 4096 + STRETCH_BLOCKS - 1);
     assert!(pool.space.lock().is_allocated(last));
+}
+
+/// Stores `leaf_count` leaves of `entry_count` blocks each for an epoch of a tree, as a checkpoint would, with their count.
+fn map_blocks(scene: &Scene, pool: &Pool, (tree, epoch): PointId, leaf_count: u64, entry_count: u8) {
+    let stored = StoredLeaves { store: &*scene.store, keys: &pool.keys };
+    let mut next_block = STRETCH_BLOCKS;
+    for first in (0..leaf_count).step_by(1024) {
+        let mut batch = Vec::new();
+        for index in first..leaf_count.min(first + 1024) {
+            let mut leaf = Leaf::default();
+            let sequence = pool.take_sequences(256);
+            for slot in 0..=entry_count {
+                let address = Address::new(DeviceIndex::new(0), next_block);
+                let sequence = Sequence::new(sequence.get() + u64::from(slot));
+                let mac = sequence.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                leaf.set(slot, Some(Entry::new(address, KeyGeneration::new(0), sequence, mac)));
+                next_block += 1;
+            }
+            let change = LeafChange::default();
+            stored.store((tree, epoch, LeafIndex::new(index)), None, &leaf, &change, &mut batch);
+        }
+        scene.store.commit(&batch, Durability::Buffered).expect("there is space");
+    }
+    let own_count = leaf_count * (u64::from(entry_count) + 1);
+    pool.with_catalog(|catalog, at| {
+        let mut edit = catalog::Edit::default();
+        let held = HeldBlocks { own_count, mapped_delta: own_count.cast_signed() };
+        catalog.put_held((tree, epoch), held, &mut edit);
+        scene.store.commit(&edit.ops(at), Durability::Synced).expect("there is space");
+        catalog.apply(edit);
+    });
+}
+
+/// Prints how long it takes to tell what removing things frees, of which a snapshot and then the head map all leaves anew.
+#[expect(clippy::print_stdout, reason = "the figures belong to what a run shows")]
+fn print_forecast_time(what: &str, leaf_count: u64, entry_count: u8) {
+    let scene = Scene::new(256 << 20);
+    let pool = scene.open();
+    let id = Uuid::from_u128(3);
+    let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(id, "vol", 1 << 50) };
+    let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+    map_blocks(&scene, &pool, (tree, Epoch::new(1)), leaf_count, entry_count);
+    let new = NewSnapshot {
+        id: Uuid::from_u128(4),
+        volume: id,
+        created_at_ms: 0,
+        time_ms: 0,
+        expires_at: 0,
+        annotations: Annotations::default(),
+    };
+    let end = pool.end_of_writes();
+    pool.with_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("it is stored");
+    map_blocks(&scene, &pool, (tree, Epoch::new(2)), leaf_count, entry_count);
+    let blocks = leaf_count * (u64::from(entry_count) + 1);
+    let removals = [
+        ("the snapshot, all of which the head replaced", Removals::of_snapshot((id, 1)), blocks),
+        ("the volume with its snapshot", Removals::of_volume(id), 2 * blocks),
+    ];
+    for (of, removals, expected) in removals {
+        let begun = Instant::now();
+        let freed = pool.would_free(&removals, &mut Effort::whatever_it_takes(&|| false)).expect("the store is whole");
+        println!("{what}: {blocks} blocks in {leaf_count} leaves; what removing {of} frees: {:?}", begun.elapsed());
+        assert_eq!(freed, Some(expected));
+    }
+}
+
+#[test]
+fn forecast_of_ten_million_blocks_is_told_with_its_time() {
+    print_forecast_time("ten million blocks, dense", 39_063, u8::MAX);
+}
+
+#[test]
+fn forecast_of_scattered_blocks_is_told_with_its_time() {
+    print_forecast_time("scattered blocks, one in a leaf", 100_000, 0);
 }

@@ -5,6 +5,7 @@
 
 mod holes;
 mod released;
+mod taken;
 
 use crate::format::bitmap::{STRETCH_WORDS, StretchBits, replace};
 use crate::format::device_header::FRONT_BLOCKS;
@@ -27,6 +28,8 @@ struct DeviceSpace {
     rotor: usize,
     /// Stretches that are zeros, or whose old bytes do not matter: for each, whether nothing was taken from it since.
     is_blank: Vec<bool>,
+    /// For each stretch, whether something of it was taken since the pool was opened.
+    is_taken_from: Vec<bool>,
     /// Whether free stretches are given back.
     is_trimmable: bool,
     /// What this device is owed of the windows: grows by its free blocks with each one, and shrinks by those of all
@@ -184,6 +187,7 @@ impl Space {
     /// Allocates free runs of a device, given as first block and length, until `want` blocks or [`WINDOW_RUNS_MAX`] runs
     /// are in `window`; how many blocks that were.
     fn take_runs(&mut self, device: usize, runs: Vec<(u64, u64)>, want: u64, window: &mut Vec<AddressRun>) -> u64 {
+        let index = device;
         let device = DeviceIndex::new(u8::try_from(device).expect("a pool has at most 32 devices"));
         let mut left = want;
         for (start, count) in runs {
@@ -193,6 +197,7 @@ impl Space {
             let count = count.min(left);
             left -= count;
             let run = AddressRun { start: Address::new(device, start), count };
+            self.devices[index].is_taken_from[to_usize(start / STRETCH_BLOCKS)] = true;
             for step in 0..count {
                 self.set(run.start.plus(step), true);
             }
@@ -276,6 +281,7 @@ impl DeviceSpace {
             whole_count,
             rotor: 0,
             is_blank,
+            is_taken_from: vec![false; stretches],
             is_trimmable: true,
             credit: 0,
         }
@@ -299,6 +305,7 @@ impl DeviceSpace {
         }
         (grown.rotor, grown.credit, grown.is_trimmable) = (self.rotor, self.credit, self.is_trimmable);
         grown.is_blank[..self.is_blank.len()].copy_from_slice(&self.is_blank);
+        grown.is_taken_from[..self.is_taken_from.len()].copy_from_slice(&self.is_taken_from);
         *self = grown;
     }
 

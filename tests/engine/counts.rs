@@ -59,4 +59,5 @@ counts! {
     forecast_blocks
     diffs
     blocks_changed
+    leaks_repaired
 }

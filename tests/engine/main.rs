@@ -103,7 +103,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { blocks_walked, .. } = counts;
     let Counts { paused, resumed, owners_left, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
-    let Counts { rollbacks, forecast_blocks, diffs, blocks_changed, .. } = counts;
+    let Counts { rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
     let happened = [
         snapshots,
         snapshots_removed,
@@ -114,6 +114,7 @@ fn assert_all_happened(counts: Counts) {
         forecast_blocks,
         diffs,
         blocks_changed,
+        leaks_repaired,
         kills,
         power_losses,
         crashes_in_recovery,

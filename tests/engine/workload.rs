@@ -4,6 +4,7 @@ mod cleaning;
 mod diff;
 mod ending;
 mod faults;
+mod leaks;
 mod lives;
 mod mapped;
 mod own_keys;
@@ -56,6 +57,7 @@ pub struct Workload {
     next_write: u64,
     next_volume_id: u128,
     snapshots: Vec<snapshots::Snapshot>,
+    repair: Option<leaks::Repair>,
     /// Stretches that are being emptied.
     closed: Vec<Stretch>,
     /// Volumes whose removal or creation failed: a crash may find them or not.
@@ -93,6 +95,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         next_write: 1,
         next_volume_id: 1,
         snapshots: Vec::new(),
+        repair: None,
         closed: Vec::new(),
         on_full: vec![None; VOLUME_COUNT],
         doubtful: BTreeSet::new(),
@@ -137,7 +140,8 @@ impl Workload {
             855..870 => self.read_snapshot(),
             870..885 => self.remove_snapshot(),
             885..893 => self.roll_back(),
-            893..900 => self.ask_diff(),
+            893..897 => self.ask_diff(),
+            897..900 => self.leak_or_repair(),
             900..920 => self.clean(),
             920..935 => self.world.wants_growth = true,
             935..950 => self.fill_or_empty_meta(),

@@ -13,7 +13,7 @@ use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 51] = [
+const REQUESTS: [(&str, &str, &str, &str); 53] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -43,6 +43,8 @@ const REQUESTS: [(&str, &str, &str, &str); 51] = [
     ("GET", "/v1/space", "/v1/space", ""),
     ("GET", "/v1/status", "/v1/status", ""),
     ("GET", "/v1/check", "/v1/check", ""),
+    ("POST", "/v1/check/repair", "/v1/check/repair?dry_run=true", ""),
+    ("POST", "/v1/forecast", "/v1/forecast", r#"{"refs":["a"]}"#),
     ("GET", "/v1/jobs", "/v1/jobs", ""),
     ("GET", "/v1/jobs/{name}", "/v1/jobs/j-1", ""),
     ("GET", "/v1/jobs/{name}/wait", "/v1/jobs/j-1/wait?seconds=60", ""),

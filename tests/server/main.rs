@@ -41,6 +41,7 @@ mod refusal;
 mod scan;
 mod schema;
 mod snapshot;
+mod space;
 mod sparse;
 mod stamp;
 mod support;

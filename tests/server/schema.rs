@@ -38,7 +38,8 @@ fn check(document: &Value, schema: &Value, value: &Value, place: &str, found: &m
             "additionalProperties" => check_others(document, (schema, rule), value, place, found),
             "items" => check_items(document, rule, value, place, found),
             "minimum" => {
-                if value.as_f64() < rule.as_f64() {
+                // Of numbers only: what else may be there, null for one, has none.
+                if value.is_number() && value.as_f64() < rule.as_f64() {
                     found.push(format!("{place}: {value} is below {rule}"));
                 }
             }

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::snapshots::find_snapshot;
 use super::{Control, exists, refuse_if_open};
 use crate::crypto::system_random;
+use crate::daemon::attention::Attention;
 use crate::daemon::failure_resource::Failure;
 use crate::daemon::job_resource::job_reference;
 use crate::daemon::request::RemoveOptions;
@@ -130,12 +131,19 @@ impl Control {
     /// Removes for good what is in the trash, all that can be.
     ///
     /// # Errors
-    /// None of its own; what stays is told in its item.
-    pub fn empty_trash(&self, options: EmptyOptions) -> Result<EmptyAnswer> {
+    /// Those of counting what a dry run would free; what stays is told in its item.
+    pub fn empty_trash(&self, options: EmptyOptions, attention: &Attention) -> Result<EmptyAnswer> {
+        let (answer, gone) = self.empty_trash_at_once(options);
+        let freed = if options.dry_run { self.freed_from_trash(&gone, attention)? } else { None };
+        Ok(EmptyAnswer { freed, ..answer })
+    }
+
+    /// The answer, and what is gone or would be.
+    fn empty_trash_at_once(&self, options: EmptyOptions) -> (EmptyAnswer, Vec<Thing>) {
         let _one_at_a_time = self.upkeep.changes.lock();
         let now = seconds_since_1970();
         let latest = time_text(now.saturating_sub(options.older_than_seconds));
-        let mut items = Vec::new();
+        let (mut items, mut gone) = (Vec::new(), Vec::new());
         for (thing, item) in self.upkeep.trash.list() {
             // Both are RFC 3339 in UTC to the second, which sorts as the times do.
             if item.trashed_at > latest {
@@ -143,12 +151,13 @@ impl Control {
             }
             let held = self.upkeep.trash.check_not_held(thing, now);
             let result = if options.dry_run { held } else { held.and_then(|()| self.upkeep.trash.remove(thing, now)) };
+            gone.extend(result.is_ok().then_some(thing));
             let error = result.err().map(|error| Failure::new(&error, Some(item.reference.clone())).error);
             items.push(EmptiedItem { item, error });
         }
-        let is_gone = !options.dry_run && items.iter().any(|item| item.error.is_none());
-        let job = if is_gone { self.after_removal("", true) } else { None };
-        Ok(EmptyAnswer { api: ApiVersion::V1, kind: Kind::TrashEmpty, is_dry_run: options.dry_run, items, job })
+        let job = if !options.dry_run && !gone.is_empty() { self.after_removal("", true) } else { None };
+        let (api, kind, is_dry_run) = (ApiVersion::V1, Kind::TrashEmpty, options.dry_run);
+        (EmptyAnswer { api, kind, is_dry_run, items, freed: None, job }, gone)
     }
 
     fn find_trashed(&self, reference: &str) -> Result<(Thing, TrashItem)> {

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use uuid::Uuid;
 
 use super::Control;
+use crate::daemon::attention::Attention;
 use crate::daemon::failure_resource::Failure;
 use crate::daemon::host;
 use crate::daemon::resource::{ApiVersion, Kind, milliseconds_since_1970, seconds_since_1970};
@@ -15,6 +16,7 @@ use crate::daemon::snapshot_resource::{
     Resolution, ResolutionList, Snapshot, SnapshotAction, SnapshotAnswer, SnapshotChange, SnapshotChangeList,
     SnapshotList, Surroundings,
 };
+use crate::daemon::space_resource::ShowOptions;
 use crate::daemon::unchanged::unchanged_snapshot;
 use crate::daemon::version_rule::{check_file_name, check_label, check_line_of, check_message};
 use crate::error::{Error, ErrorKind, Result};
@@ -95,15 +97,24 @@ impl Control {
         Ok(SnapshotList { api: ApiVersion::V1, kind: Kind::SnapshotList, items })
     }
 
-    /// One snapshot.
+    /// One snapshot, if asked for with what its removal alone would free.
     ///
     /// # Errors
-    /// `Usage` for what is no reference to a snapshot, `NotFound`.
-    pub fn show_snapshot(&self, reference: &str) -> Result<SnapshotAnswer> {
-        let snapshot = self.with_catalog(|catalog| {
+    /// `Usage` for what is no reference to a snapshot, `NotFound`; with its space also `TimedOut` if nobody waits any more,
+    /// and what reading the metadata reports.
+    pub fn show_snapshot(
+        &self,
+        reference: &str,
+        options: ShowOptions,
+        attention: &Attention,
+    ) -> Result<SnapshotAnswer> {
+        let mut snapshot = self.with_catalog(|catalog| {
             let record = find_snapshot(catalog, reference)?;
             Ok::<_, Error>(self.describe(catalog, record))
         })?;
+        if options.space {
+            snapshot.unique_bytes = self.unique_bytes(&snapshot.reference, attention)?;
+        }
         Ok(SnapshotAnswer { api: ApiVersion::V1, kind: Kind::Snapshot, snapshot })
     }
 

@@ -107,8 +107,12 @@ pub struct CheckReport {
     pub mapped_block_count: u64,
     /// Records of the log that were followed; none in an open pool.
     pub record_count: u64,
+    /// Blocks that are marked as used, and nothing maps them.
+    pub leaked_block_count: u64,
     /// Differences.
     pub difference_count: u64,
+    /// Of these, runs of leaked blocks.
+    pub(super) leak_count: u64,
     /// The first of them.
     pub differences: Vec<Difference>,
 }
@@ -120,8 +124,18 @@ impl CheckReport {
         self.difference_count == 0
     }
 
+    /// Whether there are leaked blocks, and no other difference.
+    #[must_use]
+    pub const fn has_only_leaks(&self) -> bool {
+        self.leak_count > 0 && self.leak_count == self.difference_count
+    }
+
     pub(super) fn add(&mut self, difference: Difference) {
         self.difference_count += 1;
+        if difference.kind == DifferenceKind::Leaked {
+            self.leak_count += 1;
+            self.leaked_block_count += difference.blocks.map_or(0, |run| run.count);
+        }
         if self.has_room() {
             self.differences.push(difference);
         }

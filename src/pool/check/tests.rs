@@ -12,7 +12,9 @@ use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey, StoredLeaves};
 use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
 use crate::pool::{Checkpoint, Limits, NewSnapshot};
-use crate::units::{Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LeafIndex, TreeId, to_u64};
+use crate::units::{
+    Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LeafIndex, STRETCH_BLOCKS, TreeId, to_u64, to_usize,
+};
 use uuid::Uuid;
 
 /// An open pool whose volume "vol1" has its blocks 0 to 9 stored.
@@ -25,7 +27,11 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let (device, store) = (SimDevice::new("sim", 16 << 20), Arc::new(MemoryStore::new()));
+        Self::of_bytes(16 << 20)
+    }
+
+    fn of_bytes(device_bytes: u64) -> Self {
+        let (device, store) = (SimDevice::new("sim", device_bytes), Arc::new(MemoryStore::new()));
         crate::pool::create(&parts(&device, &store), &mut |bytes| bytes.fill(5)).expect("a new pool");
         let pool = crate::pool::open(parts(&device, &store), &mut |bytes| bytes.fill(6)).expect("a new pool opens");
         let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(3), "vol1", 64 << 20) };
@@ -70,9 +76,11 @@ impl Scene {
     /// Sets the bits of blocks in the stored bitmap and in memory.
     fn mark(&self, address: Address, is_used: bool) {
         let mut stored = self.pool.stored.lock();
-        bitmap::replace(&mut stored.used[0][0], address.block(), is_used);
-        let stretch_key = key::stretch(DeviceIndex::new(0), 0);
-        let value = self.pool.keys.seal(SealKind::Bitmap, &stretch_key, &bitmap::encode(&stored.used[0][0]));
+        let stretch = address.block() / STRETCH_BLOCKS;
+        let bits = &mut stored.used[0][to_usize(stretch)];
+        bitmap::replace(bits, address.block() % STRETCH_BLOCKS, is_used);
+        let stretch_key = key::stretch(DeviceIndex::new(0), stretch);
+        let value = self.pool.keys.seal(SealKind::Bitmap, &stretch_key, &bitmap::encode(bits));
         drop(stored);
         self.commit(&[MetaOp::Put(Table::Used, stretch_key, value)]);
     }
@@ -273,4 +281,104 @@ fn space_is_compared_with_what_holds_it() {
     let lost = scene.pool.space.lock().reserve(1, 0);
     let report = scene.pool.check_space(&home);
     assert_eq!(report.differences.first().and_then(|found| found.blocks), Some(lost[0]));
+}
+
+/// Repairs what a check of the open pool finds; how many blocks were repaired, and how many of them are free at once.
+fn repair(scene: &Scene) -> (LeakRepair, u64, u64) {
+    let mut repair = scene.pool.find_leaks().expect("it can be read");
+    while scene.pool.repair_leaks(&mut repair).expect("memory takes it") {}
+    let (repaired, freed) = (repair.repaired_count(), repair.freed_count());
+    (repair, repaired, freed)
+}
+
+/// The pool of a scene, opened anew.
+fn reopened(scene: Scene) -> Scene {
+    let Scene { device, store, pool, tree } = scene;
+    drop(pool);
+    let pool = crate::pool::open(parts(&device, &store), &mut |bytes| bytes.fill(8)).expect("nothing is wrong with it");
+    Scene { device, store, pool, tree }
+}
+
+#[test]
+fn leaked_blocks_are_repaired_and_free_when_the_pool_is_opened_next() {
+    let scene = Scene::new();
+    let mut leaked = Vec::new();
+    for _ in 0..3 {
+        scene.pool.leak_block(&mut |address| leaked.push(address)).expect("memory takes it");
+    }
+    assert_eq!(scene.pool.status().used_bytes, 13 * 4096);
+
+    let (found, repaired, freed) = repair(&scene);
+
+    assert!(found.is_whole() && found.report().leaked_block_count == 3, "{:#?}", found.report());
+    // The scene has one stretch of data, from which its own blocks were taken.
+    assert_eq!((repaired, freed, scene.pool.status().used_bytes), (3, 0, 10 * 4096));
+    assert!(leaked.iter().all(|address| scene.pool.space.lock().is_allocated(*address)));
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+    let scene = reopened(scene);
+    // The new session's first record may be at one of them; nothing else is held that nobody holds.
+    let home = scene.pool.take_log(crate::units::LaneIndex::new(0)).reserved_runs();
+    assert!(scene.pool.check_space(&home).is_clean(), "{:#?}", scene.pool.check_space(&home));
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+}
+
+#[test]
+fn leaked_blocks_of_a_stretch_that_nothing_was_taken_from_are_free_at_once() {
+    let scene = Scene::of_bytes(64 << 20);
+    // The last stretch: windows come from others first.
+    let last = Address::new(DeviceIndex::new(0), 3 * 4096 + 100);
+    scene.mark(last, true);
+    scene.pool.stored.lock().used_count += 1;
+    let scene = reopened(scene);
+    assert!(scene.pool.space.lock().is_allocated(last));
+
+    let (_, repaired, freed) = repair(&scene);
+
+    assert_eq!((repaired, freed), (1, 1));
+    assert!(!scene.pool.space.lock().is_allocated(last));
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+}
+
+#[test]
+fn nothing_is_repaired_where_anything_else_is_wrong() {
+    let scene = Scene::new();
+    scene.pool.leak_block(&mut drop).expect("memory takes it");
+    // What it maps looks leaked too, and is somebody's data.
+    let damaged = key::leaf(scene.tree, LeafIndex::new(0), Epoch::new(1));
+    assert!(scene.store.flip_bit(Table::Leaves, &damaged, 400));
+    let used = scene.pool.status().used_bytes;
+
+    let (found, repaired, _) = repair(&scene);
+
+    assert!(!found.is_whole() && found.report().leaked_block_count == 11, "{:#?}", found.report());
+    assert_eq!((repaired, scene.pool.status().used_bytes), (0, used));
+}
+
+#[test]
+fn a_leaf_that_is_lost_with_its_index_is_no_leak() {
+    let scene = Scene::new();
+    let place = (scene.tree, Epoch::new(1), LeafIndex::new(0));
+    scene.commit(&StoredLeaves::delete(place));
+
+    let (found, repaired, _) = repair(&scene);
+
+    assert!(!found.is_whole() && found.report().leaked_block_count == 10, "{:#?}", found.report());
+    assert_eq!(repaired, 0, "the counts tell that something was mapped there");
+}
+
+#[test]
+fn a_repair_that_is_cut_off_leaves_leaks_or_none_and_is_done_again() {
+    let scene = Scene::new();
+    scene.pool.leak_block(&mut drop).expect("memory takes it");
+    let mut repair = scene.pool.find_leaks().expect("it can be read");
+    scene.store.fail_commit_after(Some(1));
+
+    scene.pool.repair_leaks(&mut repair).expect_err("the store fails");
+
+    assert!(scene.pool.check_writable().is_err(), "nobody knows what the store has");
+    scene.store.fail_commit_after(None);
+    let scene = reopened(scene);
+    assert_eq!(scene.kinds().1, [DifferenceKind::Leaked]);
+    assert_eq!(self::repair(&scene).1, 1);
+    assert_eq!(scene.kinds(), (vec![], vec![]));
 }

@@ -1,10 +1,11 @@
 //! One look at everything that a view of the metadata store holds about blocks.
 
 use super::block_map::{BlockMap, Runs, for_each_run};
+use super::repair::Leaks;
 use super::report::{CheckReport, Difference, DifferenceKind, Place};
 use crate::crypto::{KeyRing, SealKind};
 use crate::error::Result;
-use crate::format::bitmap::{self, StretchBits};
+use crate::format::bitmap::{self, STRETCH_WORDS, StretchBits};
 use crate::format::catalog::TreeState;
 use crate::format::device_header::FRONT_BLOCKS;
 use crate::format::entry::Entry;
@@ -54,6 +55,8 @@ pub(super) struct Walk<'a> {
     held: BTreeMap<PointId, (u64, i64)>,
     /// Blocks of which it is to be told who maps them.
     doubtful: BTreeMap<Address, DifferenceKind>,
+    /// Blocks that are marked as used, and nothing maps them.
+    pub(super) leaks: Leaks,
     /// Blocks marked as used.
     pub(super) used_count: u64,
     pub(super) report: CheckReport,
@@ -75,6 +78,7 @@ impl<'a> Walk<'a> {
             counted: catalog.trees().map(|tree| (tree.id, Counted::default())).collect(),
             held: BTreeMap::new(),
             doubtful: BTreeMap::new(),
+            leaks: Leaks::new(),
             used_count: 0,
             report: CheckReport { tree_count: to_u64(catalog.trees().count()), ..CheckReport::default() },
         }
@@ -206,6 +210,10 @@ impl<'a> Walk<'a> {
                 not_marked.0[at_device][at_stretch][to_usize(index)] &= !word;
                 let first = stretch * STRETCH_BLOCKS + index * 64;
                 leaked.take(device, first, word & !live, &mut |run| self.report.add(leak(run)));
+                if word & !live != 0 {
+                    let of_stretch = self.leaks.entry((device, stretch)).or_insert([0; STRETCH_WORDS]);
+                    of_stretch[to_usize(index)] = word & !live;
+                }
             }
             Ok(())
         })?;

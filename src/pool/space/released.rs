@@ -79,6 +79,7 @@ impl Space {
     }
 
     fn allocate_all(&mut self, stretch: Stretch) {
+        self.devices[stretch.device.as_usize()].is_taken_from[to_usize(stretch.index)] = true;
         for step in 0..STRETCH_BLOCKS {
             self.set(first_of(stretch).plus(step), true);
         }

@@ -4,7 +4,7 @@ use super::{Outcome, Workload};
 use crate::world::End;
 use rand::Rng;
 use rok_blk::error::ErrorKind;
-use rok_blk::pool::{Checkpoint, Removals};
+use rok_blk::pool::{Checkpoint, Effort, Removals};
 use rok_blk::units::BLOCK_SIZE_U64;
 
 /// Checkpoints after which what lives no more is gone.
@@ -14,6 +14,10 @@ impl Workload {
     /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
     pub(super) fn finish(mut self) -> Outcome {
         self.reopen_cleanly();
+        if !self.world.leaked.is_empty() {
+            self.repair_everything();
+            self.reopen_cleanly();
+        }
         self.verify_snapshots();
         self.remove_what_was_forecast();
         self.remove_a_volume();
@@ -41,7 +45,8 @@ impl Workload {
         let chosen: Vec<_> = chosen.into_iter().filter(|_| self.world.random.random_bool(0.5)).collect();
         let removals = Removals { snapshots: chosen.iter().copied().collect(), ..Removals::default() };
         let pool = self.life().pool.clone();
-        let forecast = pool.would_free(&removals).expect("nothing is being reclaimed");
+        let forecast = pool.would_free(&removals, &mut Effort::whatever_it_takes(&|| false));
+        let forecast = forecast.expect("nothing is being reclaimed").expect("it looks at all leaves");
         let before = pool.status().used_bytes;
         for id in chosen {
             self.life().volumes.remove_snapshots(&[id]).expect("nobody reads it");

@@ -49,6 +49,7 @@ impl Workload {
             self.models.iter_mut().for_each(Model::killed);
         }
         self.begin_life(life);
+        self.repair = None;
         for volume in 0..VOLUME_COUNT {
             for block in self.models[volume].touched() {
                 let value = self.read_block(volume, block).unwrap_or_else(|error| {
