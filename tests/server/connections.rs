@@ -47,7 +47,6 @@ fn work(client: &mut NbdClient, number: u64) {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "what a connection takes belongs to what a run shows")]
 fn a_thousand_connections_take_little_and_hold_nobody_up() {
     raise_open_file_limit().expect("the hard limit is allowed");
     let home = Home::new();
