@@ -1,6 +1,6 @@
 //! Where a volume differs from a snapshot: what a client asks that copies only what is new.
 //!
-//! The comparison is that of [`super::diff`], some leaves at a time on a blocking thread.
+//! The comparison is that of [`mod@super::diff`], some leaves at a time on a blocking thread.
 
 use super::diff::{DiffKind, DiffSide, diff};
 use super::mapped::MapRuns;
