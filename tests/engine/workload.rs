@@ -53,6 +53,10 @@ pub struct Workload {
     pending: BTreeMap<u64, Pending>,
     /// Blocks of which a part is being written: the model does not follow another write that meets it.
     exclusive: BTreeSet<(usize, u64)>,
+    /// Groups of blocks that the cleaner was asked to move.
+    groups_cleaned: usize,
+    /// Blocks that a diff told of although nobody but the cleaner wrote them.
+    moved_by_cleaner: BTreeSet<u64>,
     next_cookie: u64,
     next_write: u64,
     next_volume_id: u128,
@@ -91,6 +95,8 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         sizes: Vec::new(),
         pending: BTreeMap::new(),
         exclusive: BTreeSet::new(),
+        groups_cleaned: 0,
+        moved_by_cleaner: BTreeSet::new(),
         next_cookie: 0,
         next_write: 1,
         next_volume_id: 1,
