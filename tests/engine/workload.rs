@@ -53,8 +53,8 @@ pub struct Workload {
     pending: BTreeMap<u64, Pending>,
     /// Blocks of which a part is being written: the model does not follow another write that meets it.
     exclusive: BTreeSet<(usize, u64)>,
-    /// Groups of blocks that the cleaner was asked to move.
-    groups_cleaned: usize,
+    /// Groups of blocks that the cleaner was moving while a snapshot was made.
+    groups_at_gates: usize,
     /// Blocks that a diff told of although nobody but the cleaner wrote them.
     moved_by_cleaner: BTreeSet<u64>,
     next_cookie: u64,
@@ -95,7 +95,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         sizes: Vec::new(),
         pending: BTreeMap::new(),
         exclusive: BTreeSet::new(),
-        groups_cleaned: 0,
+        groups_at_gates: 0,
         moved_by_cleaner: BTreeSet::new(),
         next_cookie: 0,
         next_write: 1,

@@ -30,7 +30,6 @@ impl Workload {
             return;
         }
         for _ in 0..self.world.random.random_range(1..=GROUPS_MAX) {
-            self.groups_cleaned += 1;
             let group = groups[self.world.random.random_range(0..groups.len())];
             let completion = self.completion(Pending::Clean);
             let lane = self.lane();

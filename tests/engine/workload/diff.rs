@@ -132,13 +132,13 @@ impl Workload {
         self.world.counts.diffs += 1;
     }
 
-    /// Whether the cleaner may have moved a block, which is told of as written, although what it holds is the same. It moves no
-    /// more blocks than it was asked to.
+    /// Whether the cleaner may have moved a block behind a snapshot that was made meanwhile: then it is told of as written,
+    /// although what it holds is the same. What it begins later leaves the snapshot's blocks alone.
     fn is_moved(&mut self, kind: Option<DiffKind>, block: u64) -> bool {
         if kind == Some(DiffKind::Rewritten) {
             self.moved_by_cleaner.insert(block);
         }
-        kind == Some(DiffKind::Rewritten) && self.moved_by_cleaner.len() <= self.groups_cleaned * GROUP_BLOCKS
+        kind == Some(DiffKind::Rewritten) && self.moved_by_cleaner.len() <= self.groups_at_gates * GROUP_BLOCKS
     }
 
     fn values_of(&self, side: &Side, block: u64) -> Vec<Value> {

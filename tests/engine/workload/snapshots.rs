@@ -52,6 +52,8 @@ impl Workload {
     /// Holds writes of volumes back until none is under way. Other requests go on meanwhile.
     pub(super) fn freeze(&mut self, ids: &[Uuid]) -> Result<Frozen> {
         let frozen = self.life().volumes.freeze(ids)?;
+        let moves = self.pending.values().filter(|pending| matches!(pending, Pending::Clean));
+        self.groups_at_gates += moves.count();
         while !frozen.is_empty() {
             self.step();
         }
