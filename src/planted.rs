@@ -61,13 +61,17 @@ pub enum Bug {
     MergeCursorIgnored,
     /// A diff leaves out what only the parent of a clone has.
     DiffWithoutParents,
+    /// A change of the superblock leaves one copy as it was.
+    OldSlotsStay,
+    /// A change of the superblock takes what it reads for durable.
+    SuperblockTrustsItsRead,
     /// A repair of leaked space clears what is used around the leaked blocks too.
     RepairTakesAllUsed,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -97,6 +101,8 @@ impl Bug {
         Self::MergeCursorIgnored,
         Self::DiffWithoutParents,
         Self::RepairTakesAllUsed,
+        Self::OldSlotsStay,
+        Self::SuperblockTrustsItsRead,
     ];
 }
 

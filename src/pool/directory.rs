@@ -139,9 +139,9 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
     check_options(options)?;
     let (file, devices) = lock(directory)?;
     let master = Arc::new(credential::unlock(directory, &file, options.credential.as_ref())?);
-    check_devices(&devices, &file.superblock, &master)?;
+    check_devices(&devices, file.superblock(), &master)?;
     file.repair(&master);
-    let records = file.superblock.devices.clone();
+    let records = file.superblock().devices.clone();
     let listed = devices
         .iter()
         .zip(&records)
@@ -150,7 +150,7 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
     let size_bytes = devices.first().map_or(0, |device| device.size_bytes());
     let reserve = Arc::new(MetaReserve::of_pool(directory, size_bytes));
     let was_there = reserve.is_there();
-    let parts = (&file.superblock, listed.as_slice(), &master);
+    let parts = (file.superblock(), listed.as_slice(), &master);
     let mut opened = open_locked(directory, options, parts, &reserve);
     // The store goes on by itself only some time after it got space; opened anew it has it at once.
     let is_full = opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace);
@@ -231,21 +231,21 @@ pub fn check_credential(directory: &Path, credential: &Credential) -> Result<()>
 pub fn check(directory: &Path, credential: Option<&Credential>) -> Result<CheckReport> {
     let (file, devices) = lock(directory)?;
     let master = Arc::new(credential::unlock(directory, &file, credential)?);
-    check_devices(&devices, &file.superblock, &master)?;
+    check_devices(&devices, file.superblock(), &master)?;
     let meta = meta_of(directory)?;
     let store = RocksStore::open_read_only(&meta, RocksOptions::default());
     let store = store.map_err(|error| store_error("Opening", &meta, error))?;
-    let shred_key = match file.superblock.suite {
+    let shred_key = match file.superblock().suite {
         Suite::Plain => None,
         Suite::XtsGmac => shred_key_file::open(directory)?,
     };
-    let listed = devices.into_iter().zip(&file.superblock.devices).map(|(device, record)| {
+    let listed = devices.into_iter().zip(&file.superblock().devices).map(|(device, record)| {
         let listed = ListedDevice::new(device, record.block_count * BLOCK_SIZE_U64);
         (Arc::new(listed) as Arc<dyn Device>, record.id)
     });
     super::check(&Parts {
-        id: file.superblock.pool,
-        suite: file.superblock.suite,
+        id: file.superblock().pool,
+        suite: file.superblock().suite,
         master,
         devices: listed.collect(),
         store: Arc::new(store),
@@ -262,11 +262,12 @@ pub fn check(directory: &Path, credential: Option<&Credential>) -> Result<CheckR
 /// # Errors
 /// `NotFound` if there is none, `Unsupported` for a newer version, `Integrity` if its superblock is damaged.
 pub fn describe(directory: &Path) -> Result<PoolDescription> {
-    let SuperblockFile { superblock, format_version, .. } = SuperblockFile::read(directory)?;
-    let devices = superblock.devices.into_iter().map(|device| (device.name, device.block_count * BLOCK_SIZE_U64));
+    let file = SuperblockFile::read(directory)?;
+    let superblock = file.superblock();
+    let devices = superblock.devices.iter().map(|device| (device.name.clone(), device.block_count * BLOCK_SIZE_U64));
     Ok(PoolDescription {
         id: superblock.pool,
-        format_version,
+        format_version: file.format_version(),
         suite: superblock.suite,
         devices: devices.collect(),
         key_slots: superblock.slots.iter().map(key_slots::describe).collect(),
@@ -304,11 +305,11 @@ fn store_error(action: &str, path: &Path, error: crate::meta::MetaError) -> Erro
 /// Locks the pool's devices and reads its superblock, which nobody else changes from then on. What it says is not
 /// verified yet.
 fn lock(directory: &Path) -> Result<(SuperblockFile, Vec<Arc<FileDevice>>)> {
-    let listed = SuperblockFile::read(directory)?.superblock.devices;
+    let listed = SuperblockFile::read(directory)?.superblock().devices.clone();
     let devices = listed.iter().map(|record| open_device(directory, record)).collect::<Result<_>>()?;
     // Read again: until now another process could change it. What was read then could bring a removed key slot back.
     let file = SuperblockFile::read(directory)?;
-    if file.superblock.devices != listed {
+    if file.superblock().devices != listed {
         let message = format!("The devices of the pool at {} were changed at this moment", directory.display());
         return Err(Error::new(ErrorKind::Busy, message).with_hint("Try again"));
     }

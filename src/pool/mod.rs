@@ -31,6 +31,7 @@ mod shred_key;
 mod space;
 mod space_news;
 mod status;
+mod superblock_copies;
 #[cfg(test)]
 mod tests;
 mod trim;
@@ -55,5 +56,6 @@ pub use shared::{LaneShared, Pool, Signals};
 pub use shares::{HeadShares, SpaceShares};
 pub use space::{FreeShape, Space, Stretch};
 pub use status::PoolStatus;
+pub use superblock_copies::SuperblockCopies;
 pub use trim::TrimProgress;
 pub use watermark::{SpaceLevel, Watermarks};

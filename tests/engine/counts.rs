@@ -60,4 +60,6 @@ counts! {
     diffs
     blocks_changed
     leaks_repaired
+    key_changes
+    key_changes_cut_off
 }

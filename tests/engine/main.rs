@@ -103,7 +103,16 @@ fn assert_all_happened(counts: Counts) {
     let Counts { blocks_walked, .. } = counts;
     let Counts { paused, resumed, owners_left, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
-    let Counts { rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
+    let Counts {
+        rollbacks,
+        forecast_blocks,
+        diffs,
+        blocks_changed,
+        leaks_repaired,
+        key_changes,
+        key_changes_cut_off,
+        ..
+    } = counts;
     let happened = [
         snapshots,
         snapshots_removed,
@@ -115,6 +124,8 @@ fn assert_all_happened(counts: Counts) {
         diffs,
         blocks_changed,
         leaks_repaired,
+        key_changes,
+        key_changes_cut_off,
         kills,
         power_losses,
         crashes_in_recovery,

@@ -4,6 +4,7 @@ mod cleaning;
 mod diff;
 mod ending;
 mod faults;
+mod key_slots;
 mod leaks;
 mod lives;
 mod mapped;
@@ -135,7 +136,8 @@ impl Workload {
         let kind = self.world.random.random_range(0..1000_u64);
         self.world.trace.update(&kind.to_le_bytes());
         match kind {
-            0..350 => self.write(),
+            0..345 => self.write(),
+            345..350 => self.change_key_slots(),
             350..420 => self.write_partial(),
             420..650 => self.read(),
             650..720 => self.remove(),

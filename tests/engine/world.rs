@@ -1,6 +1,8 @@
 //! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
+mod crashing;
 mod growth;
+mod key_slots;
 mod pausing;
 mod signals;
 mod sizes;
@@ -10,18 +12,18 @@ use crate::counts::Counts;
 use crate::reserve::SimReserve;
 use async_executor::LocalExecutor;
 use growth::{Growth, ListedDevice};
+use key_slots::KeySlots;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
-use rok_blk::disk::{CrashMode, Device, OpKind, SimCounters, SimDevice, SimDisk};
+use rok_blk::disk::{Device, OpKind, SimCounters, SimDevice, SimDisk};
 use rok_blk::error::{Error, ErrorKind, IoError};
-use rok_blk::format::record::RecordHead;
 use rok_blk::format::shred_key;
 use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
 use rok_blk::pool::{
     CheckReport, Checkpoint, Difference, DifferenceKind, Limits, Parts, Pool, Progress, Signals, Watermarks,
 };
-use rok_blk::units::{Address, AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
+use rok_blk::units::{Address, AddressRun, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use signals::{SimBlocking, SimSignals};
 pub use sizes::device_bytes;
@@ -82,6 +84,7 @@ pub struct World {
     pub reserve: Option<Arc<SimReserve>>,
     /// The file of the shred key.
     pub shred_key: SimDevice,
+    pub key_slots: KeySlots,
     pub pool_id: Uuid,
     pub master: Arc<MasterKey>,
     pub suite: Suite,
@@ -112,8 +115,10 @@ impl World {
             reclaimed_per_checkpoint: random.random_range(1..12),
         };
         let store = Arc::new(MemoryStore::new());
+        let pool_id = Uuid::from_u64_pair(seed, 1);
+        let master = Arc::new(MasterKey::from_bytes([7; 32]));
         let sizes = (0..).zip(device_bytes);
-        let world = Self {
+        let mut world = Self {
             reserve: random.random_bool(0.5).then(|| SimReserve::new(&store)),
             devices: sizes.map(|(index, bytes): (u64, _)| SimDevice::new(&format!("sim-{index}"), *bytes)).collect(),
             listed: device_bytes.to_vec(),
@@ -125,8 +130,9 @@ impl World {
             trace: blake3::Hasher::new(),
             limits,
             shred_key: SimDevice::new("shred-key", shred_key::FILE_BYTES),
-            pool_id: Uuid::from_u64_pair(seed, 1),
-            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            key_slots: KeySlots::new(seed, suite, &pool_id, Arc::clone(&master)),
+            pool_id,
+            master,
             suite,
             random,
         };
@@ -137,6 +143,7 @@ impl World {
         world.shred_key.reseed(seed ^ 0x5a17);
         let parts = world.parts(1, false, &world.listed_devices(&world.devices), &world.shred_key);
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
+        world.change_key_slots_offline();
         world
     }
 
@@ -170,6 +177,7 @@ impl World {
 
     /// Opens the pool with a random number of lanes.
     pub fn open(&mut self) -> Result<Life, Error> {
+        self.key_slots.open();
         let lane_count = self.random.random_range(1..4);
         let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
@@ -329,48 +337,6 @@ impl World {
         life.checkpoint.is_none() && Checkpoint::begin(Arc::clone(&life.pool)).run().is_ok()
     }
 
-    /// Ends a life in the middle of whatever it does.
-    pub fn crash(&mut self, life: Option<Life>, end: End) {
-        if let Some(life) = &life {
-            self.counts.moved_blocks += life.pool.cleaning_status().moved;
-            self.counts.restocked += life.pool.restocked();
-        }
-        if life.as_ref().is_some_and(|life| life.checkpoint.is_some()) {
-            self.counts.crashes_in_checkpoint += 1;
-        }
-        let random = &mut self.random;
-        let mode = match end {
-            End::Kill if random.random_bool(0.5) => CrashMode::Kill,
-            End::Kill => CrashMode::KillBeforeWriteback,
-            End::PowerLoss => CrashMode::PowerLoss,
-        };
-        let spoils = end == End::PowerLoss && random.random_bool(0.2);
-        for device in self.devices.iter().chain([&self.shred_key]) {
-            let unflushed = device.unflushed();
-            device.crash(mode, &mut |below| random.random_range(0..below));
-            if spoils {
-                self.counts.bad_blocks += spoil(device, &unflushed, random);
-            }
-        }
-        // The rest of an adding that the superblock does not know.
-        self.devices.truncate(self.listed.len());
-        let keep = random.random::<u64>();
-        self.store.fill_after(None);
-        self.store.crash(|unsynced| match end {
-            End::Kill => unsynced,
-            End::PowerLoss => usize::try_from(keep % (unsynced as u64 + 1)).expect("not above a usize"),
-        });
-        match end {
-            End::Kill => self.counts.kills += 1,
-            End::PowerLoss => self.counts.power_losses += 1,
-        }
-        let SimCounters { reads, writes, torn_writes, dropped_writes, .. } = self.device_counters();
-        for count in [reads, writes, torn_writes, dropped_writes] {
-            self.trace.update(&count.to_le_bytes());
-        }
-        drop(life);
-    }
-
     /// Checks the pool as it would be found by who opens it now; panics at a difference.
     pub fn check_closed(&self) {
         let report = rok_blk::pool::check(&self.parts(1, false, &self.listed_devices(&self.devices), &self.shred_key));
@@ -478,21 +444,4 @@ fn device_id(pool: Uuid, index: u64) -> Uuid {
 fn filler(seed: u64) -> impl FnMut(&mut [u8]) {
     let mut random = SmallRng::seed_from_u64(seed ^ 0x5a17);
     move |bytes| random.fill(bytes)
-}
-
-/// A sector that was being written when the power went cannot be read any more. Not one of a record: a pool whose log
-/// cannot be followed is refused, and rightly so. Returns how many there are.
-fn spoil(device: &SimDevice, unflushed: &[(u64, Arc<[u8]>)], random: &mut SmallRng) -> u64 {
-    if unflushed.is_empty() {
-        return 0;
-    }
-    let (offset, bytes) = &unflushed[random.random_range(0..unflushed.len())];
-    let record_blocks = RecordHead::decode(bytes).map_or(0, |head| head.block_count);
-    let block_count = bytes.len() / BLOCK_SIZE;
-    if record_blocks >= block_count {
-        return 0;
-    }
-    let block = random.random_range(record_blocks..block_count);
-    device.bad_block(offset / BLOCK_SIZE_U64 + block as u64);
-    1
 }

@@ -96,7 +96,7 @@ enum Secret<'a> {
 
 /// The master key of the pool in `directory`, verified to be the one that wrote `file`.
 pub(super) fn unlock(directory: &Path, file: &SuperblockFile, credential: Option<&Credential>) -> Result<MasterKey> {
-    let superblock = &file.superblock;
+    let superblock = file.superblock();
     let at = directory.display();
     let master = match (superblock.suite, credential) {
         (Suite::XtsGmac, None) => {

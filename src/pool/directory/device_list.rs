@@ -213,13 +213,14 @@ impl DeviceList {
         let file = SuperblockFile::read(&self.directory)?;
         let master = self.pool.keys().master();
         file.verify(master)?;
-        if file.superblock.devices != self.records {
+        if file.superblock().devices != self.records {
             let message = format!("The list of devices in {} was changed by somebody else", self.directory.display());
             return Err(
                 Error::new(ErrorKind::Integrity, message).with_hint("Open the pool again; see rok-blk pool show")
             );
         }
-        if let Err(error) = file.replace(&Superblock { devices: devices.clone(), ..file.superblock.clone() }, master) {
+        if let Err(error) = file.replace(&Superblock { devices: devices.clone(), ..file.superblock().clone() }, master)
+        {
             self.is_uncertain = true;
             return Err(
                 error.with_hint("The pool goes on as it was; whether it has changed shows when it is opened again")

@@ -93,7 +93,7 @@ impl KeySlots {
     pub fn change(&mut self, credential: &Credential, change: &KeyChange, is_dry_run: bool) -> Result<ChangedKeySlot> {
         let _exclusive = self.exclusive.lock();
         let file = SuperblockFile::read(&self.directory)?;
-        let superblock = &file.superblock;
+        let superblock = file.superblock();
         if superblock.suite == Suite::Plain {
             let message = format!("The pool at {} is not encrypted: it has no key to change", self.directory.display());
             return Err(Error::new(ErrorKind::Usage, message).with_hint("Create an encrypted pool with --key-file"));
@@ -139,7 +139,7 @@ impl KeySlots {
 }
 
 fn replace_slots(file: &SuperblockFile, slots: Vec<KeySlotRecord>, master: &MasterKey) -> Result<()> {
-    file.replace(&Superblock { slots, ..file.superblock.clone() }, master)
+    file.replace(&Superblock { slots, ..file.superblock().clone() }, master)
         .map_err(|error| error.with_hint("Look with rok-blk key ls which slots hold now, and repeat the change"))
 }
 

@@ -1,9 +1,10 @@
-//! The file `superblock`: two copies, of which the newest valid one counts.
+//! The file `superblock`, which holds the two copies.
 
-use crate::crypto::{MasterKey, Purpose, StaticMac};
+use super::super::superblock_copies::SuperblockCopies;
+use crate::crypto::{MasterKey, StaticMac};
+use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::FormatError;
-use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
+use crate::format::superblock::Superblock;
 use crate::units::to_usize;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,28 +17,11 @@ pub(super) const FILE_NAME: &str = "superblock";
 pub(super) const NEW_FILE_NAME: &str = "superblock.new";
 /// Size of the file: each copy has 64 KiB, so that no sector or flash page holds both.
 const FILE_BYTES: u64 = 131_072;
-/// Where the version is in a copy, behind the magic.
-const VERSION_BYTES: std::ops::Range<usize> = 8..12;
 
 /// What the file says. The MAC is not verified yet.
 pub(super) struct SuperblockFile {
-    /// The newest valid copy.
-    pub superblock: Superblock,
-    /// Its format version.
-    pub format_version: u32,
-    bytes: Vec<u8>,
-    other: OtherCopy,
+    copies: SuperblockCopies,
     path: PathBuf,
-}
-
-/// How the copy that does not count is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OtherCopy {
-    /// It says the same.
-    Same,
-    /// It is from before a change that was interrupted.
-    Behind,
-    Damaged(FormatError),
 }
 
 impl SuperblockFile {
@@ -45,43 +29,21 @@ impl SuperblockFile {
     ///
     /// # Errors
     /// `NotFound` if there is no file, `Unsupported` for a newer version, `Integrity` if no copy is valid or they
-    /// are of two pools, else the system's.
+    /// are of two pools, else the system's at opening it.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(FILE_NAME);
         let file = File::open(&path).map_err(|source| missing(directory, &path, source))?;
-        let mut newest: Option<(Superblock, Vec<u8>)> = None;
-        let mut other = OtherCopy::Same;
-        for offset in SUPERBLOCK_OFFSETS {
-            let bytes = read_copy(&file, offset).map_err(|source| Error::from_io("Reading", &path, source))?;
-            let found = match Superblock::decode(&bytes) {
-                Ok(found) => found,
-                Err(FormatError::NewerVersion(version)) => return Err(newer(directory, version)),
-                Err(error) => {
-                    other = OtherCopy::Damaged(error);
-                    continue;
-                }
-            };
-            if let Some((newest, _)) = &newest {
-                if newest.pool != found.pool {
-                    let message = format!("The two copies in {} are of different pools", path.display());
-                    return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it from a backup"));
-                }
-                if *newest != (Superblock { generation: newest.generation, ..found.clone() }) {
-                    other = OtherCopy::Behind;
-                }
-            }
-            if newest.as_ref().is_none_or(|(newest, _)| newest.generation < found.generation) {
-                newest = Some((found, bytes));
-            }
-        }
-        let Some((superblock, bytes)) = newest else {
-            let reason = if let OtherCopy::Damaged(error) = other { format!(": {error}") } else { String::new() };
-            let message = format!("Both copies in {} are damaged{reason}", path.display());
-            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"));
-        };
-        let mut version = [0; 4];
-        version.copy_from_slice(&bytes[VERSION_BYTES]);
-        Ok(Self { superblock, format_version: u32::from_le_bytes(version), bytes, other, path })
+        Ok(Self { copies: SuperblockCopies::read(&OpenFile::new(&path, file))?, path })
+    }
+
+    /// The newest valid copy.
+    pub const fn superblock(&self) -> &Superblock {
+        &self.copies.superblock
+    }
+
+    /// The format version of that copy.
+    pub const fn format_version(&self) -> u32 {
+        self.copies.format_version
     }
 
     /// Checks that who knows the master key wrote the copy that counts.
@@ -89,55 +51,45 @@ impl SuperblockFile {
     /// # Errors
     /// `Integrity` if not.
     pub fn verify(&self, master: &MasterKey) -> Result<()> {
-        if verify(&self.bytes, &master.static_mac(Purpose::Superblock)) {
+        if self.copies.is_of(master) {
             return Ok(());
         }
         let message = format!("{} was changed by somebody without the pool's key", self.path.display());
         Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"))
     }
 
-    /// Writes the other copy anew, if it is damaged or from before an interrupted change: else a later damage of this
-    /// copy would bring key slots back that were removed. The pool can be used also where this fails, so that a failure
-    /// is only told in the log. Call it after [`Self::verify`], with the pool's devices locked since before the read.
+    /// Writes the other copy anew, if it is damaged or from before an interrupted change. The pool can be used also where
+    /// this fails, so that a failure is only told in the log. Call it after [`Self::verify`], with the pool's devices
+    /// locked since before the read.
     pub fn repair(&self, master: &MasterKey) {
-        let reason = match self.other {
-            OtherCopy::Same => return,
-            OtherCopy::Behind => "it is from before a change that was interrupted".to_owned(),
-            OtherCopy::Damaged(error) => error.to_string(),
-        };
-        // The other copy is the next generation's place.
-        let (offset, bytes) =
-            later(&self.superblock, self.superblock.generation + 1).encode(&master.static_mac(Purpose::Superblock));
+        let Some(reason) = self.copies.damage() else { return };
         let path = self.path.display();
-        match write_copy(&self.path, offset, &bytes) {
+        match self.open_for_writing().and_then(|file| self.copies.repair(&file, master)) {
             Ok(()) => tracing::warn!(%path, reason, "one copy of the superblock was written anew"),
             Err(error) => tracing::warn!(%path, reason, %error, "one copy of the superblock cannot be written anew"),
         }
     }
 
-    /// Puts `new`, whatever its generation, in the place of what there is, in both copies, one after the other, each
-    /// durable before the next step: a crash leaves what was there or what is new. Afterwards no copy is of before. Call
-    /// it after [`Self::verify`], with the pool's devices locked since before the read.
+    /// Puts `new`, whatever its generation, in the place of what there is, in both copies. Call it after
+    /// [`Self::verify`], with the pool's devices locked since before the read.
     ///
     /// # Errors
     /// The system's. What is new may hold already, and what was there may be in one copy still.
     pub fn replace(&self, new: &Superblock, master: &MasterKey) -> Result<()> {
-        for (offset, bytes) in self.copies_of(new, master) {
-            write_copy(&self.path, offset, &bytes).map_err(|source| Error::from_io("Writing", &self.path, source))?;
-        }
-        Ok(())
+        self.open_for_writing()
+            .and_then(|file| self.copies.replace(&file, new, master))
+            .map_err(|source| Error::from_io("Writing", &self.path, source))
     }
 
-    /// Place and bytes of the copies of `new`, in the order in which they are written: first the one that does not count,
-    /// so that one valid copy is there at any time.
-    pub(super) fn copies_of(&self, new: &Superblock, master: &MasterKey) -> [(u64, Vec<u8>); 2] {
-        let mac = master.static_mac(Purpose::Superblock);
-        [1, 2].map(|changes| later(new, self.superblock.generation + changes).encode(&mac))
+    /// The copies of `new` as they are written, for tests that cut that off.
+    #[cfg(test)]
+    pub fn copies_of(&self, new: &Superblock, master: &MasterKey) -> [(u64, Vec<u8>); 2] {
+        self.copies.copies_of(new, master)
     }
-}
 
-fn later(superblock: &Superblock, generation: u64) -> Superblock {
-    Superblock { generation, ..superblock.clone() }
+    fn open_for_writing(&self) -> io::Result<OpenFile> {
+        Ok(OpenFile::new(&self.path, OpenOptions::new().read(true).write(true).open(&self.path)?))
+    }
 }
 
 /// Writes the first two copies and gives the file its name at last: it is there whole or not at all.
@@ -146,36 +98,49 @@ fn later(superblock: &Superblock, generation: u64) -> Superblock {
 /// The system's. The caller removes what is left.
 pub(super) fn create(directory: &Path, first: &Superblock, mac: &StaticMac) -> Result<()> {
     let (path, target) = (directory.join(NEW_FILE_NAME), directory.join(FILE_NAME));
-    let second = Superblock { generation: first.generation + 1, ..first.clone() };
     let write = || -> io::Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         // Written, not only set: a later write to it needs no space.
         file.write_all_at(&vec![0; to_usize(FILE_BYTES)], 0)?;
-        for copy in [first, &second] {
-            let (offset, bytes) = copy.encode(mac);
-            file.write_all_at(&bytes, offset)?;
-        }
-        file.sync_all()?;
+        SuperblockCopies::create(&OpenFile::new(&path, file), first, mac)?;
         fs::rename(&path, &target)?;
         super::sync_directory_of(&target)
     };
     write().map_err(|source| Error::from_io("Writing", &target, source))
 }
 
-/// A copy, or what is there of it.
-fn read_copy(file: &File, offset: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; SUPERBLOCK_BYTES];
-    match file.read_exact_at(&mut bytes, offset) {
-        Ok(()) => Ok(bytes),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
-        Err(error) => Err(error),
+/// The file through the page cache, as long as a change takes: the descriptor that wrote sees the failure of its flush.
+struct OpenFile {
+    name: String,
+    file: File,
+}
+
+impl OpenFile {
+    fn new(path: &Path, file: File) -> Self {
+        Self { name: path.display().to_string(), file }
     }
 }
 
-fn write_copy(path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    file.write_all_at(bytes, offset)?;
-    file.sync_all()
+impl Device for OpenFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn size_bytes(&self) -> u64 {
+        FILE_BYTES
+    }
+
+    fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(target, offset_bytes)
+    }
+
+    fn write_at(&self, offset_bytes: u64, source: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(source, offset_bytes)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
 }
 
 fn missing(directory: &Path, path: &Path, source: io::Error) -> Error {
@@ -185,13 +150,4 @@ fn missing(directory: &Path, path: &Path, source: io::Error) -> Error {
     Error::new(ErrorKind::NotFound, format!("There is no pool at {}: it has no superblock", directory.display()))
         .with_hint("Make one with `rok-blk pool create`")
         .with_source(source)
-}
-
-fn newer(directory: &Path, version: u32) -> Error {
-    let known = crate::format::FORMAT_VERSION;
-    let message = format!(
-        "The pool at {} has format version {version}, and this rok-blk knows versions up to {known}",
-        directory.display()
-    );
-    Error::new(ErrorKind::Unsupported, message).with_hint("Open it with the newer rok-blk; nothing was changed")
 }

@@ -42,7 +42,7 @@ impl Place {
 
     fn list_after(&self, opened: &OpenPool, devices: Vec<DeviceRecord>) -> [(u64, Vec<u8>); 2] {
         let file = SuperblockFile::read(&self.pool()).expect("a valid copy");
-        let new = Superblock { devices, ..file.superblock.clone() };
+        let new = Superblock { devices, ..file.superblock().clone() };
         file.copies_of(&new, opened.pool.keys().master())
     }
 
@@ -230,7 +230,7 @@ fn crash_behind_each_step_of_adding_leaves_the_old_pool_or_the_new_one() {
     // The joined device keeps up with checkpoints while it is not listed.
     (0..3).for_each(|_| crate::pool::Checkpoint::begin(Arc::clone(&opened.pool)).run().expect("healthy"));
 
-    let mut devices = SuperblockFile::read(&place.pool()).expect("valid").superblock.devices;
+    let mut devices = SuperblockFile::read(&place.pool()).expect("valid").superblock().devices.clone();
     devices.push(DeviceRecord { id, block_count: SIZE_BYTES / BLOCK_SIZE_U64, name: "data-1".into() });
     let copies = place.list_after(&opened, devices);
     for (offset, bytes) in &copies {

@@ -55,7 +55,7 @@ impl Place {
     }
 
     fn slot(&self, index: u8) -> KeySlotRecord {
-        let slots = SuperblockFile::read(&self.pool()).expect("a valid copy").superblock.slots;
+        let slots = SuperblockFile::read(&self.pool()).expect("a valid copy").superblock().slots.clone();
         slots.into_iter().find(|slot| slot.index == index).expect("in use")
     }
 
@@ -299,8 +299,8 @@ impl Rotation {
         let new = place.key_file("new");
         let file = SuperblockFile::read(&place.pool()).expect("a pool");
         let master = credential::unlock(&place.pool(), &file, Some(&place.first_key())).expect("the key");
-        let slots = vec![new.wrap(&master, &file.superblock.pool, 0).expect("readable")];
-        let copies = file.copies_of(&Superblock { slots, ..file.superblock.clone() }, &master);
+        let slots = vec![new.wrap(&master, &file.superblock().pool, 0).expect("readable")];
+        let copies = file.copies_of(&Superblock { slots, ..file.superblock().clone() }, &master);
         let before = place.superblock_bytes();
         Self { place, old_slot, new, copies, before }
     }

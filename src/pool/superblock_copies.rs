@@ -1,0 +1,192 @@
+//! The two copies of the superblock, of which the newest valid one counts.
+//!
+//! Invariant: of what was acknowledged, one copy is whole and durable at any time. A copy is written only while the other
+//! one is durable; that it can be read does not show that, since what a failed flush left behind is read as well.
+
+use crate::crypto::{MasterKey, Purpose, StaticMac};
+use crate::disk::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::FormatError;
+use crate::format::superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, verify};
+use crate::planted::{Bug, is_planted};
+use std::fmt;
+use std::io;
+
+/// Where the version is in a copy, behind the magic.
+const VERSION_BYTES: std::ops::Range<usize> = 8..12;
+
+/// What both copies say. The MAC is not verified yet.
+pub struct SuperblockCopies {
+    /// The copy that counts.
+    pub superblock: Superblock,
+    /// Its format version.
+    pub format_version: u32,
+    /// The bytes of the copy that counts.
+    bytes: Vec<u8>,
+    other: OtherCopy,
+}
+
+/// How the copy that does not count is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OtherCopy {
+    /// It says the same.
+    Same,
+    /// It is from before a change that was interrupted.
+    Behind,
+    Damaged(FormatError),
+    Unreadable(io::ErrorKind),
+}
+
+impl fmt::Display for OtherCopy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Same => formatter.write_str("it is right"),
+            Self::Behind => formatter.write_str("it is from before a change that was interrupted"),
+            Self::Damaged(error) => error.fmt(formatter),
+            Self::Unreadable(error) => write!(formatter, "it cannot be read: {error}"),
+        }
+    }
+}
+
+impl SuperblockCopies {
+    /// Writes the first two copies.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn create(device: &dyn Device, first: &Superblock, mac: &StaticMac) -> io::Result<()> {
+        for superblock in [first, &later(first, first.generation + 1)] {
+            let (offset, bytes) = superblock.encode(mac);
+            device.write_at(offset, &bytes)?;
+        }
+        device.flush()
+    }
+
+    /// Reads both copies; one that cannot be read is like a damaged one.
+    ///
+    /// # Errors
+    /// `Unsupported` for a newer version, `Integrity` if no copy is valid or they are of two pools.
+    pub fn read(device: &dyn Device) -> Result<Self> {
+        let mut newest: Option<(Superblock, Vec<u8>)> = None;
+        let mut other = OtherCopy::Same;
+        for offset in SUPERBLOCK_OFFSETS {
+            let bytes = match read_copy(device, offset) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    other = OtherCopy::Unreadable(error.kind());
+                    continue;
+                }
+            };
+            let found = match Superblock::decode(&bytes) {
+                Ok(found) => found,
+                Err(FormatError::NewerVersion(version)) => return Err(newer(device, version)),
+                Err(error) => {
+                    other = OtherCopy::Damaged(error);
+                    continue;
+                }
+            };
+            if let Some((newest, _)) = &newest {
+                if newest.pool != found.pool {
+                    let message = format!("The two copies in {} are of different pools", device.name());
+                    return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore it from a backup"));
+                }
+                if *newest != later(&found, newest.generation) {
+                    other = OtherCopy::Behind;
+                }
+            }
+            if newest.as_ref().is_none_or(|(newest, _)| newest.generation < found.generation) {
+                newest = Some((found, bytes));
+            }
+        }
+        let Some((superblock, bytes)) = newest else {
+            let message = format!("Both copies in {} are damaged: {other}", device.name());
+            return Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"));
+        };
+        let mut version = [0; 4];
+        version.copy_from_slice(&bytes[VERSION_BYTES]);
+        Ok(Self { superblock, format_version: u32::from_le_bytes(version), bytes, other })
+    }
+
+    /// Whether who knows the master key wrote the copy that counts.
+    #[must_use]
+    pub fn is_of(&self, master: &MasterKey) -> bool {
+        verify(&self.bytes, &master.static_mac(Purpose::Superblock))
+    }
+
+    /// Why [`Self::repair`] is needed, if it is.
+    #[must_use]
+    pub fn damage(&self) -> Option<String> {
+        (self.other != OtherCopy::Same).then(|| self.other.to_string())
+    }
+
+    /// Writes the other copy anew: else a later damage of this copy would bring key slots back that were removed.
+    ///
+    /// # Errors
+    /// The device's. The copy that counts is as it was.
+    pub fn repair(&self, device: &dyn Device, master: &MasterKey) -> io::Result<()> {
+        self.settle(device)?;
+        // The other copy is the next generation's place.
+        let (offset, bytes) =
+            later(&self.superblock, self.superblock.generation + 1).encode(&master.static_mac(Purpose::Superblock));
+        write_copy(device, offset, &bytes)
+    }
+
+    /// Puts `new`, whatever its generation, in the place of what there is, in both copies, one after the other, each
+    /// durable before the next step: a crash leaves what was there or what is new. Afterwards no copy is of before.
+    ///
+    /// # Errors
+    /// The device's. What is new may hold already, and what was there may be in one copy still.
+    pub fn replace(&self, device: &dyn Device, new: &Superblock, master: &MasterKey) -> io::Result<()> {
+        self.settle(device)?;
+        for (offset, bytes) in self.copies_of(new, master) {
+            write_copy(device, offset, &bytes)?;
+            if is_planted(Bug::OldSlotsStay) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the copy that counts durable, for the case that a flush failed when it was written. If this is cut off, either
+    /// it was durable, and its bytes stay what they are, or the other copy is.
+    fn settle(&self, device: &dyn Device) -> io::Result<()> {
+        if is_planted(Bug::SuperblockTrustsItsRead) {
+            return Ok(());
+        }
+        let [even, odd] = SUPERBLOCK_OFFSETS;
+        let offset = if self.superblock.generation.is_multiple_of(2) { even } else { odd };
+        write_copy(device, offset, &self.bytes)
+    }
+
+    /// Place and bytes of the copies of `new`, in the order in which they are written: first the one that does not count,
+    /// so that one valid copy is there at any time.
+    pub(super) fn copies_of(&self, new: &Superblock, master: &MasterKey) -> [(u64, Vec<u8>); 2] {
+        let mac = master.static_mac(Purpose::Superblock);
+        [1, 2].map(|changes| later(new, self.superblock.generation + changes).encode(&mac))
+    }
+}
+
+fn later(superblock: &Superblock, generation: u64) -> Superblock {
+    Superblock { generation, ..superblock.clone() }
+}
+
+/// A copy, or what is there of it.
+fn read_copy(device: &dyn Device, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; SUPERBLOCK_BYTES];
+    match device.read_at(offset, &mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn write_copy(device: &dyn Device, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    device.write_at(offset, bytes)?;
+    device.flush()
+}
+
+fn newer(device: &dyn Device, version: u32) -> Error {
+    let known = crate::format::FORMAT_VERSION;
+    let message =
+        format!("{} has format version {version}, and this rok-blk knows versions up to {known}", device.name());
+    Error::new(ErrorKind::Unsupported, message).with_hint("Open the pool with the newer rok-blk; nothing was changed")
+}
