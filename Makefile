@@ -13,7 +13,7 @@ POOL_SIZE ?=
 # Options of the command `bench`; see `rok-blk bench --help`.
 BENCH ?=
 
-.PHONY: help run test bench compare kernel uninstall-data
+.PHONY: help run test fuzz bench compare kernel uninstall-data
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,10 @@ run: ## Install what is missing, build, and serve an encrypted volume over NBD u
 test: ## Install what is missing, build, and run every test that needs no kernel of its own
 	@deploy/install-deps.sh build test
 	@.ci/count-tests tests/run.sh
+
+fuzz: ## Feed the NBD code with mutated input, 20 s each target (FUZZ_SECONDS=600)
+	@deploy/install-deps.sh build ci
+	@tests/fuzz.sh
 
 bench: ## Measure the engine beside a raw io_uring loop (twelve minutes and 12 GiB; BENCH='--group targets' takes five)
 	@deploy/install-deps.sh build

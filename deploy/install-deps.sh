@@ -10,6 +10,8 @@ set -euo pipefail
 
 # The licence and dependency check of CI; pinned so that a new release cannot turn CI red.
 readonly CARGO_DENY_VERSION=0.20.2
+# It builds and runs the fuzz targets.
+readonly CARGO_FUZZ_VERSION=0.13.2
 
 # One need a line: its Debian and Ubuntu package, then how to see that it is there.
 #   command NAME   a program on the path          file GLOB...   a file; any of the globs
@@ -164,12 +166,13 @@ check_rust() {
     fi
 }
 
-install_cargo_deny() {
+# install_cargo_command NAME VERSION
+install_cargo_command() {
     local installed
-    installed=$(cargo deny --version 2>/dev/null || true)
-    [ "$installed" != "cargo-deny $CARGO_DENY_VERSION" ] || return 0
-    say "building cargo-deny $CARGO_DENY_VERSION (once, some minutes)"
-    cargo install --quiet --locked "cargo-deny@$CARGO_DENY_VERSION"
+    installed=$(cargo "$1" --version 2>/dev/null || true)
+    [ "$installed" != "cargo-$1 $2" ] || return 0
+    say "building cargo-$1 $2 (once, some minutes)"
+    cargo install --quiet --locked "cargo-$1@$2"
 }
 
 main() {
@@ -195,7 +198,10 @@ main() {
     for group in "$@"; do
         case $group in
         build) check_rust ;;
-        ci) install_cargo_deny ;;
+        ci)
+            install_cargo_command deny "$CARGO_DENY_VERSION"
+            install_cargo_command fuzz "$CARGO_FUZZ_VERSION"
+            ;;
         esac
     done
 }
