@@ -43,12 +43,16 @@ impl StoredLeaves<'_> {
     /// # Errors
     /// The store's failure, or [`ErrorKind::Integrity`] if the leaf is damaged.
     pub fn resolve(&self, lineage: &Lineage, leaf: LeafIndex) -> Result<Leaf> {
-        for (tree, epoch) in &lineage.0 {
-            if let Some(stored) = self.newest(*tree, *epoch, leaf)? {
-                return Ok(stored.leaf);
-            }
+        if let [(tree, epoch)] = lineage.0[..] {
+            return Ok(self.newest(tree, epoch, leaf)?.map(|stored| stored.leaf).unwrap_or_default());
         }
-        Ok(Leaf::default())
+        let mut places = lineage.0.iter().map(|(tree, epoch)| {
+            let prefix = key::leaf_prefix(*tree, leaf);
+            (prefix, key::leaf(*tree, leaf, *epoch))
+        });
+        let found = self.store.seek_first(Table::Leaves, &mut places).map_err(store_error)?;
+        let Some((found_key, value)) = found else { return Ok(Leaf::default()) };
+        Ok(self.open_found((&found_key, &value), leaf)?.leaf)
     }
 
     /// The leaf that `epoch` of one tree sees, without its parents.
@@ -59,10 +63,13 @@ impl StoredLeaves<'_> {
         let prefix = key::leaf_prefix(tree, leaf);
         let from = key::leaf(tree, leaf, epoch);
         let found = self.store.seek(Table::Leaves, &prefix, &from).map_err(store_error)?;
-        let Some((found_key, value)) = found else { return Ok(None) };
-        let (_, _, found_epoch) =
-            key::parse_leaf(&found_key).map_err(|error| damaged(tree, leaf, &error.to_string()))?;
-        self.open(&found_key, found_epoch, &value).map(Some).map_err(|reason| damaged(tree, leaf, &reason))
+        found.map(|(found_key, value)| self.open_found((&found_key, &value), leaf)).transpose()
+    }
+
+    fn open_found(&self, (found_key, value): (&[u8], &[u8]), leaf: LeafIndex) -> Result<StoredLeaf> {
+        let (tree, _, epoch) =
+            key::parse_leaf(found_key).map_err(|error| damaged(TreeId::new(0), leaf, &error.to_string()))?;
+        self.open(found_key, epoch, value).map_err(|reason| damaged(tree, leaf, &reason))
     }
 
     /// The epoch of the leaf that `epoch` of one tree sees, without its parents and without opening it.

@@ -185,6 +185,20 @@ fn check_leaf_seek(store: &dyn MetaStore) {
     assert_eq!(newest(1, 9, 9), None);
     assert_eq!(newest(u64::MAX, u64::MAX, u64::MAX), Some(leaf_key(u64::MAX, u64::MAX, u64::MAX)));
     assert_eq!(newest(u64::MAX, u64::MAX, 7), Some(leaf_key(u64::MAX, u64::MAX, 0)));
+    let first = |places: &[(u64, u64, u64)]| {
+        let keys = places.iter().map(|(tree, leaf, epoch)| leaf_key(*tree, *leaf, *epoch));
+        let mut places = keys.map(|from| (from[..16].to_vec(), from));
+        let mut again = places.clone();
+        let in_store = store.seek_first(Table::Leaves, &mut places).expect("the store seeks").map(|(key, _)| key);
+        let mut in_view = None;
+        store.view(&mut |view| in_view = view.seek_first(Table::Leaves, &mut again).expect("the view seeks"));
+        assert_eq!(in_store, in_view.map(|(key, _)| key));
+        in_store
+    };
+    assert_eq!(first(&[(3, 7, 9), (1, 6, 9), (1, 7, 1), (1, 7, 4), (1, 8, 9)]), Some(leaf_key(1, 7, 2)));
+    assert_eq!(first(&[(u64::MAX, u64::MAX, 7), (1, 7, 9)]), Some(leaf_key(u64::MAX, u64::MAX, 0)));
+    assert_eq!(first(&[(3, 7, 9), (1, 9, 9), (2, 8, 9)]), None);
+    assert_eq!(first(&[]), None);
     // A prefix that is shorter or longer than the filter's.
     let tree = 1_u64.to_be_bytes();
     assert_eq!(seek(store, Table::Leaves, &tree, &leaf_key(1, 7, 1)).map(|(key, _)| key), Some(leaf_key(1, 8, 1)));

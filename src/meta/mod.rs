@@ -102,6 +102,24 @@ pub trait MetaRead: Send + Sync {
     /// The store's failure.
     fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError>;
 
+    /// What [`Self::seek`] finds at the first of several places that has something: each is a prefix and where to begin.
+    ///
+    /// # Errors
+    /// The store's failure.
+    fn seek_first(
+        &self,
+        table: Table,
+        places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<Option<KeyValue>, MetaError> {
+        for (prefix, from) in places {
+            let found = self.seek(table, &prefix, &from)?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
     /// At most `limit` keys at or behind `from` and before `end` (an empty `end` is none), in order, with values.
     ///
     /// # Errors

@@ -76,6 +76,14 @@ impl MetaRead for ReservedStore {
         self.store.seek(table, prefix, from)
     }
 
+    fn seek_first(
+        &self,
+        table: Table,
+        places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<Option<KeyValue>, MetaError> {
+        self.store.seek_first(table, places)
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         self.store.scan(table, from, end, limit)
     }

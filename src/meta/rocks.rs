@@ -174,12 +174,15 @@ impl RocksStore {
     }
 
     /// Writes everything to files and merges these.
-    #[cfg(test)]
-    pub(crate) fn compact(&self) {
+    ///
+    /// # Errors
+    /// If writing fails.
+    pub fn compact(&self) -> Result<(), MetaError> {
         for table in Table::ALL {
-            self.database.flush_cf(self.family(table)).expect("there is space");
+            self.database.flush_cf(self.family(table)).map_err(|error| failure(&error))?;
             self.database.compact_range_cf(self.family(table), None::<&[u8]>, None::<&[u8]>);
         }
+        Ok(())
     }
 
     fn family(&self, table: Table) -> &ColumnFamily {
@@ -243,6 +246,17 @@ impl MetaRead for RocksStore {
         found_by_seek(collect(iterator, from, 1), prefix)
     }
 
+    fn seek_first(
+        &self,
+        table: Table,
+        places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<Option<KeyValue>, MetaError> {
+        seek_one_after_the_other(
+            self.database.raw_iterator_cf_opt(self.family(table), many_seeks_options(table)),
+            places,
+        )
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         let Some(options) = scan_options(from, end, limit) else { return Ok(Vec::new()) };
         collect(self.database.raw_iterator_cf_opt(self.family(table), options), from, limit)
@@ -265,6 +279,17 @@ impl MetaRead for RocksView<'_> {
         found_by_seek(collect(iterator, from, 1), prefix)
     }
 
+    fn seek_first(
+        &self,
+        table: Table,
+        places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    ) -> Result<Option<KeyValue>, MetaError> {
+        seek_one_after_the_other(
+            self.snapshot.raw_iterator_cf_opt(self.store.family(table), many_seeks_options(table)),
+            places,
+        )
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         let Some(options) = scan_options(from, end, limit) else { return Ok(Vec::new()) };
         collect(self.snapshot.raw_iterator_cf_opt(self.store.family(table), options), from, limit)
@@ -281,6 +306,32 @@ fn seek_options(table: Table, prefix: &[u8]) -> ReadOptions {
         options.set_iterate_upper_bound(end);
     }
     options
+}
+
+/// Of an iterator for places with different prefixes, whole ones in the table that has a filter for them.
+fn many_seeks_options(table: Table) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_total_order_seek(table != Table::Leaves);
+    options.set_prefix_same_as_start(table == Table::Leaves);
+    options
+}
+
+/// To make an iterator takes longer than a seek that the filter answers.
+fn seek_one_after_the_other(
+    mut iterator: DBRawIterator<'_>,
+    places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+) -> Result<Option<KeyValue>, MetaError> {
+    for (prefix, from) in places {
+        iterator.seek(&from);
+        if let Some((found, value)) = iterator.item() {
+            if found.starts_with(&prefix) {
+                return Ok(Some((found.to_vec(), value.to_vec())));
+            }
+        } else {
+            iterator.status().map_err(|error| failure(&error))?;
+        }
+    }
+    Ok(None)
 }
 
 fn found_by_seek(found: Result<Vec<KeyValue>, MetaError>, prefix: &[u8]) -> Result<Option<KeyValue>, MetaError> {

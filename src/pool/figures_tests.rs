@@ -113,7 +113,7 @@ fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
     let (memory, leaves) = pool.leaves().size();
     assert_eq!(leaves, MAPPED_BLOCKS / LEAF_ENTRIES_U64, "all of it is cached");
     drop(pool);
-    scene.store.compact();
+    scene.store.compact().expect("there is space");
     let on_disk = scene.store.size_bytes();
     drop(scene.directory);
     (per_block(memory), per_block(on_disk))
