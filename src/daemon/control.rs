@@ -311,7 +311,8 @@ impl Control {
             api: ApiVersion::V1,
             kind: Kind::Space,
             capacity_bytes: pool.capacity_bytes,
-            used_bytes: pool.used_bytes,
+            // As of the same checkpoint as what it is divided into below.
+            used_bytes: shares.used_count * crate::units::BLOCK_SIZE_U64,
             free_bytes: pool.free_bytes,
             quarantined_bytes: pool.quarantined_bytes,
             reserve_bytes: pool.reserve_bytes,

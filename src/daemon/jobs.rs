@@ -14,7 +14,7 @@ use crate::crypto::SealKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::job::{JobRecord, JobState, JobUnit};
 use crate::format::key;
-use crate::meta::{Durability, MetaError, MetaOp, Table};
+use crate::meta::{MetaError, MetaOp, Table};
 use crate::pool::Pool;
 
 /// Jobs that run at once.
@@ -222,7 +222,7 @@ impl Jobs {
         let mut batch = vec![MetaOp::Put(Table::Catalog, record_key, value)];
         let old: Vec<u64> = jobs.iter().filter(|job| job.is_ended()).skip(ENDED_MAX).map(|job| job.record.id).collect();
         batch.extend(old.iter().map(|id| MetaOp::Delete(Table::Catalog, key::job(*id))));
-        self.pool.store().commit(&batch, Durability::Synced).map_err(|error| store_error("Storing a job", error))?;
+        self.pool.commit_beside(&batch).map_err(|error| store_error("Storing a job", error))?;
         old.into_iter().for_each(|id| self.table.forget(id));
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::key;
 use crate::format::policy::PolicyRecord;
 use crate::lane::Server;
-use crate::meta::{Durability, MetaError, MetaOp, Table};
+use crate::meta::{MetaError, MetaOp, Table};
 
 /// The policies of an open pool. Changed by one at a time.
 pub(super) struct PolicyTable {
@@ -81,8 +81,7 @@ impl PolicyTable {
     }
 
     fn commit(&self, action: &str, change: MetaOp) -> Result<()> {
-        let stored = self.server.pool().store().commit(&[change], Durability::Synced);
-        stored.map_err(|error| store_error(action, error))
+        self.server.pool().commit_beside(&[change]).map_err(|error| store_error(action, error))
     }
 }
 

@@ -1,9 +1,10 @@
 //! The catalog in memory: volumes, their snapshots, trees and their frozen epochs, and their changes in the metadata store.
 //!
-//! Each change is an [`Edit`], committed before it is visible. It calls the store, so never on a lane.
+//! Each change is planned here and committed by the pool before it is visible; see `turn`.
 //! Invariants: a tree's parent is a frozen epoch that is there; so is what a snapshot names; a frozen epoch is named by one
 //! snapshot at most.
 
+mod change;
 mod edit;
 mod sharing;
 mod snapshots;
@@ -11,6 +12,8 @@ mod store;
 mod structure;
 mod volumes;
 
+pub use change::Change;
+pub(super) use change::KeyChange;
 pub use edit::Edit;
 pub use sharing::Sharer;
 pub use snapshots::{NewClone, NewSnapshot};

@@ -70,20 +70,13 @@ impl Pool {
 
     /// Checks the pool while it is used, and tells what leaked.
     fn look(&self) -> Result<(CheckReport, Leaks)> {
-        // In the order in which checkpoints take them. Nothing is stored until both are given back.
-        let catalog = self.catalog.lock();
-        let stored = self.stored.lock();
-        let mut guards = Some((catalog, stored));
-        let mut result = None;
-        self.store().view(&mut |view| {
-            let Some((catalog, stored)) = guards.take() else { return };
+        let in_memory = |catalog: &Catalog| {
+            let stored = self.stored.lock();
             let memory = InMemory { used: stored.used.clone(), used_count: stored.used_count };
-            let trees = catalog.clone();
             let free = self.used_but_free(&memory);
-            drop((catalog, stored));
-            result = Some(self.check_view(view, &trees, &memory, &free));
-        });
-        result.expect("a store gives its view to who asks for it")
+            (catalog.clone(), memory, free)
+        };
+        self.at_one_instant(in_memory, |(trees, memory, free), view| self.check_view(view, &trees, &memory, &free))
     }
 
     fn check_view(

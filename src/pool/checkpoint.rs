@@ -101,6 +101,12 @@ impl Checkpoint {
         }
     }
 
+    /// Whether the next step may wait for a turn to change the catalog.
+    #[must_use]
+    pub const fn needs_turn(&self) -> bool {
+        matches!(self.phase, Phase::Leaves(_) | Phase::Reclaim | Phase::Owners | Phase::Last)
+    }
+
     /// Does a bounded piece of work. After an error the pool has failed and the checkpoint is over, but for lack
     /// of space in `meta/`: then the same step may be called again later.
     ///
@@ -194,7 +200,11 @@ impl Checkpoint {
             let later = self.owners.split_off(&end);
             groups.push((group_key, std::mem::replace(&mut self.owners, later)));
         }
-        if let Err(error) = self.pool.store_owners(&groups) {
+        // In a turn, as all that is stored: it would be in the way of who holds writes back.
+        let turn = self.pool.take_turn();
+        let stored = self.pool.store_owners(&groups);
+        drop(turn);
+        if let Err(error) = stored {
             // A step without space comes again.
             self.owners.extend(groups.into_iter().flat_map(|(_, group)| group));
             return Err(error);
@@ -204,6 +214,7 @@ impl Checkpoint {
 
     /// The synced batch that makes the checkpoint the one that recovery starts from.
     fn store_last(&mut self) -> Result<Phase> {
+        let turn = self.pool.take_turn();
         let chains = self.positions.iter().zip(0..).map(|((chain, address), lane)| ChainStart {
             session: self.pool.session,
             lane: LaneIndex::new(lane),
@@ -217,6 +228,7 @@ impl Checkpoint {
             chains: chains.collect(),
         };
         let committed = self.pool.store.commit(&[self.put_checkpoint(&record)], Durability::Synced);
+        drop(turn);
         committed.map_err(|error| meta_error("Storing the checkpoint", error))?;
         let mut stored = self.pool.stored.lock();
         stored.checkpoint = self.id;

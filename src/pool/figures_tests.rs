@@ -86,7 +86,7 @@ fn map_bytes_per_block(blocks_in_order: &[u64]) -> (f64, f64) {
     let scene = Scene::new(2 * GIB);
     let pool = scene.open();
     let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(3), "vol", GIB) };
-    let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+    let tree = pool.change_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
     let mut free = Vec::new().into_iter();
     for some in blocks_in_order.chunks(100_000) {
         for (index, block) in some.iter().enumerate() {
@@ -219,7 +219,7 @@ fn print_forecast_time(what: &str, leaf_count: u64, entry_count: u8) {
     let pool = scene.open();
     let id = Uuid::from_u128(3);
     let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(id, "vol", 1 << 50) };
-    let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+    let tree = pool.change_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
     map_blocks(&scene, &pool, (tree, Epoch::new(1)), leaf_count, entry_count);
     let new = NewSnapshot {
         id: Uuid::from_u128(4),
@@ -230,7 +230,7 @@ fn print_forecast_time(what: &str, leaf_count: u64, entry_count: u8) {
         annotations: Annotations::default(),
     };
     let end = pool.end_of_writes();
-    pool.with_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("it is stored");
+    pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("it is stored");
     map_blocks(&scene, &pool, (tree, Epoch::new(2)), leaf_count, entry_count);
     let blocks = leaf_count * (u64::from(entry_count) + 1);
     let removals = [

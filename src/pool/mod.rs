@@ -35,10 +35,11 @@ mod superblock_copies;
 #[cfg(test)]
 mod tests;
 mod trim;
+mod turn;
 mod used;
 mod watermark;
 
-pub use catalog::{Catalog, CatalogStore, Follower, NewClone, NewSnapshot, PointId, Sharer, SnapshotId};
+pub use catalog::{Catalog, CatalogStore, Change, Follower, NewClone, NewSnapshot, PointId, Sharer, SnapshotId};
 pub use check::{CheckReport, Difference, DifferenceKind, LeakRepair, Place, check};
 pub use checkpoint::{Checkpoint, Progress};
 pub use cleaner::{Cleaner, CleanerStep};
@@ -58,4 +59,5 @@ pub use space::{FreeShape, Space, Stretch};
 pub use status::PoolStatus;
 pub use superblock_copies::SuperblockCopies;
 pub use trim::TrimProgress;
+pub use turn::Turn;
 pub use watermark::{SpaceLevel, Watermarks};

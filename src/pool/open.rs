@@ -209,6 +209,8 @@ fn assemble(
         space: Mutex::new(space),
         stored: Mutex::new(stored),
         catalog: Mutex::new(catalog),
+        turns: Arc::default(),
+        commits: Mutex::default(),
         lanes: lanes.into_boxed_slice(),
         cleaner_lane,
         homes: Mutex::new(homes),

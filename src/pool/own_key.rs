@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{DomainRecord, VolumeRecord};
 use crate::format::key;
 use crate::meta::MetaOp;
-use crate::pool::{CatalogStore, Pool};
+use crate::pool::catalog::KeyChange;
+use crate::pool::{CatalogStore, Pool, Turn};
 use crate::units::{DomainId, KeyGeneration};
 
 /// The one generation that the key of a volume has.
@@ -22,17 +23,17 @@ impl Pool {
     /// failure of what holds the shred key.
     pub fn create_with_own_key(&self, volume: VolumeRecord, random: Random<'_>) -> Result<VolumeRecord> {
         self.check_own_keys()?;
+        let turn = self.take_turn();
         let mut shred_keys = self.shred_keys.lock();
         self.check_catalog_writable()?;
         let (number, wrapping) = shred_keys.ensure(random)?;
         let domain_key = DomainKey::generate(random);
-        self.change_catalog(|catalog, at| {
+        self.change_catalog_in(&turn, |catalog, at| {
             let id = DomainId::new(catalog.next_tree().get());
             let wrapped = domain_key.wrap(&wrapping, &domain_place(&self.id, id, GENERATION), random);
             let domain = DomainRecord { id, shred_key: number, keys: vec![(GENERATION, wrapped)] };
-            let volume = catalog.create_in_domain(at, volume, &domain)?;
-            at.keys.add_domain_key(id, GENERATION, domain_key);
-            Ok(volume)
+            let change = catalog.create_in_domain(at, volume, &domain)?;
+            Ok(change.with_key(KeyChange::Added(id, GENERATION, domain_key)))
         })
     }
 
@@ -55,7 +56,7 @@ impl Pool {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Usage`] if it has no key of its own. After any other error the volume may be
     /// removed and its key may exist: the next opening of the pool, or the next shredding, ends what was begun.
-    pub fn shred(&self, name: &str, random: Random<'_>) -> Result<()> {
+    pub fn shred(&self, turn: &Turn, name: &str, random: Random<'_>) -> Result<()> {
         let mut shred_keys = self.shred_keys.lock();
         let end = self.end_of_writes();
         self.check_catalog_writable()?;
@@ -65,7 +66,7 @@ impl Pool {
                 .with_hint("Free some space there, or remove the volume without --shred; nothing was changed"));
         }
         let (next, wrapping) = shred_keys.begin_next(random)?;
-        let removed = self.change_catalog(|catalog, at| {
+        let removed = self.change_catalog_in(turn, |catalog, at| {
             let others = at.keys.volume_domains().into_iter().filter(|other| *other != domain);
             let wrapped = others.map(|other| self.wrap_again(at, other, (next.number, &wrapping), random));
             let id = catalog.find(name)?.id;

@@ -5,13 +5,16 @@ use crate::disk::Device;
 use crate::error::{Error, ErrorKind, IoError};
 use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
-use crate::meta::{MetaRead, MetaStore, ReservedStore};
+use crate::meta::{Durability, MetaError, MetaOp, MetaRead, MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::is_stock_low;
+use crate::pool::turn::{Turn, Turns};
 use crate::pool::watermark::SpaceLevel;
-use crate::pool::{Catalog, CatalogStore, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
+use crate::pool::{
+    Catalog, CatalogStore, Change, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space,
+};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -83,7 +86,8 @@ pub(crate) struct StoredState {
 
 /// An open pool.
 ///
-/// Locks are taken in this order: `shred_keys`, `catalog`, `stored`, `space`.
+/// Locks are taken in this order: `turns`, `shred_keys`, `commits`, `catalog`, `stored`, `space`. Who has a turn is alone in
+/// changing the catalog, in memory and in the store.
 pub struct Pool {
     pub(super) id: Uuid,
     pub(super) session: SessionId,
@@ -96,7 +100,7 @@ pub struct Pool {
     pub(super) is_written: Box<[AtomicBool]>,
     pub(super) store: Arc<ReservedStore>,
     pub(super) keys: Arc<KeyRing>,
-    /// Held while the key of a volume is made or destroyed. Taken before the catalog.
+    /// Held while the key of a volume is made or destroyed. Taken before the catalog, and in a turn.
     pub(super) shred_keys: Mutex<ShredKeys>,
     pub(super) limits: Limits,
     pub(super) changes: Changes,
@@ -105,6 +109,11 @@ pub struct Pool {
     pub(super) space_news: SpaceNews,
     pub(super) stored: Mutex<StoredState>,
     pub(super) catalog: Mutex<Catalog>,
+    /// Of those who change the catalog.
+    pub(super) turns: Arc<Turns>,
+    /// Held from the commit of a change until the catalog has it too. Who holds it sees the catalog, the bitmap and the
+    /// store as they are at one instant; unlike a turn nobody keeps it while writes are held back.
+    pub(super) commits: Mutex<()>,
     pub(super) lanes: Box<[CachePadded<LaneShared>]>,
     /// The lane that fills holes.
     pub(super) cleaner_lane: Option<LaneIndex>,
@@ -220,24 +229,60 @@ impl Pool {
         look(&mut self.catalog.lock(), CatalogStore { store: &*self.store, keys: &self.keys })
     }
 
-    /// Runs `change` on the catalog. If the store fails, the next open may find the change or not: a removed volume would
-    /// take with it what was acknowledged since, so nothing is acknowledged any more.
+    /// Waits for a turn to change the catalog. Never on a lane, and never by who has one.
+    #[must_use]
+    pub fn take_turn(&self) -> Turn {
+        self.turns.take()
+    }
+
+    /// Whether somebody has a turn, for which a checkpoint would wait.
+    #[must_use]
+    pub fn is_turn_taken(&self) -> bool {
+        self.turns.is_taken()
+    }
+
+    /// Makes the change of the catalog that `plan` plans, in a turn of its own. Never on a lane.
     ///
     /// # Errors
-    /// Those of `change`. All but refusals and a lack of space stop the pool, before anybody else sees the catalog.
+    /// As [`Self::change_catalog_in`].
     pub fn change_catalog<R>(
         &self,
-        change: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> Result<R, Error>,
+        plan: impl FnOnce(&Catalog, CatalogStore<'_>) -> Result<Change<R>, Error>,
     ) -> Result<R, Error> {
-        self.with_catalog(|catalog, at| {
-            let result = change(catalog, at);
-            if let Err(error) = &result
-                && !is_refusal(error.kind())
-            {
-                self.fail(error.to_string());
-            }
-            result
-        })
+        self.change_catalog_in(&self.take_turn(), plan)
+    }
+
+    /// Makes the change of the catalog that `plan` plans. If the store fails, the next open may find the change or not: a
+    /// removed volume would take with it what was acknowledged since, so nothing is acknowledged any more. Never on a lane.
+    ///
+    /// # Errors
+    /// Those of `plan`, and the store's. All but refusals and a lack of space stop the pool, before anybody has another turn.
+    pub fn change_catalog_in<R>(
+        &self,
+        turn: &Turn,
+        plan: impl FnOnce(&Catalog, CatalogStore<'_>) -> Result<Change<R>, Error>,
+    ) -> Result<R, Error> {
+        assert!(turn.is_of(&self.turns), "the turn is of the same pool");
+        let at = CatalogStore { store: &*self.store, keys: &self.keys };
+        let planned = plan(&self.catalog.lock(), at);
+        let _until_the_catalog_has_it = self.commits.lock();
+        let committed = planned.and_then(|change| change.commit(at));
+        if let Err(error) = &committed
+            && !is_refusal(error.kind())
+        {
+            self.fail(error.to_string());
+        }
+        Ok(self.catalog.lock().take(committed?, &self.keys))
+    }
+
+    /// Stores what is no part of the catalog, in a turn of its own: it would be in the way of who holds writes back. Never on
+    /// a lane, and never by who has a turn.
+    ///
+    /// # Errors
+    /// The store's failure.
+    pub fn commit_beside(&self, batch: &[MetaOp]) -> Result<(), MetaError> {
+        let _turn = self.take_turn();
+        self.store.commit(batch, Durability::Synced)
     }
 
     /// Tells the pool whom to signal; once.

@@ -11,6 +11,8 @@ use uuid::Uuid;
 /// Used blocks, by what keeps them. Together they are all used blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpaceShares {
+    /// All of them.
+    pub used_count: u64,
     /// Those that the head of one volume maps, and nothing else.
     pub head_count: u64,
     /// Those that snapshots map, or clones of them; heads may map them too.
@@ -35,6 +37,8 @@ impl Pool {
     #[must_use]
     pub fn space_shares(&self) -> SpaceShares {
         let (used_count, reclaim_count, head_count) = {
+            // The bitmap changes before the catalog does.
+            let _nothing_half_done = self.commits.lock();
             let catalog = self.catalog.lock();
             let used_count = self.stored.lock().used_count;
             let own_count = |volume: &crate::format::catalog::VolumeRecord| {
@@ -44,7 +48,7 @@ impl Pool {
         };
         // What leaked counts here: it looks like what is kept, and `check` names it.
         let snapshot_count = used_count.saturating_sub(head_count + reclaim_count);
-        SpaceShares { head_count, snapshot_count, reclaim_count }
+        SpaceShares { used_count, head_count, snapshot_count, reclaim_count }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey};
-use crate::meta::{Durability, MemoryStore, MetaOp, MetaRead as _, MetaStore, Table};
+use crate::meta::{Durability, KeyValue, MemoryStore, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, TreeId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,12 +50,83 @@ impl Place {
 
 fn create_volume(pool: &Pool, name: &str) -> TreeId {
     let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::new_v4(), name, 64 << 20) };
-    pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree
+    pool.change_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree
 }
 
 fn remove_volume(pool: &Pool, name: &str) -> crate::error::Result<VolumeRecord> {
     let end = pool.end_of_writes();
-    pool.with_catalog(|catalog, at| catalog.remove(at, catalog.find(name)?.id, end))
+    pool.change_catalog(|catalog, at| catalog.remove(at, catalog.find(name)?.id, end))
+}
+
+/// A store that says when a commit has come, and does not return from it until it may go on.
+struct Held {
+    store: Arc<MemoryStore>,
+    has_come: std::sync::mpsc::SyncSender<()>,
+    may_go_on: parking_lot::Mutex<()>,
+}
+
+impl MetaRead for Held {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
+        self.store.get(table, key)
+    }
+
+    fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
+        self.store.seek(table, prefix, from)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
+        self.store.scan(table, from, end, limit)
+    }
+}
+
+impl MetaStore for Held {
+    fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
+        // Nobody listens before and behind the one that is held up.
+        let committed = self.store.commit(batch, durability);
+        let _is_heard = self.has_come.try_send(()).is_ok();
+        let _goes_on = self.may_go_on.lock();
+        committed
+    }
+
+    fn view(&self, look: &mut dyn FnMut(&dyn MetaRead)) {
+        self.store.view(look);
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.store.size_bytes()
+    }
+}
+
+/// A snapshot waited for the catalog, with the writes of its volume held back, while a checkpoint committed leaves.
+#[test]
+fn nobody_waits_for_a_commit_to_look_at_the_catalog_and_changes_come_one_after_the_other() {
+    let place = Place::new();
+    let (has_come, comes) = std::sync::mpsc::sync_channel(1);
+    let held = Arc::new(Held { store: Arc::clone(&place.store), has_come, may_go_on: parking_lot::Mutex::new(()) });
+    let parts = Parts { store: Arc::clone(&held) as Arc<dyn MetaStore>, ..place.parts() };
+    let pool = open(parts, &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool");
+    let tree = create_volume(&pool, "vol");
+    lay(&pool, tree, 0);
+    while comes.try_recv().is_ok() {}
+
+    std::thread::scope(|scope| {
+        let goes_on = held.may_go_on.lock();
+        let checkpoint = scope.spawn(|| Checkpoint::begin(Arc::clone(&pool)).run());
+        comes.recv().expect("a checkpoint commits");
+        let other = scope.spawn(|| create_volume(&pool, "other"));
+        let check = scope.spawn(|| pool.check());
+
+        assert!(pool.with_catalog(|catalog, _| catalog.find("vol").is_ok() && catalog.find("other").is_err()));
+        assert!(pool.is_turn_taken());
+        assert!(pool.commits.is_locked(), "who needs both the catalog and the store does wait");
+        drop(goes_on);
+        checkpoint.join().expect("it ends").expect("nothing is in the way");
+        other.join().expect("it ends");
+        let report = check.join().expect("it ends").expect("memory");
+        assert!(report.differences.is_empty(), "{report:?}");
+    });
+    assert!(pool.with_catalog(|catalog, _| catalog.find("other").is_ok()));
+    assert!(pool.check().expect("memory").differences.is_empty());
 }
 
 /// Lays a write of a block over the map; returns where it is.
@@ -177,11 +248,12 @@ fn blocks_that_only_a_removed_snapshot_shared_are_the_heads_alone_again() {
         expires_at: 0,
         annotations: Annotations::default(),
     };
-    let made = pool.with_catalog(|catalog, at| catalog.add_snapshots(at, vec![new(catalog)], end));
+    let made = pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new(catalog)], end));
     let snapshot = made.expect("there is space").remove(0);
     assert_eq!(own_from.load(Ordering::Relaxed), end.0.get());
 
-    let removed = pool.with_catalog(|catalog, at| catalog.remove_snapshots(at, &[(snapshot.volume, snapshot.number)]));
+    let removed =
+        pool.change_catalog(|catalog, at| catalog.remove_snapshots(at, &[(snapshot.volume, snapshot.number)]));
     removed.expect("there is space");
     while pool.is_reclaiming() {
         Checkpoint::begin(Arc::clone(&pool)).run().expect("there is space");

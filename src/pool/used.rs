@@ -7,8 +7,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::{self, replace};
 use crate::format::key;
 use crate::meta::{Durability, MetaOp, MetaStore, Table};
-use crate::pool::catalog::meta_error;
-use crate::pool::{Pool, StoredState};
+use crate::pool::catalog::{Edit, meta_error};
+use crate::pool::{CatalogStore, Pool, StoredState, Turn};
 use crate::units::{Address, DeviceIndex, STRETCH_BLOCKS, to_usize};
 use std::collections::BTreeSet;
 
@@ -20,7 +20,8 @@ pub(super) struct BitChanges {
 }
 
 impl Pool {
-    /// Commits a batch together with the stretches of the bitmap whose bits it changes.
+    /// Commits a batch together with an edit of the catalog and the stretches of the bitmap whose bits it changes, then
+    /// lays the edit over the catalog.
     ///
     /// Synced, although a checkpoint could do without: leaves and bitmap contradict each other where a batch is lost
     /// and a later one is not, and the store does not rule that out for batches that nothing synced.
@@ -28,7 +29,22 @@ impl Pool {
     /// # Errors
     /// The store's failure, or [`ErrorKind::Integrity`] if what it held at open contradicts itself. Then nothing has
     /// changed.
-    pub(super) fn commit_with_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
+    pub(super) fn commit_with_bits(
+        &self,
+        turn: &Turn,
+        (mut batch, edit): (Vec<MetaOp>, Edit),
+        bits: &BitChanges,
+        action: &str,
+    ) -> Result<()> {
+        assert!(turn.is_of(&self.turns), "the turn is of the same pool");
+        batch.extend(edit.ops(CatalogStore { store: &*self.store, keys: &self.keys }));
+        let _until_the_catalog_has_it = self.commits.lock();
+        self.commit_bits(batch, bits, action)?;
+        self.catalog.lock().apply(edit);
+        Ok(())
+    }
+
+    fn commit_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
         let mut stored = self.stored.lock();
         let mut touched: BTreeSet<(DeviceIndex, u64)> = BTreeSet::new();
         let changes =

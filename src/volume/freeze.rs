@@ -1,18 +1,20 @@
 //! Holding the writes of volumes back while a snapshot is made, or while a head changes hands.
 //!
-//! First the gates are closed, so that no block of these volumes enters a batch; requests wait on their lanes, with their
+//! First the turn to change the catalog is taken: a checkpoint that commits is waited for while writes still go on, and none
+//! commits meanwhile. Then the gates are closed, so that no block of these volumes enters a batch; requests wait on their lanes, with their
 //! ranges locked. Then those in batches end, and for a snapshot the devices are flushed: all that was acknowledged is durable
 //! before the catalog names it. The cut is closed: what was submitted after an acknowledgement is in only if that is.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::Pool;
+use crate::pool::{Pool, Turn};
 use crate::volume::Volume;
 use std::sync::Arc;
 
-/// Volumes whose writes are held back until this is dropped.
+/// Volumes whose writes are held back until this is dropped, and the turn of who does.
 pub struct Frozen {
     pool: Arc<Pool>,
     volumes: Vec<Arc<Volume>>,
+    turn: Turn,
 }
 
 impl Frozen {
@@ -20,9 +22,9 @@ impl Frozen {
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody else holds one back.
-    pub(super) fn close(pool: &Arc<Pool>, mut volumes: Vec<Arc<Volume>>) -> Result<Self> {
+    pub(super) fn close(pool: &Arc<Pool>, turn: Turn, mut volumes: Vec<Arc<Volume>>) -> Result<Self> {
         volumes.sort_by_key(|volume| volume.id());
-        let mut frozen = Self { pool: Arc::clone(pool), volumes: Vec::new() };
+        let mut frozen = Self { pool: Arc::clone(pool), volumes: Vec::new(), turn };
         for volume in volumes {
             if !volume.gate.close() {
                 return Err(Error::new(ErrorKind::Busy, "A snapshot or rollback of the volume is under way")
@@ -42,6 +44,10 @@ impl Frozen {
     #[must_use]
     pub fn volumes(&self) -> &[Arc<Volume>] {
         &self.volumes
+    }
+
+    pub(super) const fn turn(&self) -> &Turn {
+        &self.turn
     }
 
     /// Whether none of their writes is under way.

@@ -204,15 +204,17 @@ impl Volumes {
         })
     }
 
-    /// Holds the writes of volumes back. Those that are under way are still to be waited for.
+    /// Waits for a turn to change the catalog, and holds the writes of volumes back. Those that are under way are still to be
+    /// waited for. Never on a lane, and never by who has a turn.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Busy`] while somebody else does.
     pub fn freeze(&self, ids: &[Uuid]) -> Result<Frozen> {
+        let turn = self.pool.take_turn();
         let mut open = self.open.lock();
         let volumes: Result<Vec<_>> = ids.iter().map(|id| self.entry(&mut open, *id)).collect();
         // Under the lock: who rolls one back meanwhile would leave this with a head that is nobody's.
-        Frozen::close(&self.pool, volumes?)
+        Frozen::close(&self.pool, turn, volumes?)
     }
 
     /// Makes a volume.
@@ -283,12 +285,12 @@ impl Volumes {
     /// [`ErrorKind::NotFound`], or the store's failure.
     pub fn set_on_full(&self, name: &str, on_full: OnFull) -> Result<VolumeInfo> {
         let record = {
+            let turn = self.pool.take_turn();
             // Held over the change: who opens the volume meanwhile would have it as it was.
             let open = self.open.lock();
             let id = self.find_id(name)?;
-            let record = self
-                .pool
-                .change_catalog(|catalog, at| catalog.change_volume(at, id, |volume| volume.on_full = on_full))?;
+            let change = |volume: &mut VolumeRecord| volume.on_full = on_full;
+            let record = self.pool.change_catalog_in(&turn, |catalog, at| catalog.change_volume(at, id, change))?;
             if let Some(volume) = open.get(&record.id) {
                 volume.is_pausing.store(on_full == OnFull::Pause, Ordering::Release);
             }
@@ -329,7 +331,7 @@ impl Volumes {
     pub fn remove_frozen(&self, frozen: &Frozen) -> Result<()> {
         let end = self.pool.end_of_writes();
         self.remove_unused(frozen, |id, _| {
-            self.pool.change_catalog(|catalog, at| catalog.remove(at, id, end)).map(|_| ())
+            self.pool.change_catalog_in(frozen.turn(), |catalog, at| catalog.remove(at, id, end)).map(|_| ())
         })?;
         self.pool.want_checkpoint();
         Ok(())
@@ -354,7 +356,7 @@ impl Volumes {
     /// # Panics
     /// As [`Self::remove_frozen`].
     pub fn shred_frozen(&self, frozen: &Frozen, random: Random<'_>) -> Result<()> {
-        self.remove_unused(frozen, |_, name| self.pool.shred(name, random))
+        self.remove_unused(frozen, |_, name| self.pool.shred(frozen.turn(), name, random))
     }
 
     /// Nobody can open the volume or its snapshots while `remove` runs.

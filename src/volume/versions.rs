@@ -5,11 +5,11 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::VolumeRecord;
 use crate::format::snapshot::SnapshotRecord;
-use crate::pool::{NewClone, NewSnapshot, SnapshotId};
+use crate::pool::{Catalog, CatalogStore, NewClone, NewSnapshot, SnapshotId};
 use crate::units::Epoch;
-use crate::volume::Volumes;
 use crate::volume::freeze::Frozen;
 use crate::volume::registry::busy;
+use crate::volume::Volumes;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
@@ -36,7 +36,7 @@ impl Volumes {
     pub fn snapshot_frozen(&self, frozen: &Frozen, new: Vec<NewSnapshot>) -> Result<Vec<SnapshotRecord>> {
         assert!(frozen.is_empty(), "no write of a volume is under way when its epoch ends");
         let end = self.pool.end_of_writes();
-        let records = self.pool.change_catalog(|catalog, at| catalog.add_snapshots(at, new, end))?;
+        let records = self.pool.change_catalog_in(frozen.turn(), |catalog, at| catalog.add_snapshots(at, new, end))?;
         for record in &records {
             let (_, epoch) = record.point;
             for volume in frozen.volumes().iter().filter(|volume| volume.id() == record.volume) {
@@ -51,6 +51,7 @@ impl Volumes {
     /// # Errors
     /// [`ErrorKind::NotFound`], or [`ErrorKind::Busy`] while one is open.
     pub fn remove_snapshots(&self, ids: &[SnapshotId]) -> Result<()> {
+        let turn = self.pool.take_turn();
         let mut open = self.open_snapshots.lock();
         for id in ids {
             let users = open.get(id).map_or(0, |snapshot| snapshot.users.load(Ordering::Acquire));
@@ -59,7 +60,7 @@ impl Volumes {
                 return Err(busy(&format!("{}@{}", name.unwrap_or_default(), id.1), users));
             }
         }
-        self.pool.change_catalog(|catalog, at| catalog.remove_snapshots(at, ids))?;
+        self.pool.change_catalog_in(&turn, |catalog, at| catalog.remove_snapshots(at, ids))?;
         ids.iter().for_each(|id| drop(open.remove(id)));
         drop(open);
         self.pool.want_checkpoint();
@@ -112,7 +113,8 @@ impl Volumes {
         let mut open = self.open.lock();
         self.check_users(target.0, volume.users.load(Ordering::Acquire))?;
         let end = self.pool.end_of_writes();
-        let result = self.pool.change_catalog(|catalog, at| catalog.roll_back(at, target, keep, end));
+        let plan = |catalog: &Catalog, at: CatalogStore<'_>| catalog.roll_back(at, target, keep, end);
+        let result = self.pool.change_catalog_in(frozen.turn(), plan);
         // Also behind an error the head may be another.
         let tree = self.pool.with_catalog(|catalog, _| catalog.volume(target.0).map(|volume| volume.tree));
         if tree != Some(volume.tree) {

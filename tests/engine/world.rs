@@ -259,6 +259,10 @@ impl World {
             }
         }
         let Some(checkpoint) = &mut life.checkpoint else { return };
+        // It would wait for who holds writes back, which is this thread.
+        if checkpoint.needs_turn() && life.pool.is_turn_taken() {
+            return;
+        }
         match checkpoint.step() {
             Ok(Progress::Working | Progress::Waiting) => {}
             Ok(Progress::Done) => {

@@ -1,11 +1,10 @@
 //! One atomic change of the catalog: the records that it puts and removes.
 
 use super::{Catalog, CatalogStore, PointId, SnapshotId};
-use crate::error::Result;
 use crate::format::catalog::{TreeRecord, VolumeRecord};
 use crate::format::key;
 use crate::format::snapshot::{PointRecord, SnapshotRecord};
-use crate::meta::{Durability, MetaOp, Table};
+use crate::meta::{MetaOp, Table};
 use crate::units::TreeId;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -86,21 +85,6 @@ impl Edit {
 }
 
 impl Catalog {
-    /// Stores an edit with what belongs to it, then takes it.
-    pub(super) fn commit(
-        &mut self,
-        at: CatalogStore<'_>,
-        edit: Edit,
-        more: Vec<MetaOp>,
-        durability: Durability,
-    ) -> Result<()> {
-        let mut batch = edit.ops(at);
-        batch.extend(more);
-        at.commit_as(&batch, durability)?;
-        self.apply(edit);
-        Ok(())
-    }
-
     /// Takes an edit that is stored.
     pub(in crate::pool) fn apply(&mut self, edit: Edit) {
         self.next_tree = self.next_tree.max(edit.next_tree);

@@ -1,10 +1,9 @@
 //! Changes of the catalog that are about snapshots: making and removing them, clones, rollback.
 
-use super::{Catalog, CatalogStore, Edit, SnapshotId};
+use super::{Catalog, CatalogStore, Change, Edit, SnapshotId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{HeldBlocks, Lifetime, TreeRecord, VolumeRecord};
 use crate::format::snapshot::{Annotations, FILES_BYTES_MAX, ITEMS_MAX, PointRecord, SnapshotRecord, TEXT_BYTES_MAX};
-use crate::meta::Durability;
 use crate::units::{Epoch, Sequence};
 use uuid::Uuid;
 
@@ -48,18 +47,17 @@ impl Catalog {
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Exists`] for a tag that the volume has already; [`ErrorKind::Usage`] for texts
     /// that are too long; the store's failure.
     pub fn add_snapshots(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         new: Vec<NewSnapshot>,
         (sequence, cuts_begun): (Sequence, u64),
-    ) -> Result<Vec<SnapshotRecord>> {
+    ) -> Result<Change<Vec<SnapshotRecord>>> {
         let mut edit = Edit::behind(cuts_begun);
         let mut records = Vec::new();
         for snapshot in new {
             records.push(self.add_snapshot(snapshot, sequence, &mut edit)?);
         }
-        self.commit(at, edit, Vec::new(), Durability::Synced)?;
-        Ok(records)
+        Ok(Change::new(at, edit, Vec::new(), records))
     }
 
     fn add_snapshot(&self, new: NewSnapshot, sequence: Sequence, edit: &mut Edit) -> Result<SnapshotRecord> {
@@ -91,31 +89,30 @@ impl Catalog {
     /// # Errors
     /// [`ErrorKind::NotFound`], and as [`Self::add_snapshots`].
     pub fn change_snapshot(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         id: SnapshotId,
         change: impl FnOnce(&mut Annotations, &mut Lifetime),
-    ) -> Result<SnapshotRecord> {
+    ) -> Result<Change<SnapshotRecord>> {
         let mut record = self.snapshot_or_error(id)?.clone();
         change(&mut record.annotations, &mut record.lifetime);
         self.check_annotations(&record)?;
         let mut edit = Edit::default();
         edit.put_snapshot(record.clone());
-        self.commit(at, edit, Vec::new(), Durability::Synced)?;
-        Ok(record)
+        Ok(Change::new(at, edit, Vec::new(), record))
     }
 
     /// Takes the name from frozen epochs, which checkpoints then reclaim unless something else needs them. All or none.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], or the store's failure.
-    pub fn remove_snapshots(&mut self, at: CatalogStore<'_>, ids: &[SnapshotId]) -> Result<()> {
+    pub fn remove_snapshots(&self, at: CatalogStore<'_>, ids: &[SnapshotId]) -> Result<Change<()>> {
         let mut edit = Edit::default();
         for id in ids {
             self.snapshot_or_error(*id)?;
             edit.remove_snapshot(*id);
         }
-        self.commit(at, edit, Vec::new(), Durability::Synced)
+        Ok(Change::new(at, edit, Vec::new(), ()))
     }
 
     /// Makes volumes that start as a snapshot, all or none.
@@ -123,11 +120,11 @@ impl Catalog {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Exists`], [`ErrorKind::Usage`], or the store's failure.
     pub fn add_clones(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         source: SnapshotId,
         new: Vec<NewClone>,
-    ) -> Result<Vec<VolumeRecord>> {
+    ) -> Result<Change<Vec<VolumeRecord>>> {
         let snapshot = self.snapshot_or_error(source)?.clone();
         let origin = self.volume_or_error(source.0)?.clone();
         let domain = self.trees[&snapshot.point.0].domain;
@@ -157,8 +154,7 @@ impl Catalog {
             edit.put_volume(record.clone());
             records.push(record);
         }
-        self.commit(at, edit, Vec::new(), Durability::Synced)?;
-        Ok(records)
+        Ok(Change::new(at, edit, Vec::new(), records))
     }
 
     /// Switches a volume's head to one of its snapshots; keeps the head before as a snapshot if `keep` says what of it. No
@@ -167,12 +163,12 @@ impl Catalog {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Usage`] for a snapshot of another volume, or the store's failure.
     pub fn roll_back(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         target: SnapshotId,
         keep: Option<NewSnapshot>,
         end: (Sequence, u64),
-    ) -> Result<(VolumeRecord, Option<SnapshotRecord>)> {
+    ) -> Result<Change<(VolumeRecord, Option<SnapshotRecord>)>> {
         let snapshot = self.snapshot_or_error(target)?.clone();
         let mut volume = self.volume_or_error(target.0)?.clone();
         let old = self.trees[&volume.tree];
@@ -194,8 +190,7 @@ impl Catalog {
         volume.tree = self.add_tree(&mut edit, Some(snapshot.point), old.domain);
         volume.size_bytes = snapshot.size_bytes;
         edit.put_volume(volume.clone());
-        self.commit(at, edit, Vec::new(), Durability::Synced)?;
-        Ok((volume, kept))
+        Ok(Change::new(at, edit, Vec::new(), (volume, kept)))
     }
 
     fn volume_or_error(&self, id: Uuid) -> Result<&VolumeRecord> {

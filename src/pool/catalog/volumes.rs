@@ -1,6 +1,7 @@
 //! Changes of the catalog that are about volumes.
 
-use super::{Catalog, CatalogStore, Edit};
+use super::change::KeyChange;
+use super::{Catalog, CatalogStore, Change, Edit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{
     DomainRecord, HeldBlocks, LABELS_MAX, NAME_BYTES_MAX, TreeRecord, TreeState, VolumeRecord,
@@ -17,7 +18,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] for a name that is taken, [`ErrorKind::Usage`] for one that cannot be.
-    pub fn create(&mut self, at: CatalogStore<'_>, volume: VolumeRecord) -> Result<VolumeRecord> {
+    pub fn create(&self, at: CatalogStore<'_>, volume: VolumeRecord) -> Result<Change<VolumeRecord>> {
         self.create_with(at, volume, DomainId::POOL, Vec::new())
     }
 
@@ -26,28 +27,27 @@ impl Catalog {
     /// # Errors
     /// As [`Self::create`].
     pub fn create_in_domain(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         volume: VolumeRecord,
         domain: &DomainRecord,
-    ) -> Result<VolumeRecord> {
+    ) -> Result<Change<VolumeRecord>> {
         assert!(domain.id.get() == self.next_tree, "trees, and thus domains, never come back");
         self.create_with(at, volume, domain.id, vec![at.put_domain(domain)])
     }
 
     fn create_with(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         mut volume: VolumeRecord,
         domain: DomainId,
         more: Vec<MetaOp>,
-    ) -> Result<VolumeRecord> {
+    ) -> Result<Change<VolumeRecord>> {
         self.check_name(&volume.name)?;
         let mut edit = Edit::default();
         volume.tree = self.add_tree(&mut edit, None, domain);
         edit.put_volume(volume.clone());
-        self.commit(at, edit, more, Durability::Synced)?;
-        Ok(volume)
+        Ok(Change::new(at, edit, more, volume))
     }
 
     /// Puts a new tree into an edit; further ones of the same edit get further numbers.
@@ -69,7 +69,7 @@ impl Catalog {
     ///
     /// # Errors
     /// As [`Self::create`], and [`ErrorKind::NotFound`].
-    pub fn rename(&mut self, at: CatalogStore<'_>, from: &str, to: &str) -> Result<VolumeRecord> {
+    pub fn rename(&self, at: CatalogStore<'_>, from: &str, to: &str) -> Result<Change<VolumeRecord>> {
         let id = self.find(from)?.id;
         self.check_name(to)?;
         self.change_volume(at, id, |volume| to.clone_into(&mut volume.name))
@@ -79,7 +79,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], or the store's failure.
-    pub fn set_size(&mut self, at: CatalogStore<'_>, name: &str, size_bytes: u64) -> Result<VolumeRecord> {
+    pub fn set_size(&self, at: CatalogStore<'_>, name: &str, size_bytes: u64) -> Result<Change<VolumeRecord>> {
         let id = self.find(name)?.id;
         self.change_volume(at, id, |volume| volume.size_bytes = size_bytes)
     }
@@ -89,11 +89,11 @@ impl Catalog {
     /// # Errors
     /// [`ErrorKind::NotFound`]; [`ErrorKind::Usage`] for too long a label; the store's failure.
     pub fn change_volume(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         id: Uuid,
         change: impl FnOnce(&mut VolumeRecord),
-    ) -> Result<VolumeRecord> {
+    ) -> Result<Change<VolumeRecord>> {
         let old = self.volumes.get(&id).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("There is no volume {id}")).with_hint("`rok-blk ls` lists them")
         })?;
@@ -109,8 +109,7 @@ impl Catalog {
         super::snapshots::check_texts(volume.labels.iter().flat_map(|(key, value)| [key, value]), TEXT_BYTES_MAX)?;
         let mut edit = Edit::default();
         edit.put_volume(volume.clone());
-        self.commit(at, edit, Vec::new(), Durability::Synced)?;
-        Ok(volume)
+        Ok(Change::new(at, edit, Vec::new(), volume))
     }
 
     /// Removes a volume with its snapshots, and its key if that is its own and nothing else needs it; its leaves are deleted
@@ -120,12 +119,12 @@ impl Catalog {
     /// # Errors
     /// [`ErrorKind::NotFound`], or the store's failure.
     pub fn remove(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         id: Uuid,
         (sequence, cuts_begun): (Sequence, u64),
-    ) -> Result<VolumeRecord> {
-        self.remove_with(at, id, (sequence, cuts_begun), Vec::new(), Durability::Synced)
+    ) -> Result<Change<VolumeRecord>> {
+        self.remove_with(at, id, (sequence, cuts_begun), Vec::new())
     }
 
     /// Forgets a volume as [`Self::remove`] does, and stores `wrapped`, the other domains under another shred key, with it.
@@ -133,25 +132,24 @@ impl Catalog {
     /// # Errors
     /// As [`Self::remove`].
     pub(in crate::pool) fn shred(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         id: Uuid,
         end: (Sequence, u64),
         wrapped: Vec<MetaOp>,
-    ) -> Result<VolumeRecord> {
+    ) -> Result<Change<VolumeRecord>> {
+        let change = self.remove_with(at, id, end, wrapped)?;
         let is_lazy = is_planted(Bug::ShredNotSynced);
-        let durability = if is_lazy { Durability::Buffered } else { Durability::Synced };
-        self.remove_with(at, id, end, wrapped, durability)
+        Ok(if is_lazy { change.stored_as(Durability::Buffered) } else { change })
     }
 
     fn remove_with(
-        &mut self,
+        &self,
         at: CatalogStore<'_>,
         id: Uuid,
         end: (Sequence, u64),
         mut more: Vec<MetaOp>,
-        durability: Durability,
-    ) -> Result<VolumeRecord> {
+    ) -> Result<Change<VolumeRecord>> {
         let volume = self.volumes.get(&id).cloned().ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("There is no volume {id}")).with_hint("`rok-blk ls` lists them")
         })?;
@@ -172,11 +170,8 @@ impl Catalog {
             }
         }
         more.extend(domain.map(|domain| MetaOp::Delete(Table::Catalog, key::domain(domain))));
-        self.commit(at, edit, more, durability)?;
-        if let Some(domain) = domain {
-            at.keys.forget_domain(domain);
-        }
-        Ok(volume)
+        let keys = domain.map_or(KeyChange::Nothing, KeyChange::Forgotten);
+        Ok(Change::new(at, edit, more, volume).with_key(keys))
     }
 
     /// Puts into an edit what becomes of a tree whose newest epoch is nobody's head any more: it is deleted if nothing in it

@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bitmap::StretchBits;
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
+use crate::pool::catalog::Edit;
 use crate::pool::used::BitChanges;
 use crate::units::{Address, DeviceIndex, STRETCH_BLOCKS, to_u64, to_usize};
 use std::collections::BTreeMap;
@@ -98,10 +99,11 @@ impl Pool {
             return Ok(false);
         }
         // No checkpoint stores anything until the step is done.
-        let catalog = self.catalog.lock();
+        let turn = self.take_turn();
         let clear = self.still_leaked(&step);
         let bits = BitChanges { set: Vec::new(), clear };
-        if let Err(error) = self.commit_with_bits(Vec::new(), &bits, "Repairing leaked space") {
+        let nothing_else = (Vec::new(), Edit::default());
+        if let Err(error) = self.commit_with_bits(&turn, nothing_else, &bits, "Repairing leaked space") {
             repair.left.extend(step);
             if error.kind() != ErrorKind::NoSpace {
                 self.fail(error.to_string());
@@ -117,7 +119,7 @@ impl Pool {
             }
         }
         drop(space);
-        drop(catalog);
+        drop(turn);
         self.tell_space();
         Ok(!repair.left.is_empty())
     }
@@ -148,11 +150,9 @@ impl Pool {
         let window = self.space.lock().reserve(1, self.reserve_blocks());
         let Some(run) = window.first() else { return Ok(()) };
         note(run.start);
-        let catalog = self.catalog.lock();
         let bits = BitChanges { set: vec![run.start], clear: Vec::new() };
-        let leaked = self.commit_with_bits(Vec::new(), &bits, "Leaking a block");
-        drop(catalog);
-        match leaked {
+        let nothing_else = (Vec::new(), Edit::default());
+        match self.commit_with_bits(&self.take_turn(), nothing_else, &bits, "Leaking a block") {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::NoSpace => {
                 self.space.lock().free(run.start);

@@ -35,7 +35,7 @@ impl Scene {
         crate::pool::create(&parts(&device, &store), &mut |bytes| bytes.fill(5)).expect("a new pool");
         let pool = crate::pool::open(parts(&device, &store), &mut |bytes| bytes.fill(6)).expect("a new pool opens");
         let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(3), "vol1", 64 << 20) };
-        let tree = pool.with_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+        let tree = pool.change_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
         let scene = Self { device, store, pool, tree };
         (0..10).for_each(|block| scene.lay(block));
         Checkpoint::begin(Arc::clone(&scene.pool)).run().expect("nothing is in the way");
@@ -184,7 +184,7 @@ fn copy_of_a_leaf_in_a_newer_epoch_is_the_same_mapping() {
         annotations: Annotations::default(),
     };
     let end = scene.pool.end_of_writes();
-    scene.pool.with_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("memory takes it");
+    scene.pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("memory takes it");
     scene.commit(&scene.put_leaf(2, 0, &scene.leaf()));
 
     assert_eq!(scene.kinds(), (vec![], vec![]));

@@ -16,7 +16,7 @@ use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::Edit;
 use crate::pool::leaf_work::{AppliedLeaf, LeafWork, apply_changes, leaf_work};
 use crate::pool::used::BitChanges;
-use crate::pool::{Catalog, CatalogStore, PointId};
+use crate::pool::{Catalog, PointId};
 use crate::units::{Address, Epoch, LeafIndex, Sequence, TreeId, ViewId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,14 +86,10 @@ impl Checkpoint {
             }
         }
         let LeafBatch { ops, bits, dead, replaced, counts, work_count, .. } = batch;
-        let mut catalog = self.pool.catalog.lock();
-        let edit = edit_of(&catalog, &counts);
-        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
-        let mut ops = ops;
-        ops.extend(edit.ops(at));
-        self.pool.commit_with_bits(ops, &bits, "Storing leaves")?;
-        catalog.apply(edit);
-        drop(catalog);
+        let turn = self.pool.take_turn();
+        let edit = self.pool.with_catalog(|catalog, _| edit_of(catalog, &counts));
+        self.pool.commit_with_bits(&turn, (ops, edit), &bits, "Storing leaves")?;
+        drop(turn);
         for (tree, leaf, new) in replaced {
             self.pool.leaves.replace(ViewId::of_head(tree), leaf, &new);
         }

@@ -19,7 +19,7 @@ use crate::meta::{KeyValue, MetaOp, MetaRead, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Edit, meta_error};
 use crate::pool::used::BitChanges;
-use crate::pool::{Catalog, CatalogStore, Follower, PointId};
+use crate::pool::{Catalog, Follower, PointId};
 use crate::units::{Address, Epoch, LeafIndex, Sequence, TreeId, to_u64};
 use std::collections::BTreeSet;
 
@@ -106,22 +106,20 @@ impl Checkpoint {
             next = LeafIndex::new(index.get() + 1);
         }
         bits.clear.extend(of_leaf);
-        let mut catalog = self.pool.catalog.lock();
-        let at = CatalogStore { store: &*self.pool.store, keys: &self.pool.keys };
+        let turn = self.pool.take_turn();
         let mut edit = Edit::default();
         let mut batch = Vec::new();
         if is_last {
-            batch.extend(self.forget_tree(&catalog, tree.id, &mut edit)?);
+            let next_tree = self.pool.with_catalog(|catalog, _| catalog.next_tree());
+            batch.extend(self.forget_tree(next_tree, tree.id, &mut edit)?);
         } else {
             batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
             let own_count = tree.held.own_count.saturating_sub(to_u64(bits.clear.len()));
             let held = HeldBlocks { own_count, ..tree.held };
             edit.put_tree(TreeRecord { state: TreeState::Deleting(next), held, ..*tree });
         }
-        batch.extend(edit.ops(at));
-        self.pool.commit_with_bits(batch, &bits, "Deleting leaves")?;
-        catalog.apply(edit);
-        drop(catalog);
+        self.pool.commit_with_bits(&turn, (batch, edit), &bits, "Deleting leaves")?;
+        drop(turn);
         self.dead.extend(bits.clear);
         self.charge(found.len());
         Ok(())
@@ -147,13 +145,13 @@ impl Checkpoint {
     }
 
     /// What removes a tree of which nothing is left.
-    fn forget_tree(&self, catalog: &Catalog, tree: TreeId, edit: &mut Edit) -> Result<Vec<MetaOp>> {
+    fn forget_tree(&self, next_tree: TreeId, tree: TreeId, edit: &mut Edit) -> Result<Vec<MetaOp>> {
         let (start, end) = (key::tree_start(tree), key::tree_end(tree));
         edit.remove_tree(tree);
         Ok(vec![
             MetaOp::DeleteRange(Table::Leaves, start.clone(), end.clone()),
             MetaOp::DeleteRange(Table::EpochLeaves, start, end),
-            self.put_next_tree(catalog.next_tree())?,
+            self.put_next_tree(next_tree)?,
         ])
     }
 
@@ -168,7 +166,8 @@ impl Checkpoint {
             MergeSide::Follower => self.step_over_follower(work, merge.cursor)?,
         };
         let at = (work.point.tree, work.point.epoch);
-        let mut catalog = self.pool.catalog.lock();
+        let turn = self.pool.take_turn();
+        let catalog = self.pool.catalog.lock();
         // Its whole tree may be going now.
         let Some(point) = catalog.point(at).copied() else { return Ok(()) };
         let own_count = point.held.own_count.checked_sub(to_u64(step.bits.clear.len()));
@@ -179,10 +178,9 @@ impl Checkpoint {
             Some(cursor) => edit.put_point(PointRecord { held, merge: Some(Merge { cursor, ..merge }), ..point }),
             None => step.ops.extend(self.end_merge(&catalog, work, held, &mut edit)?),
         }
-        step.ops.extend(edit.ops(CatalogStore { store: &*self.pool.store, keys: &self.pool.keys }));
-        self.pool.commit_with_bits(step.ops, &step.bits, "Merging leaves")?;
-        catalog.apply(edit);
         drop(catalog);
+        self.pool.commit_with_bits(&turn, (step.ops, edit), &step.bits, "Merging leaves")?;
+        drop(turn);
         self.dead.extend(step.bits.clear);
         self.charge(step.leaf_count);
         Ok(())
@@ -315,7 +313,7 @@ impl Checkpoint {
         }
         let has_points = catalog.points().any(|other| other.tree == point.tree && other.epoch != point.epoch);
         if !has_points && catalog.head_of(point.tree).is_none() {
-            ops.extend(self.forget_tree(catalog, point.tree, edit)?);
+            ops.extend(self.forget_tree(catalog.next_tree(), point.tree, edit)?);
         }
         Ok(ops)
     }
