@@ -20,12 +20,15 @@ use crate::pool::leaf_work::LeafWork;
 use crate::pool::open::load_checkpoint;
 use crate::pool::owners::Owners;
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, TreeId};
+use parking_lot::MutexGuard;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Owner groups that one batch holds.
 const OWNER_GROUPS_PER_BATCH: usize = 256;
+/// Blocks that become free without letting lanes in between that reserve some: a part of a millisecond.
+const FREED_AT_ONCE: usize = 1024;
 
 /// Whether a checkpoint has more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,8 +266,11 @@ impl Checkpoint {
         let spent = pool.take_spent(&self.positions);
         let mut space = pool.space.lock();
         let replaced = if is_planted(Bug::ReuseBeforeCheckpoint) { Vec::new() } else { dropped.replaced };
-        for address in self.dead.drain(..).chain(replaced) {
+        for (index, address) in self.dead.drain(..).chain(replaced).enumerate() {
             space.free(address);
+            if index % FREED_AT_ONCE == FREED_AT_ONCE - 1 {
+                MutexGuard::bump(&mut space);
+            }
         }
         for run in spent {
             space.free_run(run);
