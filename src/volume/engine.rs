@@ -12,6 +12,7 @@ use crate::volume::read::Reread;
 use crate::volume::request::{
     Completion, Done, FlushWaiter, Operation, Part, Read, Request, RunningFlush, Starved, Ticket,
 };
+use crate::volume::write::HeldBack;
 use async_executor::LocalExecutor;
 use futures_channel::oneshot;
 use slab::Slab;
@@ -68,7 +69,7 @@ pub(super) struct State<D> {
     /// Locked parts that wait for room in the log, oldest first.
     pub backlog: VecDeque<u32>,
     /// Locked parts that wait for a snapshot of their volume to be made.
-    pub held_back: Vec<u32>,
+    pub held_back: Vec<HeldBack>,
     /// Locked parts that wait for space.
     pub starved: Vec<Starved>,
     /// Writes that wait for space without a lock, as long as it takes.

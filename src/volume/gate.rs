@@ -25,7 +25,9 @@ pub struct Gate {
     /// How many are inside, and flags.
     state: AtomicU64,
     epoch: AtomicU64,
-    /// Held by who tells that the last one left.
+    /// How many were refused and have not tried again since it opened.
+    held_back: AtomicU64,
+    /// Held by who tells that the last one left, or tried again.
     left: Mutex<()>,
     all_left: Condvar,
 }
@@ -35,6 +37,7 @@ impl Gate {
         Self {
             state: AtomicU64::new(0),
             epoch: AtomicU64::new(epoch.get()),
+            held_back: AtomicU64::new(0),
             left: Mutex::new(()),
             all_left: Condvar::new(),
         }
@@ -58,6 +61,37 @@ impl Gate {
             let left = self.left.lock();
             self.all_left.notify_all();
             drop(left);
+        }
+    }
+
+    /// Somebody was refused, and tries again once it is open.
+    pub(super) fn hold_back(&self) {
+        self.held_back.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// That one has tried, or is given up.
+    pub(super) fn has_tried_again(&self) {
+        if self.held_back.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Under the lock: who waits looks before it sleeps.
+            let left = self.left.lock();
+            self.all_left.notify_all();
+            drop(left);
+        }
+    }
+
+    /// Waits until those that the last closing held back have tried again: who closes it again and again would keep them out
+    /// for ever. Never on a lane.
+    ///
+    /// It ends if nobody closes the gate meanwhile, for which the caller's turn sees: lanes are woken when it opens, each
+    /// tries everybody again at its next turn, and one that ends drops them.
+    ///
+    /// # Panics
+    /// If the gate is closed.
+    pub(super) fn await_held_back(&self) {
+        assert!(!self.is_closed(), "who is held back is let in while it is open");
+        let mut left = self.left.lock();
+        while self.held_back.load(Ordering::Acquire) > 0 {
+            self.all_left.wait(&mut left);
         }
     }
 
@@ -158,6 +192,26 @@ mod tests {
                 gate.open();
             }
         });
+    }
+
+    #[test]
+    fn those_who_were_held_back_come_in_before_it_is_closed_again() {
+        let gate = Gate::new(Epoch::new(1));
+        assert!(gate.close());
+        assert_eq!(gate.enter(), Err(Shut::Closed));
+        gate.hold_back();
+        gate.open();
+        std::thread::scope(|scope| {
+            let closer = scope.spawn(|| {
+                gate.await_held_back();
+                gate.is_empty()
+            });
+            assert!(gate.enter().is_ok());
+            gate.has_tried_again();
+            assert!(!closer.join().expect("it ends"), "who was held back is inside");
+        });
+        gate.leave();
+        gate.await_held_back();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::crypto::Random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{OnFull, VolumeRecord};
 use crate::planted::{Bug, is_planted};
-use crate::pool::{Catalog, Pool, SnapshotId};
+use crate::pool::{Catalog, Pool, SnapshotId, Turn};
 use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX, ViewId};
 use crate::volume::freeze::Frozen;
 use crate::volume::gate::Gate;
@@ -210,7 +210,11 @@ impl Volumes {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::Busy`] while somebody else does.
     pub fn freeze(&self, ids: &[Uuid]) -> Result<Frozen> {
-        let turn = self.pool.take_turn();
+        self.freeze_in(self.pool.take_turn(), ids)
+    }
+
+    /// As [`Self::freeze`], in a turn that was waited for.
+    pub(super) fn freeze_in(&self, turn: Turn, ids: &[Uuid]) -> Result<Frozen> {
         let mut open = self.open.lock();
         let volumes: Result<Vec<_>> = ids.iter().map(|id| self.entry(&mut open, *id)).collect();
         // Under the lock: who rolls one back meanwhile would leave this with a head that is nobody's.

@@ -9,7 +9,8 @@ use crate::pool::{Catalog, CatalogStore, NewClone, NewSnapshot, SnapshotId};
 use crate::units::Epoch;
 use crate::volume::freeze::Frozen;
 use crate::volume::registry::busy;
-use crate::volume::Volumes;
+use crate::volume::{Volume, Volumes};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
@@ -21,9 +22,20 @@ impl Volumes {
     /// [`ErrorKind::Busy`] while another snapshot of a volume is made; the failure of the pool.
     pub fn snapshot(&self, new: Vec<NewSnapshot>) -> Result<Vec<SnapshotRecord>> {
         let ids: Vec<Uuid> = new.iter().map(|new| new.volume).collect();
-        let frozen = self.freeze(&ids)?;
+        let turn = self.pool.take_turn();
+        self.await_held_back(&ids);
+        let frozen = self.freeze_in(turn, &ids)?;
         frozen.wait(true)?;
         self.snapshot_frozen(&frozen, new)
+    }
+
+    /// Waits until what the last snapshot held back is let in: snapshots in a row would hold it back for all of them. Only
+    /// in a turn: then nobody holds anything back meanwhile.
+    fn await_held_back(&self, ids: &[Uuid]) {
+        let open = self.open.lock();
+        let volumes: Vec<Arc<Volume>> = ids.iter().filter_map(|id| open.get(id).map(Arc::clone)).collect();
+        drop(open);
+        volumes.iter().for_each(|volume| volume.gate.await_held_back());
     }
 
     /// As [`Self::snapshot`], once [`Frozen::flush`] has flushed.

@@ -291,12 +291,11 @@ impl<D: Disk + 'static> Engine<D> {
     /// Goes on with parts whose volumes take writes again.
     pub(super) fn retry_held_back(&self) {
         let state = &mut *self.state.borrow_mut();
-        let parts = &state.parts;
-        let is_ready = |part: &mut u32| !parts[usize_of(*part)].volume.gate.is_closed();
-        let ready: Vec<u32> = state.held_back.extract_if(.., is_ready).collect();
-        for part in ready {
-            state.parts[usize_of(part)].is_queued = false;
-            self.append_part(state, part);
+        let is_ready = |held: &mut HeldBack| !held.volume.gate.is_closed();
+        let ready: Vec<HeldBack> = state.held_back.extract_if(.., is_ready).collect();
+        for held in ready {
+            state.parts[usize_of(held.part)].is_queued = false;
+            self.append_part(state, held.part);
         }
     }
 
@@ -374,10 +373,30 @@ fn enter(part: &mut Part) -> Result<Option<Epoch>, Refusal> {
     }
 }
 
+/// A part that the gate of its volume refused, until it has tried again or its lane has ended.
+pub(super) struct HeldBack {
+    part: u32,
+    volume: Arc<Volume>,
+}
+
+impl HeldBack {
+    fn new(part: u32, volume: &Arc<Volume>) -> Self {
+        volume.gate.hold_back();
+        Self { part, volume: Arc::clone(volume) }
+    }
+}
+
+impl Drop for HeldBack {
+    fn drop(&mut self) {
+        self.volume.gate.has_tried_again();
+    }
+}
+
 /// Keeps a part until a snapshot of its volume is made.
 fn hold_back<D>(state: &mut State<D>, part: u32) {
     state.parts[usize_of(part)].is_queued = true;
-    state.held_back.push(part);
+    let held = HeldBack::new(part, &state.parts[usize_of(part)].volume);
+    state.held_back.push(held);
 }
 
 /// Puts a part behind those that wait for room.
