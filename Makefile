@@ -31,7 +31,7 @@ fuzz: ## Feed the NBD code with mutated input, 20 s each target (FUZZ_SECONDS=60
 	@deploy/install-deps.sh build ci
 	@tests/fuzz.sh
 
-bench: ## Measure the engine beside a raw io_uring loop (twelve minutes and 12 GiB; BENCH='--group targets' takes five)
+bench: ## Measure the engine beside a raw io_uring loop (twenty minutes and 12 GiB; BENCH='--group targets' takes ten)
 	@deploy/install-deps.sh build
 	@cargo build --bin rok-blk
 	@exec cargo run --quiet --bin rok-blk -- bench --plot target/bench.svg $(BENCH)

@@ -22,6 +22,9 @@ mod raw_side;
 mod recovery;
 mod report;
 mod ring_turn;
+mod snapshot_case;
+mod snapshot_stage;
+mod snapshot_team;
 mod stage;
 mod worker;
 
@@ -37,6 +40,7 @@ use case::Case;
 use interrupt::Interrupt;
 use place::Place;
 use report::Report;
+use snapshot_case::SnapshotCase;
 use stage::{Stages, fresh_span_bytes};
 
 /// `bench`.
@@ -85,7 +89,12 @@ fn cases_of(arguments: &Bench) -> Result<Vec<Case>> {
         if is_name(text) { case.name() == *text } else { format!("-{}-", case.name()).contains(&format!("-{text}-")) }
     };
     let is_wanted = |case: &&Case| arguments.cases.is_empty() || arguments.cases.iter().any(|text| has(case, text));
-    let cases: Vec<Case> = of_groups.iter().filter(is_wanted).copied().collect();
+    // A name chooses also what is too long for all others.
+    let is_asked_for = |case: &&Case| {
+        let is_long = case.snapshot.is_some_and(SnapshotCase::is_long);
+        !is_long || arguments.cases.iter().any(|text| *text == case.name())
+    };
+    let cases: Vec<Case> = of_groups.iter().filter(is_wanted).filter(is_asked_for).copied().collect();
     if cases.is_empty() {
         let names: Vec<String> = case::all().iter().map(Case::name).collect();
         return Err(Error::new(ErrorKind::Usage, "No case of these groups is called like that")

@@ -18,6 +18,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub struct MemoryDevice {
     name: String,
     size_bytes: u64,
+    /// One without bytes is full of zeros.
     chunks: Vec<RwLock<Vec<u8>>>,
 }
 
@@ -38,6 +39,18 @@ impl MemoryDevice {
             RwLock::new(bytes)
         };
         let chunks = (0..chunk_count).map(|_| chunk()).collect();
+        Self { name: name.to_owned(), size_bytes, chunks }
+    }
+
+    /// A device full of zeros that takes only the memory of what is written: the first write of each MiB pays for it.
+    ///
+    /// # Panics
+    /// If the size is not a multiple of the block size.
+    #[must_use]
+    pub fn thin(name: &str, size_bytes: u64) -> Self {
+        assert!(size_bytes.is_multiple_of(BLOCK_SIZE_U64), "a device has whole blocks");
+        let chunk_count = to_usize(size_bytes).div_ceil(CHUNK_BYTES);
+        let chunks = (0..chunk_count).map(|_| RwLock::default()).collect();
         Self { name: name.to_owned(), size_bytes, chunks }
     }
 }
@@ -71,7 +84,10 @@ impl Device for MemoryDevice {
     fn read_at(&self, offset_bytes: u64, target: &mut [u8]) -> io::Result<()> {
         check_range(self.size_bytes, offset_bytes, target.len(), io::ErrorKind::UnexpectedEof)?;
         for (index, within, range) in pieces(offset_bytes, target.len()) {
-            target[range].copy_from_slice(&self.chunks[index].read()[within]);
+            match &self.chunks[index].read()[..] {
+                [] => target[range].fill(0),
+                chunk => target[range].copy_from_slice(&chunk[within]),
+            }
         }
         Ok(())
     }
@@ -79,7 +95,11 @@ impl Device for MemoryDevice {
     fn write_at(&self, offset_bytes: u64, source: &[u8]) -> io::Result<()> {
         check_range(self.size_bytes, offset_bytes, source.len(), io::ErrorKind::InvalidInput)?;
         for (index, within, range) in pieces(offset_bytes, source.len()) {
-            self.chunks[index].write()[within].copy_from_slice(&source[range]);
+            let mut chunk = self.chunks[index].write();
+            if chunk.is_empty() {
+                *chunk = vec![0; CHUNK_BYTES];
+            }
+            chunk[within].copy_from_slice(&source[range]);
         }
         Ok(())
     }

@@ -158,6 +158,33 @@ fn opening_a_pool_with_a_full_log_is_timed() {
     place.assert_is_empty();
 }
 
+/// The quick ones of each kind: what counts here is that each has its figure, its target and a verdict.
+#[test]
+fn snapshots_clones_and_reclaim_are_measured_beside_their_targets() {
+    let place = Place::new();
+    let cases = [
+        ("snapshots-take-1t-thousand-scattered", "snapshot_milliseconds", 20.0),
+        ("snapshots-writes-1t-thousand-scattered", "tail_difference_milliseconds", 25.0),
+        ("snapshots-clone-1000-time", "seconds_to_clone", 5.0),
+        ("snapshots-clone-1000-metadata", "bytes_each", 1024.0),
+        ("snapshots-open-10000", "seconds_to_open", 3.0),
+    ];
+    let chosen: Vec<&str> = cases.iter().flat_map(|(name, ..)| ["--case", name]).collect();
+
+    let report = place.home.run(place.arguments(&[&LEAST[..], &["--group", "snapshots", "--json"], &chosen].concat()));
+
+    let verdict = report.stderr.lines().last().map(str::to_owned);
+    let report = report.json();
+    assert_eq!(case_names(&report), cases.map(|(name, ..)| name.to_owned()).into());
+    for (item, (_, metric, target)) in report["items"].as_array().expect("items").iter().zip(cases) {
+        assert_eq!((item["metric"].as_str(), item["target"].as_f64()), (Some(metric), Some(target)), "{item:#}");
+        assert!(item["figure"]["median"].is_f64() && item["is_target_met"].is_boolean(), "{item:#}");
+        assert_eq!(item["usual"].is_null(), metric != "snapshot_milliseconds", "{item:#}");
+    }
+    assert!(verdict.is_some_and(|said| said.starts_with("Targets met: ")));
+    place.assert_is_empty();
+}
+
 #[test]
 fn interrupted_while_it_writes_its_files_it_removes_them() {
     let place = Place::new();

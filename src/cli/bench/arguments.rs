@@ -72,6 +72,8 @@ pub(in crate::cli) enum BenchGroup {
     Memory,
     /// Two lanes beside one on a device in memory
     MemoryLanes,
+    /// Snapshots under load, reads behind many of them, clones, reclaim, and opening a pool with ten thousand
+    Snapshots,
 }
 
 /// With less, the requests under way would overlap.

@@ -1,5 +1,6 @@
 //! What is measured: the requests of each case, what they are compared with, and what is promised.
 
+use super::snapshot_case::{self, SnapshotCase};
 use crate::cli::bench::arguments::BenchGroup;
 
 /// Whether requests read or write, and where.
@@ -49,6 +50,27 @@ pub(super) enum Metric {
     Seconds,
     /// The latency that all but one request in a thousand stay below, of the second to that of the first.
     Tail,
+    /// The same of the second less that of the first, in milliseconds.
+    TailDifference,
+    /// What all but one snapshot in a hundred stay below, in milliseconds.
+    TakeMilliseconds,
+    /// The time of the usual snapshot of the second to that of the first.
+    TakeRatio,
+    /// Seconds until all clones are made.
+    SecondsToClone,
+    /// Bytes for each clone.
+    BytesEach,
+    /// Blocks that become free in a second.
+    BlocksPerSecond,
+    /// The longest that a request took, in milliseconds.
+    LongestMilliseconds,
+}
+
+impl Metric {
+    /// Whether 1 means that there is no difference.
+    pub(super) const fn is_ratio(self) -> bool {
+        matches!(self, Self::Throughput | Self::Tail | Self::TakeRatio)
+    }
 }
 
 /// What is promised for the figure, with encryption.
@@ -86,6 +108,8 @@ pub(super) struct Case {
     /// Writes after which a flush is requested, in the place of a write.
     pub(super) flush_every: Option<u64>,
     pub(super) target: Option<Target>,
+    /// What a case of the group of snapshots measures.
+    pub(super) snapshot: Option<SnapshotCase>,
 }
 
 const KIB: usize = 1 << 10;
@@ -95,7 +119,7 @@ const DEPTHS: [usize; 4] = [1, 8, 32, 128];
 
 impl Case {
     pub(super) const fn new(group: BenchGroup, access: Access, size_bytes: usize, depth: usize) -> Self {
-        Self { group, access, size_bytes, depth, flush_every: None, target: None }
+        Self { group, access, size_bytes, depth, flush_every: None, target: None, snapshot: None }
     }
 
     const fn at_least(mut self, bound: f64) -> Self {
@@ -115,8 +139,11 @@ impl Case {
 
     /// What people and scripts call it.
     pub(super) fn name(&self) -> String {
+        if let Some(snapshot) = self.snapshot {
+            return format!("snapshots-{}", snapshot.name());
+        }
         let group = match self.group {
-            BenchGroup::Fresh | BenchGroup::Targets => "",
+            BenchGroup::Fresh | BenchGroup::Targets | BenchGroup::Snapshots => "",
             BenchGroup::Aged => "aged-",
             BenchGroup::Cleaned => "cleaned-",
             BenchGroup::AllLanes => "all-lanes-",
@@ -138,6 +165,9 @@ impl Case {
 
     /// What the first of two measurements is of, and the second.
     pub(super) const fn contestants(&self) -> (&'static str, &'static str) {
+        if let Some(snapshot) = self.snapshot {
+            return snapshot.contestants();
+        }
         match self.group {
             BenchGroup::Encryption => ("plain", "encrypted"),
             BenchGroup::Tail => ("quiet", "busy"),
@@ -149,6 +179,9 @@ impl Case {
     }
 
     pub(super) const fn metric(&self) -> Metric {
+        if let Some(snapshot) = self.snapshot {
+            return snapshot.metric();
+        }
         match self.group {
             BenchGroup::Memory => Metric::ProcessorTime,
             BenchGroup::Tail => Metric::Tail,
@@ -164,7 +197,7 @@ impl Case {
 
 /// All cases, in the order in which they are reported.
 pub(super) fn all() -> Vec<Case> {
-    [fresh(), others()].concat()
+    [fresh(), others(), snapshot_case::all()].concat()
 }
 
 fn fresh() -> Vec<Case> {
@@ -247,7 +280,7 @@ mod tests {
     #[test]
     fn every_group_has_cases() {
         let groups = all().into_iter().map(|case| format!("{:?}", case.group)).collect::<BTreeSet<_>>();
-        assert_eq!(groups.len(), 10, "{groups:?}");
+        assert_eq!(groups.len(), 11, "{groups:?}");
         assert!(all().iter().any(|case| case.is_of(BenchGroup::Targets)));
     }
 

@@ -24,6 +24,18 @@ pub(super) struct Round {
     pub(super) first: Measured,
     pub(super) second: Measured,
     pub(super) first_again: Measured,
+    /// The figure, where it is not one of the two.
+    pub(super) own: Option<Own>,
+}
+
+/// A figure that was measured beside the two.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own {
+    pub(super) figure: f64,
+    /// The same of what is usual: half of them stay below.
+    pub(super) usual: Option<f64>,
+    /// The same where nothing should be found.
+    pub(super) control: f64,
 }
 
 impl<'a> Contestant<'a> {
@@ -73,18 +85,18 @@ pub(super) fn measure_round(
     let (one, other) = contestants;
     let first = one.measure(case, plan, seed)?;
     let second = other.measure(case, plan, seed)?;
-    Ok(Round { first, second, first_again: one.measure(case, plan, seed)? })
+    Ok(Round { first, second, first_again: one.measure(case, plan, seed)?, own: None })
 }
 
 /// Writes the span from its start to its end.
 const FILL: Case = Case::new(BenchGroup::Fresh, Access::SequentialWrite, 1 << 20, 8);
 /// Reads it, so that the leaves are cached.
-const WARM: Case = Case::new(BenchGroup::Fresh, Access::SequentialRead, 1 << 20, 8);
+pub(super) const WARM: Case = Case::new(BenchGroup::Fresh, Access::SequentialRead, 1 << 20, 8);
 /// Makes single holes in what was written in order.
-const AGE: Case = Case::new(BenchGroup::Aged, Access::RandomWrite, 4 << 10, 32);
+pub(super) const AGE: Case = Case::new(BenchGroup::Aged, Access::RandomWrite, 4 << 10, 32);
 
-fn plan_of(case: &Case, span_bytes: u64, bytes: u64) -> Plan {
-    Plan { span_bytes, limit: Limit::Count(requests_of(bytes, case)), is_timed: false }
+pub(super) fn plan_of(case: &Case, span_bytes: u64, bytes: u64) -> Plan {
+    Plan { span_bytes, stride: 1, limit: Limit::Count(requests_of(bytes, case)), is_timed: false }
 }
 
 /// Fills a side with random bytes, in order.
@@ -120,5 +132,5 @@ const TAIL_SAMPLES: u64 = 50_000;
 pub(super) fn plan_for(case: &Case, span_bytes: u64, time: Duration) -> Plan {
     let is_timed = case.group == BenchGroup::Tail;
     let limit = if is_timed { Limit::Count(TAIL_SAMPLES) } else { Limit::Time(time) };
-    Plan { span_bytes, limit, is_timed }
+    Plan { span_bytes, stride: 1, limit, is_timed }
 }

@@ -38,6 +38,6 @@ pub(super) fn run(cases: &[Case], arguments: &Bench, count: u64) -> Result<()> {
         None => EngineTeam::in_memory(&plan)?,
     };
     fill_engine(&engine, SPAN_BYTES)?;
-    let plan = Plan { span_bytes: SPAN_BYTES, limit: Limit::Count(count), is_timed: false };
+    let plan = Plan { span_bytes: SPAN_BYTES, stride: 1, limit: Limit::Count(count), is_timed: false };
     engine.team().measure(case, &plan, (0, 1)).map(|_| ())
 }

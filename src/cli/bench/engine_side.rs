@@ -90,6 +90,11 @@ impl<T: Turn> Side for EngineSide<T> {
         self.wait(&mut Vec::new())
     }
 
+    fn open_volume(&mut self, name: &str) -> Result<()> {
+        self.volume = self.volumes.open(name)?;
+        Ok(())
+    }
+
     fn move_group(&mut self, group: AddressGroup) -> Result<bool> {
         self.engine.clean(&self.volumes, group, Completion { owner: 0, cookie: 0 });
         self.wait_for_some()?;

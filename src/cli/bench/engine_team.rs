@@ -43,7 +43,8 @@ pub(super) struct PoolPlan {
 
 /// See the head of the file. The lanes end before the threads beside them.
 pub(super) struct EngineTeam {
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) volumes: Arc<Volumes>,
     /// The lanes that are measured; behind them the cleaner's, where the pool has one.
     team: Team,
     background: Background,
@@ -100,7 +101,19 @@ impl EngineTeam {
     /// # Errors
     /// If a thread cannot be started.
     pub(super) fn in_memory(plan: &PoolPlan) -> Result<Self> {
-        let device = Arc::new(MemoryDevice::new("memory", plan.size_bytes));
+        Self::on_memory(plan, MemoryDevice::new("memory", plan.size_bytes))
+    }
+
+    /// The same on a device that takes only the memory of what is written.
+    ///
+    /// # Errors
+    /// As [`Self::in_memory`].
+    pub(super) fn in_thin_memory(plan: &PoolPlan) -> Result<Self> {
+        Self::on_memory(plan, MemoryDevice::thin("memory", plan.size_bytes))
+    }
+
+    fn on_memory(plan: &PoolPlan, device: MemoryDevice) -> Result<Self> {
+        let device = Arc::new(device);
         let pool = pool_without_files(plan, Arc::clone(&device) as Arc<dyn Device>)?;
         let wakers = (0..plan.lane_count).map(|_| Arc::new(Waker::Parked(parking_lot::Mutex::default()))).collect();
         Self::start(&pool, plan, wakers, |parts| {
@@ -162,7 +175,8 @@ impl EngineTeam {
                 lane,
             })
         });
-        Ok(Self { pool: Arc::clone(pool), team: Team::start(builds.collect())?, background })
+        let team = Team::start(builds.collect())?;
+        Ok(Self { pool: Arc::clone(pool), volumes, team, background })
     }
 
     /// Its lanes.

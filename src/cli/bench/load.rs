@@ -1,5 +1,7 @@
 //! The load: which requests are made and when, the same for all sides, and how fast they were.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
@@ -12,19 +14,23 @@ use crate::pool::AddressGroup;
 use crate::units::to_u64;
 
 /// What ends a measurement.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Limit {
     /// No request begins behind this; nor when as much was written as the span has.
     Time(Duration),
     /// So many requests.
     Count(u64),
+    /// Somebody says that it is over.
+    Until(Arc<AtomicBool>),
 }
 
 /// What holds for a measurement.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// Requests lie in the first so many bytes.
     pub(super) span_bytes: u64,
+    /// From the place of a request to the next one, in sizes of a request. They then lie in so many times the span.
+    pub(super) stride: u64,
     pub(super) limit: Limit,
     /// Whether the time of each request is taken.
     pub(super) is_timed: bool,
@@ -61,6 +67,14 @@ pub(super) trait Side {
         Ok(())
     }
 
+    /// Goes on with another volume.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    fn open_volume(&mut self, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Moves what lives in a group of addresses; `false` if there was no space.
     ///
     /// # Errors
@@ -80,9 +94,22 @@ pub(super) struct Measured {
     pub(super) cpu: Duration,
     /// What all but one request in a thousand stay below, in microseconds, if that was asked for.
     pub(super) tail_us: Option<f64>,
+    /// What the slowest took, in microseconds, if that was asked for.
+    pub(super) longest_us: Option<f64>,
+}
+
+impl Limit {
+    fn is_said(&self) -> bool {
+        matches!(self, Self::Until(is_over) if is_over.load(Ordering::Acquire))
+    }
 }
 
 impl Measured {
+    /// Of so many things that took this long, and nothing else is known of them.
+    pub(super) const fn of(request_count: u64, duration: Duration) -> Self {
+        Self { request_count, duration, cpu: Duration::ZERO, tail_us: None, longest_us: None }
+    }
+
     pub(super) fn requests_per_second(&self) -> f64 {
         count(self.request_count) / self.duration.as_secs_f64()
     }
@@ -114,7 +141,7 @@ pub(super) fn measure(
     let mut done: Vec<usize> = Vec::with_capacity(case.depth);
     let mut times = Times::new(plan, case.depth);
     let (mut request_count, mut under_way) = (0, 0);
-    let time_max = if let Limit::Time(time) = plan.limit { time } else { Duration::MAX };
+    let time_max = if let Limit::Time(time) = &plan.limit { *time } else { Duration::MAX };
     let cpu_before = thread_cpu()?;
     let begun = Instant::now();
     let mut begin = |side: &mut _, slot: usize, times: &mut Times| {
@@ -129,7 +156,7 @@ pub(super) fn measure(
     }
     while under_way > 0 {
         side.wait(&mut done)?;
-        let is_over = begun.elapsed() >= time_max;
+        let is_over = begun.elapsed() >= time_max || plan.limit.is_said();
         for slot in done.drain(..) {
             times.end(slot);
             under_way -= 1;
@@ -140,7 +167,8 @@ pub(super) fn measure(
     }
     let duration = begun.elapsed();
     let cpu = thread_cpu()?.saturating_sub(cpu_before);
-    Ok(Measured { request_count, duration, cpu, tail_us: times.tail_us() })
+    let longest_us = times.longest_us();
+    Ok(Measured { request_count, duration, cpu, tail_us: times.tail_us(), longest_us })
 }
 
 /// Buffers of random bytes: nothing on the way to the flash can compress them.
@@ -178,6 +206,10 @@ impl Times {
         }
     }
 
+    fn longest_us(&self) -> Option<f64> {
+        self.nanoseconds.iter().max().map(|longest| Duration::from_nanos(*longest).as_secs_f64() * 1e6)
+    }
+
     fn tail_us(mut self) -> Option<f64> {
         let place = self.nanoseconds.len().checked_sub(1)? * 999 / 1000;
         let (_, tail, _) = self.nanoseconds.select_nth_unstable(place);
@@ -191,6 +223,7 @@ struct Requests {
     random: SmallRng,
     size_bytes: u64,
     place_count: u64,
+    stride: u64,
     made: u64,
     made_max: u64,
     flush_every: Option<u64>,
@@ -205,14 +238,15 @@ impl Requests {
     fn new(case: &Case, plan: &Plan, seed: u64, lane_count: u64) -> Self {
         let size_bytes = to_u64(case.size_bytes);
         let place_count = plan.span_bytes / size_bytes;
-        let made_max = match plan.limit {
-            Limit::Count(count) => count,
+        let made_max = match &plan.limit {
+            Limit::Count(count) => *count,
+            Limit::Until(_) => u64::MAX,
             Limit::Time(_) if case.access.is_read() => u64::MAX,
             Limit::Time(_) => place_count / lane_count,
         };
         let random = SmallRng::seed_from_u64(seed);
-        let (access, flush_every) = (case.access, case.flush_every);
-        Self { access, random, size_bytes, place_count, made: 0, made_max, flush_every, written: 0 }
+        let (access, flush_every, stride) = (case.access, case.flush_every, plan.stride);
+        Self { access, random, size_bytes, place_count, stride, made: 0, made_max, flush_every, written: 0 }
     }
 }
 
@@ -238,7 +272,7 @@ impl Iterator for Requests {
             access => access.is_write(),
         };
         self.written += u64::from(is_write);
-        Some((if is_write { Action::Write } else { Action::Read }, place * self.size_bytes))
+        Some((if is_write { Action::Write } else { Action::Read }, place * self.stride * self.size_bytes))
     }
 }
 
@@ -284,7 +318,7 @@ mod tests {
 
     fn requests(access: Access, flush_every: Option<u64>, limit: Limit, seed: u64) -> Requests {
         let case = Case { flush_every, ..Case::new(BenchGroup::Fresh, access, 4096, 1) };
-        Requests::new(&case, &Plan { span_bytes: SPAN_BYTES, limit, is_timed: false }, seed, 1)
+        Requests::new(&case, &Plan { span_bytes: SPAN_BYTES, stride: 1, limit, is_timed: false }, seed, 1)
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! How long a pool takes to open: after it was closed, and after it was killed with a full log.
 
-use std::time::Duration;
-
 use super::case::Case;
 use super::contest::Round;
 use super::engine_team::{EngineTeam, PoolPlan};
@@ -30,7 +28,7 @@ impl<'a> Opener<'a> {
         let (engine, closed) = EngineTeam::open_files(self.place, &self.plan)?;
         // One more change could begin a checkpoint. Nothing is flushed: recovery verifies every block.
         let limit = Limit::Count(Limits::default().changes_soft_max - 1);
-        let writes = Plan { span_bytes: self.plan.span_bytes, limit, is_timed: false };
+        let writes = Plan { span_bytes: self.plan.span_bytes, stride: 1, limit, is_timed: false };
         engine.team().measure(case, &writes, (seed, 1))?;
         drop(engine);
         let (engine, full_log) = EngineTeam::open_files(self.place, &self.plan)?;
@@ -38,7 +36,8 @@ impl<'a> Opener<'a> {
         drop(engine);
         let (engine, closed_again) = EngineTeam::open_files(self.place, &self.plan)?;
         engine.store()?;
-        let measured = |duration| Measured { request_count: 1, duration, cpu: Duration::ZERO, tail_us: None };
-        Ok(Round { first: measured(closed), second: measured(full_log), first_again: measured(closed_again) })
+        let measured = |duration| Measured::of(1, duration);
+        let (first, second, first_again) = (measured(closed), measured(full_log), measured(closed_again));
+        Ok(Round { first, second, first_again, own: None })
     }
 }

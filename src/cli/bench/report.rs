@@ -45,6 +45,8 @@ pub(super) struct Line {
     second: Side,
     /// As the metric says, from each round.
     pub(super) figure: Spread,
+    /// The same of the usual one, where the figure is of the slowest.
+    usual: Option<Spread>,
     /// The same from the first contestant's two measurements, of which it would be 1 (a difference: 0) without noise.
     pub(super) control: Spread,
     pub(super) target: Option<f64>,
@@ -61,6 +63,13 @@ enum MetricName {
     CpuMicrosecondsPerRequest,
     TailLatencyRatio,
     SecondsToOpen,
+    TailDifferenceMilliseconds,
+    SnapshotMilliseconds,
+    SnapshotTimeRatio,
+    SecondsToClone,
+    BytesEach,
+    BlocksPerSecond,
+    LongestMilliseconds,
 }
 
 /// One of the two contestants.
@@ -131,6 +140,7 @@ impl Report {
         match case.metric() {
             Metric::Seconds => format!("{}: {} s to open", case.name(), line.figure.text()),
             Metric::ProcessorTime => format!("{}: {} us of processor time", case.name(), line.figure.text()),
+            metric if !metric.is_ratio() => format!("{}: {}", case.name(), line.figure_text()),
             _ => format!("{}: {second} {} times {first}", case.name(), line.figure.text()),
         }
     }
@@ -198,16 +208,18 @@ fn figure_of(metric: Metric, firsts: &[Measured], second: &Measured) -> f64 {
         Metric::Throughput => measured.requests_per_second(),
         Metric::ProcessorTime => measured.cpu_us_per_request(),
         Metric::Tail => measured.tail_us.unwrap_or(f64::NAN),
-        Metric::Seconds => measured.duration.as_secs_f64(),
+        Metric::TailDifference => measured.tail_us.map_or(f64::NAN, |tail| tail / 1000.0),
+        Metric::LongestMilliseconds => measured.longest_us.map_or(f64::NAN, |longest| longest / 1000.0),
+        _ => measured.duration.as_secs_f64(),
     };
     let first = match firsts {
         [one, again] => f64::midpoint(value(one), value(again)),
         firsts => firsts.iter().map(value).sum(),
     };
     match metric {
-        Metric::ProcessorTime => value(second) - first,
-        Metric::Seconds => value(second),
-        Metric::Throughput | Metric::Tail => value(second) / first,
+        Metric::ProcessorTime | Metric::TailDifference => value(second) - first,
+        metric if metric.is_ratio() => value(second) / first,
+        _ => value(second),
     }
 }
 
@@ -215,8 +227,16 @@ impl Line {
     fn new(case: &Case, target: Option<Target>, found: Vec<Round>) -> Self {
         let metric = case.metric();
         let (first, second) = case.contestants();
-        let figure = |round: &Round| figure_of(metric, &[round.first, round.first_again], &round.second);
+        let figure = |round: &Round| {
+            let of_both = || figure_of(metric, &[round.first, round.first_again], &round.second);
+            round.own.map_or_else(of_both, |own| own.figure)
+        };
         let figure = Spread::of(found.iter().map(figure));
+        let control = |round: &Round| {
+            let of_first = || figure_of(metric, &[round.first], &round.first_again);
+            round.own.map_or_else(of_first, |own| own.control)
+        };
+        let usual: Option<Vec<f64>> = found.iter().map(|round| round.own.and_then(|own| own.usual)).collect();
         Self {
             reference: case.name(),
             group: case.group,
@@ -228,11 +248,19 @@ impl Line {
                 Metric::ProcessorTime => MetricName::CpuMicrosecondsPerRequest,
                 Metric::Tail => MetricName::TailLatencyRatio,
                 Metric::Seconds => MetricName::SecondsToOpen,
+                Metric::TailDifference => MetricName::TailDifferenceMilliseconds,
+                Metric::TakeMilliseconds => MetricName::SnapshotMilliseconds,
+                Metric::TakeRatio => MetricName::SnapshotTimeRatio,
+                Metric::SecondsToClone => MetricName::SecondsToClone,
+                Metric::BytesEach => MetricName::BytesEach,
+                Metric::BlocksPerSecond => MetricName::BlocksPerSecond,
+                Metric::LongestMilliseconds => MetricName::LongestMilliseconds,
             },
             first: Side::new(first, &found, |round| vec![round.first, round.first_again]),
             second: Side::new(second, &found, |round| vec![round.second]),
             figure,
-            control: Spread::of(found.iter().map(|round| figure_of(metric, &[round.first], &round.first_again))),
+            usual: usual.map(|usual| Spread::of(usual.into_iter())),
+            control: Spread::of(found.iter().map(control)),
             target: target.map(Target::bound),
             is_upper_bound: matches!(target, Some(Target::AtMost(_))),
             is_target_met: target.map(|target| target.is_met(figure.median)),
@@ -247,24 +275,38 @@ impl Line {
 
     /// Whether the figure is a ratio.
     pub(super) fn is_ratio(&self) -> bool {
-        matches!(self.metric, MetricName::ThroughputRatio | MetricName::TailLatencyRatio)
+        use MetricName::{SnapshotTimeRatio, TailLatencyRatio, ThroughputRatio};
+        matches!(self.metric, ThroughputRatio | TailLatencyRatio | SnapshotTimeRatio)
+    }
+
+    fn figure_text(&self) -> String {
+        let unit = match self.metric {
+            MetricName::CpuMicrosecondsPerRequest => " us",
+            MetricName::SecondsToOpen | MetricName::SecondsToClone => " s",
+            MetricName::TailDifferenceMilliseconds => " ms p99.9",
+            MetricName::SnapshotMilliseconds => " ms p99",
+            MetricName::LongestMilliseconds => " ms",
+            MetricName::BytesEach => " bytes",
+            MetricName::BlocksPerSecond => " blocks/s",
+            MetricName::ThroughputRatio | MetricName::TailLatencyRatio | MetricName::SnapshotTimeRatio => "",
+        };
+        let usual = self.usual.map(|usual| format!(", {} ms p50", usual.text())).unwrap_or_default();
+        format!("{}{unit}{usual}", self.figure.text())
     }
 
     fn cells(&self) -> Vec<String> {
         let unit = match (self.metric, self.request_size_bytes < LARGE_BYTES) {
-            (MetricName::TailLatencyRatio, _) => "us p99.9",
             (MetricName::SecondsToOpen, _) => "opens/s",
+            (MetricName::SecondsToClone | MetricName::BytesEach, _) => "clones/s",
+            (MetricName::SnapshotTimeRatio, _) => "snapshots/s",
+            (MetricName::BlocksPerSecond, _) => "blocks/s",
+            _ if self.first.tail_us.is_some() => "us p99.9",
             (_, true) => "requests/s",
             (_, false) => "MiB/s",
         };
         let value = |side: &Side| format!("{:.0}", side.tail_us.unwrap_or(side.requests_per_second).median);
         let processor = |side: &Side| format!("{:.2} us", side.cpu_us_per_request.median);
-        let figure_unit = match self.metric {
-            MetricName::CpuMicrosecondsPerRequest => " us",
-            MetricName::SecondsToOpen => " s",
-            MetricName::ThroughputRatio | MetricName::TailLatencyRatio => "",
-        };
-        let figure = format!("{}{figure_unit}", self.figure.text());
+        let figure = self.figure_text();
         let target = match (self.target, self.is_target_met) {
             (Some(target), Some(is_met)) => {
                 let sign = if self.is_upper_bound { "<=" } else { ">=" };
@@ -295,7 +337,7 @@ mod tests {
 
     fn measured(request_count: u64) -> Measured {
         let (duration, cpu) = (Duration::from_secs(1), Duration::from_millis(request_count));
-        Measured { request_count: 1000, duration, cpu, tail_us: Some(1.0) }.with_rate(request_count)
+        Measured { cpu, tail_us: Some(1.0), ..Measured::of(1000, duration) }.with_rate(request_count)
     }
 
     impl Measured {
@@ -305,7 +347,7 @@ mod tests {
     }
 
     fn round(first: u64, second: u64, first_again: u64) -> Round {
-        Round { first: measured(first), second: measured(second), first_again: measured(first_again) }
+        Round { first: measured(first), second: measured(second), first_again: measured(first_again), own: None }
     }
 
     fn named(name: &str) -> Case {
@@ -332,13 +374,9 @@ mod tests {
     #[test]
     fn processor_time_is_what_the_engine_takes_beside_the_load() {
         // Each request of the load alone takes 2 us, of the engine 5 us.
-        let side = |us: u64| Measured {
-            request_count: 1000,
-            duration: Duration::from_secs(1),
-            cpu: Duration::from_micros(us * 1000),
-            tail_us: None,
-        };
-        let found = vec![Round { first: side(2), second: side(5), first_again: side(2) }];
+        let side =
+            |us: u64| Measured { cpu: Duration::from_micros(us * 1000), ..Measured::of(1000, Duration::from_secs(1)) };
+        let found = vec![Round { first: side(2), second: side(5), first_again: side(2), own: None }];
 
         let line = Line::new(&named("memory-random-write-4k-qd32"), Some(Target::AtMost(2.0)), found);
 

@@ -56,7 +56,9 @@ impl Stages<'_> {
     /// # Errors
     /// If a pool cannot be made, or a request fails.
     pub(super) fn run(&mut self, cases: &[Case]) -> Result<()> {
-        use BenchGroup::{Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Fresh, Memory, MemoryLanes, Recovery, Tail};
+        use BenchGroup::{
+            Aged, AllLanes, Cleaned, ColdLeaves, Encryption, Fresh, Memory, MemoryLanes, Recovery, Snapshots, Tail,
+        };
         let of = |groups: &[BenchGroup]| {
             let mut chosen: Vec<Case> = cases.iter().filter(|case| groups.contains(&case.group)).copied().collect();
             // Reads first: they find the volume as it was filled. Each write begins with an empty one.
@@ -67,7 +69,8 @@ impl Stages<'_> {
         self.run_aged(&[of(&[Aged]), of(&[Tail]), of(&[Cleaned])].concat())?;
         self.run_cold(&of(&[ColdLeaves]))?;
         self.run_recovery(&of(&[Recovery]))?;
-        self.run_memory(&of(&[Memory, MemoryLanes]))
+        self.run_memory(&of(&[Memory, MemoryLanes]))?;
+        self.run_snapshots(&cases.iter().filter(|case| case.group == Snapshots).copied().collect::<Vec<_>>())
     }
 
     fn run_fresh(&mut self, cases: &[Case]) -> Result<()> {
@@ -194,7 +197,7 @@ impl Stages<'_> {
         Ok(())
     }
 
-    fn pool_plan(&self, name: &'static str, size_bytes: u64, span_bytes: u64) -> PoolPlan {
+    pub(super) fn pool_plan(&self, name: &'static str, size_bytes: u64, span_bytes: u64) -> PoolPlan {
         PoolPlan {
             name,
             size_bytes,
@@ -207,7 +210,7 @@ impl Stages<'_> {
     }
 
     /// A pool with a filled volume.
-    fn filled(&self, plan: &PoolPlan) -> Result<EngineTeam> {
+    pub(super) fn filled(&self, plan: &PoolPlan) -> Result<EngineTeam> {
         let engine = EngineTeam::on_files(self.place, plan)?;
         fill_engine(&engine, plan.span_bytes)?;
         Ok(engine)

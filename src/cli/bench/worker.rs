@@ -13,6 +13,7 @@ use crate::units::to_u64;
 enum Order {
     Measure { case: Case, plan: Plan, seeds: (u64, u64, u64), start: Arc<Barrier> },
     Discard,
+    Open(String),
     Move(AddressGroup),
 }
 
@@ -86,6 +87,7 @@ fn obey(side: &mut impl Side, order: &Order) -> Result<Answer> {
             measure(side, case, plan, &buffers, *seeds).map(Answer::Measured)
         }
         Order::Discard => side.discard().map(|()| Answer::Done),
+        Order::Open(name) => side.open_volume(name).map(|()| Answer::Done),
         Order::Move(group) => {
             side.move_group(*group).map(|has_space| if has_space { Answer::Done } else { Answer::NoSpace })
         }
@@ -138,7 +140,7 @@ impl Team {
         let start = Arc::new(Barrier::new(worker_count));
         for (index, worker) in (0..).zip(workers) {
             let seeds = (seed, index, to_u64(worker_count));
-            worker.order(Order::Measure { case: *case, plan: *plan, seeds, start: Arc::clone(&start) });
+            worker.order(Order::Measure { case: *case, plan: plan.clone(), seeds, start: Arc::clone(&start) });
         }
         let mut beside = Ok(());
         if let Some(meanwhile) = meanwhile {
@@ -160,6 +162,7 @@ impl Team {
             duration: sum.duration.max(one.duration),
             cpu: sum.cpu + one.cpu,
             tail_us: None,
+            longest_us: None,
         });
         sum.ok_or_else(|| Error::new(ErrorKind::Other, "Nothing was measured"))
     }
@@ -172,6 +175,16 @@ impl Team {
         let Some(worker) = self.workers.first() else { return Ok(()) };
         worker.order(Order::Discard);
         worker.answer().map(|_| ())
+    }
+
+    /// Has all workers go on with another volume.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(super) fn open_volume(&self, name: &str) -> Result<()> {
+        self.workers.iter().for_each(|worker| worker.order(Order::Open(name.to_owned())));
+        let answers: Vec<Result<Answer>> = self.workers.iter().map(Worker::answer).collect();
+        answers.into_iter().try_for_each(|answer| answer.map(|_| ()))
     }
 
     /// Has the last worker move what lives in a group of addresses; `false` if there was no space.
