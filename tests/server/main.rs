@@ -48,5 +48,6 @@ mod support;
 mod thin;
 mod tls;
 mod trimming;
+mod versions;
 mod victim;
 mod watermarks;
