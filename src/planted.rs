@@ -59,6 +59,8 @@ pub enum Bug {
     MergeFreesOlder,
     /// A checkpoint takes what a merge has left behind its cursor for the snapshot's still.
     MergeCursorIgnored,
+    /// Leaves of the parents are taken for copied down before all of them are.
+    CopyEndsEarly,
     /// A diff leaves out what only the parent of a clone has.
     DiffWithoutParents,
     /// A change of the superblock leaves one copy as it was.
@@ -71,7 +73,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -99,6 +101,7 @@ impl Bug {
         Self::SnapshotBlocksFreed,
         Self::MergeFreesOlder,
         Self::MergeCursorIgnored,
+        Self::CopyEndsEarly,
         Self::DiffWithoutParents,
         Self::RepairTakesAllUsed,
         Self::OldSlotsStay,

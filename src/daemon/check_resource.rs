@@ -54,7 +54,7 @@ pub struct CheckRepair {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CheckDifference {
     /// What is wrong, a stable word: `leaked`, `not-marked`, `mapped-twice`, `out-of-range`, `damaged-leaf`,
-    /// `damaged-bitmap`, `stray-leaf`, `stray-tree`, `index`, `count`, `log` or `memory`.
+    /// `damaged-bitmap`, `stray-leaf`, `missing-leaf`, `stray-tree`, `index`, `count`, `log` or `memory`.
     pub code: String,
     /// Which blocks it is about; null if not about single ones.
     pub blocks: Option<DeviceBlocks>,

@@ -215,6 +215,8 @@ pub struct TreeRecord {
     pub domain: DomainId,
     /// Whether it is in use.
     pub state: TreeState,
+    /// Of a living tree: leaves before this one are its own, wherever its parents have them. Else 0.
+    pub own_before: LeafIndex,
     /// What the stored leaves of the newest epoch's interval hold.
     pub held: HeldBlocks,
 }
@@ -252,6 +254,15 @@ impl HeldBlocks {
 }
 
 impl TreeRecord {
+    /// [`Self::own_before`] of a tree that is whole.
+    pub const WHOLE: LeafIndex = LeafIndex::new(u64::MAX);
+
+    /// Whether it has all leaves that its parents have: what it is without is empty.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        matches!(self.state, TreeState::Living) && self.own_before.get() == Self::WHOLE.get()
+    }
+
     /// The body, before it is sealed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -263,7 +274,7 @@ impl TreeRecord {
         writer.u64(parent_epoch);
         writer.u64(self.domain.get());
         let (state, cursor) = match self.state {
-            TreeState::Living => (0, 0),
+            TreeState::Living => (0, self.own_before.get()),
             TreeState::Deleting(cursor) => (1, cursor.get()),
         };
         writer.u64(cursor);
@@ -284,15 +295,15 @@ impl TreeRecord {
         let domain = DomainId::new(reader.u64()?);
         let cursor = LeafIndex::new(reader.u64()?);
         let held = HeldBlocks::decode(&mut reader)?;
-        let state = match reader.u8()? {
-            0 => TreeState::Living,
-            1 => TreeState::Deleting(cursor),
+        let (state, own_before) = match reader.u8()? {
+            0 => (TreeState::Living, cursor),
+            1 => (TreeState::Deleting(cursor), LeafIndex::new(0)),
             _ => return Err(FormatError::Field("tree state")),
         };
         reader.reserved(7)?;
         reader.finish()?;
         let parent = (parent != 0).then(|| (TreeId::new(parent), Epoch::new(parent_epoch)));
-        Ok(Self { id, epoch, parent, domain, state, held })
+        Ok(Self { id, epoch, parent, domain, state, own_before, held })
     }
 }
 

@@ -66,6 +66,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("volume-on-full-pause", pausing_volume().encode()),
         ("volume-cloned", cloned_volume().encode()),
         ("tree", tree().encode()),
+        ("tree-copying", copying_tree().encode()),
         ("point", point().encode()),
         ("snapshot", snapshot().encode()),
         ("domain", domain().encode()),
@@ -230,8 +231,13 @@ fn tree() -> TreeRecord {
         parent: Some((TreeId::new(4), Epoch::new(1))),
         domain: DomainId::new(0),
         state: TreeState::Deleting(LeafIndex::new(3)),
+        own_before: LeafIndex::new(0),
         held: HeldBlocks { own_count: 300, mapped_delta: -20 },
     }
+}
+
+fn copying_tree() -> TreeRecord {
+    TreeRecord { state: TreeState::Living, own_before: LeafIndex::new(3), ..tree() }
 }
 
 fn point() -> PointRecord {

@@ -233,16 +233,23 @@ impl Catalog {
         self.points.get(&id)
     }
 
-    /// The tree and epoch, then their parents.
+    /// The tree and epoch, then their parents, as far as a leaf has to be looked for.
     #[must_use]
     pub fn lineage(&self, newest: (TreeId, Epoch)) -> Lineage {
         let mut lineage = vec![newest];
         let mut tree = newest.0;
-        while let Some(parent) = self.tree(tree).and_then(|record| record.parent) {
+        while let Some(parent) = self.tree(tree).filter(|record| !record.is_whole()).and_then(|record| record.parent) {
             lineage.push(parent);
             tree = parent.0;
         }
         Lineage(lineage)
+    }
+
+    /// The tree, then all trees that it builds on.
+    #[must_use]
+    pub fn origins(&self, tree: TreeId) -> Vec<TreeId> {
+        let parent = |tree: &TreeId| self.tree(*tree)?.parent.map(|(parent, _)| parent);
+        std::iter::successors(Some(tree), parent).collect()
     }
 
     /// Whether writes to the tree count: it is there and is not being deleted.

@@ -8,6 +8,7 @@ mod block_map;
 mod repair;
 mod report;
 mod walk;
+mod whole;
 
 pub use repair::LeakRepair;
 pub use report::{CheckReport, Difference, DifferenceKind, Place};
@@ -47,6 +48,7 @@ pub fn check(parts: &Parts) -> Result<CheckReport> {
     let recovered = replay(&source, &checkpoint.chains, checkpoint.next_sequence.max(sessions_sequence))?;
     let mut walk = Walk::new(&*parts.store, &keys, &catalog, &block_counts);
     walk.leaves()?;
+    walk.whole_trees()?;
     walk.index()?;
     walk.log(&recovered)?;
     walk.bitmap(None)?;
@@ -98,6 +100,7 @@ impl Pool {
             walk.report.add(Difference::new(DifferenceKind::Memory, message).at(run));
         });
         walk.leaves()?;
+        walk.whole_trees()?;
         walk.index()?;
         walk.bitmap(Some(&memory.used))?;
         walk.count("blocks used, as counted in memory", memory.used_count, walk.used_count);

@@ -4,8 +4,11 @@
 //! free. The order of the phases is the crash rule; see `DESIGN` in `ARCHITECTURE.md`:
 //! cut, flush, leaves (each batch with its bitmap bits), reclaim, owners, the synced last batch, headers, release.
 
+mod copy_down;
 mod leaves;
 mod reclaim;
+
+pub(in crate::pool) use copy_down::ParentLeaves;
 
 use crate::crypto::SealKind;
 use crate::error::{Error, ErrorKind, Result};
@@ -282,7 +285,11 @@ impl Checkpoint {
             signals.wake_lanes();
             signals.space_freed();
         }
-        let has_more = pool.with_catalog(|catalog, _| catalog.deleting().is_some() || catalog.has_dead_points());
+        let (lineage_max, done) = (pool.limits.lineage_max, pool.checkpoints_done());
+        let has_more = pool.with_catalog(|catalog, _| {
+            let is_reclaiming = catalog.deleting().is_some() || catalog.has_dead_points();
+            is_reclaiming || catalog.too_deep(lineage_max, done).is_some()
+        });
         if has_more {
             pool.want_checkpoint();
         }

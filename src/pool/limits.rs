@@ -21,6 +21,8 @@ pub struct Limits {
     pub reclaimed_per_batch: usize,
     /// Leaves that one checkpoint deletes or merges.
     pub reclaimed_per_checkpoint: usize,
+    /// Trees in which a leaf has to be looked for, at least 1: one that has more gets the leaves of its parents.
+    pub lineage_max: usize,
 }
 
 impl Default for Limits {
@@ -37,6 +39,7 @@ impl Default for Limits {
             // At most 6 MiB are read for it.
             reclaimed_per_batch: 512,
             reclaimed_per_checkpoint: 65_536,
+            lineage_max: 16,
         }
     }
 }

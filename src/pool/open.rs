@@ -210,6 +210,7 @@ fn assemble(
         stored: Mutex::new(stored),
         catalog: Mutex::new(catalog),
         turns: Arc::default(),
+        whole_count: AtomicU64::new(0),
         commits: Mutex::default(),
         lanes: lanes.into_boxed_slice(),
         cleaner_lane,

@@ -111,6 +111,8 @@ pub struct Pool {
     pub(super) catalog: Mutex<Catalog>,
     /// Of those who change the catalog.
     pub(super) turns: Arc<Turns>,
+    /// Trees that became whole since the pool was opened: lineages end earlier than they did.
+    pub(super) whole_count: AtomicU64,
     /// Held from the commit of a change until the catalog has it too. Who holds it sees the catalog, the bitmap and the
     /// store as they are at one instant; unlike a turn nobody keeps it while writes are held back.
     pub(super) commits: Mutex<()>,
@@ -227,6 +229,12 @@ impl Pool {
     /// Runs `look` on the catalog. Short: lanes wait for it when they open a volume.
     pub fn with_catalog<R>(&self, look: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> R) -> R {
         look(&mut self.catalog.lock(), CatalogStore { store: &*self.store, keys: &self.keys })
+    }
+
+    /// How many trees became whole since the pool was opened, of which no parents need be searched any more.
+    #[must_use]
+    pub fn whole_count(&self) -> u64 {
+        self.whole_count.load(Ordering::Acquire)
     }
 
     /// Waits for a turn to change the catalog. Never on a lane, and never by who has one.

@@ -10,7 +10,7 @@ use crate::format::key;
 use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey};
 use crate::meta::{Durability, KeyValue, MemoryStore, MetaError, MetaOp, MetaRead, MetaStore, Table};
-use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, TreeId};
+use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, LeafIndex, TreeId, to_u64};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use uuid::Uuid;
@@ -260,6 +260,71 @@ fn blocks_that_only_a_removed_snapshot_shared_are_the_heads_alone_again() {
     }
 
     assert_eq!(own_from.load(Ordering::Relaxed), 0);
+}
+
+/// Makes a snapshot of a volume.
+fn take_snapshot(pool: &Pool, name: &str) -> SnapshotId {
+    let end = pool.end_of_writes();
+    let made = pool.change_catalog(|catalog, at| {
+        let new = NewSnapshot {
+            id: Uuid::new_v4(),
+            volume: catalog.find(name)?.id,
+            created_at_ms: 0,
+            time_ms: 0,
+            expires_at: 0,
+            annotations: Annotations::default(),
+        };
+        catalog.add_snapshots(at, vec![new], end)
+    });
+    let snapshot = made.expect("there is space").remove(0);
+    (snapshot.volume, snapshot.number)
+}
+
+/// A clone of a clone was looked up in as many trees as there were clones.
+#[test]
+fn a_leaf_is_looked_for_in_few_trees_however_often_a_clone_was_cloned() {
+    const DEPTH: usize = 40;
+    let place = Place::new();
+    let pool = place.open();
+    let root = create_volume(&pool, "clone-0");
+    // In leaves of their own, but for the last one.
+    for index in 0..DEPTH {
+        lay(&pool, root, to_u64(index) * 256);
+    }
+    let mut trees = vec![root];
+    for index in 1..=DEPTH {
+        let source = take_snapshot(&pool, &format!("clone-{}", index - 1));
+        let clone = NewClone {
+            id: Uuid::new_v4(),
+            name: format!("clone-{index}"),
+            created_at: 0,
+            expires_at: 0,
+            labels: Vec::new(),
+        };
+        let made = pool.change_catalog(|catalog, at| catalog.add_clones(at, source, vec![clone]));
+        let tree = made.expect("there is space")[0].tree;
+        lay(&pool, tree, to_u64(index) * 256);
+        trees.push(tree);
+    }
+    let seen = |tree: TreeId| {
+        let lineage = pool.with_catalog(|catalog, _| catalog.lineage((tree, Epoch::NEWEST)));
+        let stored = crate::map::StoredLeaves { store: pool.store(), keys: pool.keys() };
+        let leaf = |index| stored.resolve(&lineage, LeafIndex::new(to_u64(index))).expect("memory gives it");
+        (lineage.0.len(), (0..=DEPTH).map(leaf).collect::<Vec<_>>())
+    };
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("there is space");
+    let before: Vec<_> = trees.iter().map(|tree| seen(*tree)).collect();
+    assert_eq!(before[DEPTH].0, DEPTH + 1, "nothing is copied before it is stored");
+
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("there is space");
+
+    for (tree, (depth, leaves)) in trees.iter().zip(before) {
+        let (depth_now, leaves_now) = seen(*tree);
+        assert_eq!(leaves_now, leaves, "tree {tree}");
+        assert!(depth_now <= depth.min(pool.limits().lineage_max), "tree {tree} is looked up in {depth_now} trees");
+    }
+    assert_eq!(pool.whole_count(), 2, "of 41 trees the 17th and the 33rd");
+    assert!(pool.check().expect("memory").is_clean());
 }
 
 /// The flush of a lane whose ring has failed never ends; the checkpoint must, or the server does not.

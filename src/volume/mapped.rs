@@ -139,7 +139,7 @@ impl<D: Disk + 'static> Engine<D> {
             }
         }
         let (sender, receiver) = oneshot::channel();
-        let (pool, view, lineage) = (Arc::clone(&self.pool), volume.view, volume.lineage.clone());
+        let (pool, view, lineage) = (Arc::clone(&self.pool), volume.view, volume.lineage.get(&self.pool));
         self.blocking.run(Box::new(move || {
             // The task may be gone; then nobody wants the leaves.
             drop(sender.send(find_leaves(&pool, (view, &lineage), touched, blocks.start..end)));

@@ -1,5 +1,6 @@
 //! What requests are sent to: a volume's head, or one of its snapshots.
 
+use crate::format::catalog::TreeRecord;
 use crate::format::entry::Entry;
 use crate::map::Lineage;
 use crate::pool::{Catalog, Pool};
@@ -18,8 +19,10 @@ pub struct Volume {
     pub(super) seen: Epoch,
     /// Its cached leaves.
     pub(super) view: ViewId,
-    /// The tree, then its parents.
-    pub(super) lineage: Lineage,
+    /// The tree, then its parents, as far as a leaf has to be looked for.
+    pub(super) lineage: LineageCell,
+    /// The tree, then all trees that it builds on.
+    pub(super) origins: Vec<TreeId>,
     /// How many checkpoints must be done until stored leaves hold what its parents have; for a snapshot, what it has.
     pub(super) stored_after: u64,
     pub(super) domain: DomainId,
@@ -61,7 +64,7 @@ impl Volume {
     /// Whether it is the other one's volume, or a clone of it or of its clones: whether it builds on the same tree.
     #[must_use]
     pub fn builds_on(&self, other: &Self) -> bool {
-        self.lineage.0.iter().any(|(tree, _)| *tree == other.tree)
+        self.origins.contains(&other.tree)
     }
 
     /// Its size in bytes.
@@ -120,6 +123,36 @@ impl Volume {
     /// Whether its leaves may be cached: checkpoints have stored all that does not change in it.
     pub(super) fn is_settled(&self, pool: &Pool) -> bool {
         self.stored_after == 0 || pool.checkpoints_done() >= self.stored_after
+    }
+}
+
+/// A lineage that becomes shorter when one of its trees gets the leaves of its parents.
+pub(super) struct LineageCell {
+    lineage: Mutex<Arc<Lineage>>,
+    /// How many trees had become whole when it was looked at last.
+    whole_count: AtomicU64,
+}
+
+impl LineageCell {
+    /// Of a catalog that is looked at now.
+    pub(super) fn new(lineage: Lineage, pool: &Pool) -> Self {
+        Self { lineage: Mutex::new(Arc::new(lineage)), whole_count: AtomicU64::new(pool.whole_count()) }
+    }
+
+    /// The trees in which a leaf has to be looked for.
+    pub(super) fn get(&self, pool: &Pool) -> Arc<Lineage> {
+        let whole_count = pool.whole_count();
+        if self.whole_count.load(Ordering::Acquire) != whole_count {
+            let mut lineage = self.lineage.lock();
+            let trees = &lineage.0;
+            let is_whole = |catalog: &Catalog, tree: TreeId| catalog.tree(tree).is_some_and(TreeRecord::is_whole);
+            let whole = pool.with_catalog(|catalog, _| trees.iter().position(|(tree, _)| is_whole(catalog, *tree)));
+            if let Some(place) = whole.filter(|place| place + 1 < trees.len()) {
+                *lineage = Arc::new(Lineage(trees[..=place].to_vec()));
+            }
+            self.whole_count.store(whole_count, Ordering::Release);
+        }
+        Arc::clone(&self.lineage.lock())
     }
 }
 

@@ -255,7 +255,7 @@ impl<D: Disk + 'static> Engine<D> {
         loop {
             let version = self.pool.leaves().version(volume.view, leaf);
             let (sender, receiver) = oneshot::channel();
-            let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
+            let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.get(&self.pool));
             self.blocking.run(Box::new(move || {
                 let mut found = None;
                 pool.view_of(&lineage, &mut |store| {
@@ -282,8 +282,9 @@ impl<D: Disk + 'static> Engine<D> {
 
     /// The first leaf of a range of blocks with changes: of the volume's tree, and as long as they are not stored, of parents.
     pub(super) fn next_touched(&self, volume: &Volume, blocks: std::ops::Range<u64>) -> Option<LeafIndex> {
-        let depth = if volume.is_settled(&self.pool) { 1 } else { volume.lineage.0.len() };
-        let trees = volume.lineage.0.iter().take(depth);
+        let lineage = volume.lineage.get(&self.pool);
+        let depth = if volume.is_settled(&self.pool) { 1 } else { lineage.0.len() };
+        let trees = lineage.0.iter().take(depth);
         trees.filter_map(|(tree, _)| self.pool.changes().next_touched(*tree, blocks.clone())).min()
     }
 
@@ -303,9 +304,10 @@ impl<D: Disk + 'static> Engine<D> {
             });
             changes
         };
-        let changes: Vec<Vec<Option<Option<Entry>>>> = volume.lineage.0.iter().map(changes_of).collect();
+        let lineage = volume.lineage.get(&self.pool);
+        let changes: Vec<Vec<Option<Option<Entry>>>> = lineage.0.iter().map(changes_of).collect();
         let (sender, receiver) = oneshot::channel();
-        let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
+        let pool = Arc::clone(&self.pool);
         self.blocking.run(Box::new(move || {
             let mut found = None;
             pool.view_of(&lineage, &mut |store| {

@@ -8,7 +8,7 @@ use crate::pool::{Catalog, Pool, SnapshotId, Turn};
 use crate::units::{BLOCK_SIZE_U64, DomainId, Epoch, KeyGeneration, TreeId, VOLUME_SIZE_BYTES_MAX, ViewId};
 use crate::volume::freeze::Frozen;
 use crate::volume::gate::Gate;
-use crate::volume::opened::{OpenVolume, Volume, stored_after};
+use crate::volume::opened::{LineageCell, OpenVolume, Volume, stored_after};
 use crate::volume::pause::Pause;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -124,7 +124,8 @@ impl Volumes {
                 seen: snapshot.point.1,
                 view,
                 stored_after: stored_after(catalog, &lineage),
-                lineage,
+                origins: catalog.origins(tree.id),
+                lineage: LineageCell::new(lineage, &self.pool),
                 domain: tree.domain,
                 generation: self.generation(tree.domain, &of.name)?,
                 gate: Gate::new(snapshot.point.1),
@@ -188,7 +189,8 @@ impl Volumes {
             seen: Epoch::NEWEST,
             view: ViewId::of_head(tree.id),
             stored_after: stored_after(catalog, &lineage),
-            lineage,
+            origins: catalog.origins(tree.id),
+            lineage: LineageCell::new(lineage, &self.pool),
             domain,
             // Without its key a volume cannot be opened, but it can be removed.
             generation: self.pool.keys().newest_generation(domain).unwrap_or_default(),

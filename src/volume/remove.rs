@@ -157,7 +157,7 @@ impl<D: Disk + 'static> Engine<D> {
         last: LeafIndex,
     ) -> Result<(Vec<LeafIndex>, u64), IoError> {
         let (sender, receiver) = oneshot::channel();
-        let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.clone());
+        let (pool, lineage) = (Arc::clone(&self.pool), volume.lineage.get(&self.pool));
         self.blocking.run(Box::new(move || {
             let mut found = Ok(Vec::new());
             // One view of all trees: a merge moves leaves from one to another.

@@ -55,6 +55,7 @@ counts! {
     snapshot_reads
     snapshots_verified
     clones
+    copied_down
     rollbacks
     forecast_blocks
     diffs

@@ -103,22 +103,15 @@ fn assert_all_happened(counts: Counts) {
     let Counts { blocks_walked, .. } = counts;
     let Counts { paused, resumed, owners_left, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
-    let Counts {
-        rollbacks,
-        forecast_blocks,
-        diffs,
-        blocks_changed,
-        leaks_repaired,
-        key_changes,
-        key_changes_cut_off,
-        ..
-    } = counts;
+    let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
+    let Counts { key_changes, key_changes_cut_off, .. } = counts;
     let happened = [
         snapshots,
         snapshots_removed,
         snapshot_reads,
         snapshots_verified,
         clones,
+        copied_down,
         rollbacks,
         forecast_blocks,
         diffs,

@@ -113,6 +113,8 @@ impl World {
             leaves_per_batch: random.random_range(1..4),
             reclaimed_per_batch: random.random_range(1..4),
             reclaimed_per_checkpoint: random.random_range(1..12),
+            // Few, so that clones and rollbacks get there.
+            lineage_max: random.random_range(1..4),
         };
         let store = Arc::new(MemoryStore::new());
         let pool_id = Uuid::from_u64_pair(seed, 1);
@@ -263,7 +265,10 @@ impl World {
         if checkpoint.needs_turn() && life.pool.is_turn_taken() {
             return;
         }
-        match checkpoint.step() {
+        let whole_count = life.pool.whole_count();
+        let step = checkpoint.step();
+        self.counts.copied_down += life.pool.whole_count() - whole_count;
+        match step {
             Ok(Progress::Working | Progress::Waiting) => {}
             Ok(Progress::Done) => {
                 self.counts.checkpoints += 1;

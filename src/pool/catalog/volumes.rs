@@ -60,6 +60,7 @@ impl Catalog {
             parent,
             domain,
             state: TreeState::Living,
+            own_before: LeafIndex::new(0),
             held: HeldBlocks::default(),
         });
         id
@@ -202,7 +203,8 @@ impl Catalog {
         }
         let tree = self.trees[&id];
         let state = TreeState::Deleting(LeafIndex::new(0));
-        edit.put_tree(TreeRecord { state, held: held.plus(tree.held), ..tree });
+        let own_before = LeafIndex::new(0);
+        edit.put_tree(TreeRecord { state, own_before, held: held.plus(tree.held), ..tree });
     }
 
     /// Whether a name may be given to a volume.

@@ -22,6 +22,8 @@ pub enum DifferenceKind {
     DamagedBitmap,
     /// A leaf of a tree that is not there, or one that was deleted.
     StrayLeaf,
+    /// A tree for which nobody looks in its parents lacks a leaf that they have.
+    MissingLeaf,
     /// A tree that nothing needs.
     StrayTree,
     /// The index of leaves differs from the leaves.
@@ -46,6 +48,7 @@ impl DifferenceKind {
             Self::DamagedLeaf => "damaged-leaf",
             Self::DamagedBitmap => "damaged-bitmap",
             Self::StrayLeaf => "stray-leaf",
+            Self::MissingLeaf => "missing-leaf",
             Self::StrayTree => "stray-tree",
             Self::Index => "index",
             Self::Count => "count",

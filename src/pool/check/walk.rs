@@ -44,9 +44,9 @@ struct Counted {
 
 /// A check under way.
 pub(super) struct Walk<'a> {
-    view: &'a dyn MetaRead,
-    keys: &'a KeyRing,
-    catalog: &'a Catalog,
+    pub(super) view: &'a dyn MetaRead,
+    pub(super) keys: &'a KeyRing,
+    pub(super) catalog: &'a Catalog,
     block_counts: &'a [u64],
     /// Blocks that leaves map.
     live: BlockMap,
@@ -287,7 +287,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The interval that takes in another whose merge is under way; else that one.
-    fn taken_in(&self, at: PointId) -> PointId {
+    pub(super) fn taken_in(&self, at: PointId) -> PointId {
         let Some(point) = self.catalog.point(at).filter(|point| point.merge.is_some()) else { return at };
         match self.catalog.followers((point.tree, point.epoch)).first() {
             None => at,

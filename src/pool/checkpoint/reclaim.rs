@@ -7,6 +7,7 @@
 //! nor anything before the interval maps; the others are the follower's from then on. A follower in another tree takes them
 //! over with epoch 0. Without a follower all go.
 
+use super::copy_down::CopyWork;
 use super::{Checkpoint, Phase};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{HeldBlocks, TreeRecord, TreeState};
@@ -32,6 +33,7 @@ const COUNTED_LEAVES_MAX: usize = 65_536;
 enum Work {
     Tree(TreeRecord, Sequence),
     Merge(MergeWork),
+    Copy(CopyWork),
 }
 
 /// A merge under way, or to be begun.
@@ -66,9 +68,13 @@ impl Checkpoint {
             return Ok(Phase::Owners);
         }
         let done = self.pool.checkpoints_done();
-        let work = self.pool.with_catalog(|catalog, _| next_work(catalog, done));
+        let lineage_max = self.pool.limits.lineage_max;
+        let work = self.pool.with_catalog(|catalog, _| {
+            next_work(catalog, done).or_else(|| catalog.too_deep(lineage_max, done).map(Work::Copy))
+        });
         match work {
             None => return Ok(Phase::Owners),
+            Some(Work::Copy(work)) => self.copy_down(&work)?,
             Some(Work::Tree(tree, own_from)) => self.delete_leaves(&tree, own_from)?,
             Some(Work::Merge(work)) => self.merge(&work)?,
         }
@@ -76,7 +82,7 @@ impl Checkpoint {
     }
 
     /// Counts a step: its synced commit costs as much as some leaves.
-    fn charge(&mut self, leaf_count: usize) {
+    pub(super) fn charge(&mut self, leaf_count: usize) {
         let least = LEAVES_OF_A_COMMIT.min(self.pool.limits.reclaimed_per_batch);
         self.deletions_left = self.deletions_left.saturating_sub(leaf_count.max(least));
     }
