@@ -58,6 +58,8 @@ pub(super) enum Metric {
     TakeRatio,
     /// Seconds until all clones are made.
     SecondsToClone,
+    /// Seconds until it is known what a removal would free.
+    SecondsToForecast,
     /// Bytes for each clone.
     BytesEach,
     /// Blocks that become free in a second.

@@ -67,6 +67,7 @@ enum MetricName {
     SnapshotMilliseconds,
     SnapshotTimeRatio,
     SecondsToClone,
+    SecondsToForecast,
     BytesEach,
     BlocksPerSecond,
     LongestMilliseconds,
@@ -252,6 +253,7 @@ impl Line {
                 Metric::TakeMilliseconds => MetricName::SnapshotMilliseconds,
                 Metric::TakeRatio => MetricName::SnapshotTimeRatio,
                 Metric::SecondsToClone => MetricName::SecondsToClone,
+                Metric::SecondsToForecast => MetricName::SecondsToForecast,
                 Metric::BytesEach => MetricName::BytesEach,
                 Metric::BlocksPerSecond => MetricName::BlocksPerSecond,
                 Metric::LongestMilliseconds => MetricName::LongestMilliseconds,
@@ -282,7 +284,7 @@ impl Line {
     fn figure_text(&self) -> String {
         let unit = match self.metric {
             MetricName::CpuMicrosecondsPerRequest => " us",
-            MetricName::SecondsToOpen | MetricName::SecondsToClone => " s",
+            MetricName::SecondsToOpen | MetricName::SecondsToClone | MetricName::SecondsToForecast => " s",
             MetricName::TailDifferenceMilliseconds => " ms p99.9",
             MetricName::SnapshotMilliseconds => " ms p99",
             MetricName::LongestMilliseconds => " ms",
@@ -299,7 +301,7 @@ impl Line {
             (MetricName::SecondsToOpen, _) => "opens/s",
             (MetricName::SecondsToClone | MetricName::BytesEach, _) => "clones/s",
             (MetricName::SnapshotTimeRatio, _) => "snapshots/s",
-            (MetricName::BlocksPerSecond, _) => "blocks/s",
+            (MetricName::BlocksPerSecond | MetricName::SecondsToForecast, _) => "blocks/s",
             _ if self.first.tail_us.is_some() => "us p99.9",
             (_, true) => "requests/s",
             (_, false) => "MiB/s",

@@ -43,6 +43,8 @@ pub(super) enum SnapshotCase {
     ReclaimRate,
     /// The longest that a write took beside that.
     ReclaimHold,
+    /// What removing a snapshot of ten million blocks would free, all of which the head has replaced.
+    Forecast,
     /// Opening a pool with ten thousand snapshots.
     Open,
 }
@@ -52,6 +54,8 @@ const TIB: u64 = 1 << 40;
 const KIB: usize = 1 << 10;
 /// With more mapped blocks than this the pool is in memory, of which it takes only what is written.
 pub(super) const FILE_BLOCKS_MAX: u64 = 1_000_000;
+/// Blocks of the snapshot whose removal is forecast.
+pub(super) const FORECAST_BLOCKS: u64 = 10_000_000;
 /// Clones that are made at once.
 pub(super) const CLONE_COUNT: u16 = 1000;
 /// Snapshots of the pool that is opened.
@@ -98,6 +102,7 @@ impl SnapshotCase {
             Self::CloneBytes => "clone-1000-metadata".to_owned(),
             Self::ReclaimRate => "reclaim-rate".to_owned(),
             Self::ReclaimHold => "reclaim-hold".to_owned(),
+            Self::Forecast => "forecast-10-million".to_owned(),
             Self::Open => "open-10000".to_owned(),
         }
     }
@@ -110,6 +115,7 @@ impl SnapshotCase {
             Self::Reads { depth: Depth::Clones, .. } => ("volume", "clone"),
             Self::CloneTime | Self::CloneBytes => ("one", "1000"),
             Self::ReclaimRate | Self::ReclaimHold => ("alone", "reclaim"),
+            Self::Forecast => ("thousand", "10-million"),
             Self::Open => ("none", "10000"),
         }
     }
@@ -124,6 +130,7 @@ impl SnapshotCase {
             Self::CloneBytes => Metric::BytesEach,
             Self::ReclaimRate => Metric::BlocksPerSecond,
             Self::ReclaimHold => Metric::LongestMilliseconds,
+            Self::Forecast => Metric::SecondsToForecast,
             Self::Open => Metric::Seconds,
         }
     }
@@ -139,7 +146,7 @@ impl SnapshotCase {
             Self::CloneTime => Target::AtMost(5.0),
             Self::CloneBytes => Target::AtMost(1024.0),
             Self::ReclaimRate => Target::AtLeast(1e6),
-            Self::ReclaimHold => Target::AtMost(5.0),
+            Self::ReclaimHold | Self::Forecast => Target::AtMost(5.0),
             Self::Open => Target::AtMost(3.0),
         }
     }
@@ -184,6 +191,7 @@ pub(super) fn all() -> Vec<Case> {
         SnapshotCase::CloneBytes,
         SnapshotCase::ReclaimRate,
         SnapshotCase::ReclaimHold,
+        SnapshotCase::Forecast,
         SnapshotCase::Open,
     ];
     takes.chain([SnapshotCase::BySize]).chain(writes).chain(reads).chain(others).map(SnapshotCase::case).collect()

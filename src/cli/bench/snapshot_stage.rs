@@ -8,10 +8,13 @@ use super::case::Case;
 use super::contest::{AGE, Own, Round, WARM, fill, plan_for, plan_of};
 use super::engine_team::{EngineTeam, PoolPlan};
 use super::load::{Limit, Measured, Plan};
-use super::snapshot_case::{CLONE_COUNT, Depth, FILE_BLOCKS_MAX, Mapping, OPEN_SNAPSHOTS, SnapshotCase};
+use super::snapshot_case::{
+    CLONE_COUNT, Depth, FILE_BLOCKS_MAX, FORECAST_BLOCKS, Mapping, OPEN_SNAPSHOTS, SnapshotCase,
+};
 use super::snapshot_team::{measured, percentile_ms, stored_meta_bytes};
 use super::stage::Stages;
 use crate::error::Result;
+use crate::pool::SnapshotId;
 use crate::units::{BLOCK_SIZE_U64, to_u64};
 
 const GIB: u64 = 1 << 30;
@@ -71,6 +74,7 @@ impl Stages<'_> {
         self.run_deep_reads(&of(&|case| matches!(case, SnapshotCase::Reads { .. })))?;
         self.run_clones(&of(&|case| matches!(case, SnapshotCase::CloneTime | SnapshotCase::CloneBytes)))?;
         self.run_reclaim(&of(&|case| matches!(case, SnapshotCase::ReclaimRate | SnapshotCase::ReclaimHold)))?;
+        self.run_forecast(&of(&|case| case == SnapshotCase::Forecast))?;
         self.run_open(&of(&|case| case == SnapshotCase::Open))
     }
 
@@ -254,6 +258,36 @@ impl Stages<'_> {
             }
             self.add_rounds(case, rounds);
         }
+        Ok(())
+    }
+
+    /// Tells what removing a snapshot would free, of which the head has replaced all blocks: a few, many, and a few again.
+    fn run_forecast(&mut self, cases: &[Case]) -> Result<()> {
+        let [case] = cases else { return Ok(()) };
+        let mapped_bytes = 2 * (FORECAST_BLOCKS + SMALLEST.block_count) * BLOCK_SIZE_U64;
+        let size_bytes = SMALL_POOL_BYTES + mapped_bytes.next_multiple_of(1 << 20);
+        let engine = EngineTeam::in_thin_memory(&self.pool_plan("forecast", size_bytes, 1 << 20))?;
+        self.output.message(&format!("Mapping {FORECAST_BLOCKS} blocks twice"));
+        let replaced = |mapping: Mapping| -> Result<SnapshotId> {
+            let volume = engine.create_volume(&mapping.volume_name(), mapping.size_bytes)?;
+            engine.map(volume, mapping)?;
+            let (snapshot, _) = engine.take_snapshot(volume)?;
+            engine.map(volume, mapping)?;
+            Ok(snapshot)
+        };
+        let few = replaced(SMALLEST)?;
+        let many = replaced(Mapping { size_bytes: 64 * TIB, block_count: FORECAST_BLOCKS, is_scattered: false })?;
+        let mut rounds = Vec::new();
+        for _ in 0..self.arguments.rounds {
+            let forecast = |snapshot| engine.forecast(snapshot);
+            rounds.push(Round {
+                first: forecast(few)?,
+                second: forecast(many)?,
+                first_again: forecast(few)?,
+                own: None,
+            });
+        }
+        self.add_rounds(case, rounds);
         Ok(())
     }
 

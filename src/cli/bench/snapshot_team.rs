@@ -16,7 +16,7 @@ use crate::format::entry::Entry;
 use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey};
 use crate::meta::{RocksOptions, RocksStore};
-use crate::pool::{NewClone, NewSnapshot, Placement, SnapshotId};
+use crate::pool::{Effort, NewClone, NewSnapshot, Placement, Removals, SnapshotId};
 use crate::units::{Address, AddressRun, BlockIndex, KeyGeneration, to_u64};
 use crate::volume::NewVolume;
 
@@ -147,6 +147,17 @@ impl EngineTeam {
         });
         self.volumes.remove_snapshots(&ids)?;
         self.reclaim().map(|_| ())
+    }
+
+    /// Blocks that removing one snapshot would free, and how long it took to tell.
+    ///
+    /// # Errors
+    /// If it cannot be told.
+    pub(super) fn forecast(&self, id: SnapshotId) -> Result<Measured> {
+        let begun = Instant::now();
+        let freed = self.pool.would_free(&Removals::of_snapshot(id), &mut Effort::whatever_it_takes(&|| false))?;
+        let unknown = || Error::new(ErrorKind::Other, "What a removal would free was not counted to the end");
+        Ok(Measured::of(freed.ok_or_else(unknown)?, begun.elapsed()))
     }
 
     /// Removes one snapshot, without waiting for what it held.
