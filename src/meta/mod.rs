@@ -10,6 +10,8 @@ mod memory;
 mod reserved;
 #[cfg(feature = "rocksdb")]
 mod rocks;
+#[cfg(feature = "rocksdb")]
+mod rocks_reads;
 
 pub use memory::MemoryStore;
 pub use reserved::{ReservedStore, SpaceReserve};
@@ -109,15 +111,9 @@ pub trait MetaRead: Send + Sync {
     fn seek_first(
         &self,
         table: Table,
-        places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
+        mut places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
     ) -> Result<Option<KeyValue>, MetaError> {
-        for (prefix, from) in places {
-            let found = self.seek(table, &prefix, &from)?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
+        Iterator::find_map(&mut places, |(prefix, from)| self.seek(table, &prefix, &from).transpose()).transpose()
     }
 
     /// At most `limit` keys at or behind `from` and before `end` (an empty `end` is none), in order, with values.

@@ -13,16 +13,19 @@ use std::time::Duration;
 
 use rocksdb::properties::BACKGROUND_ERRORS;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator,
-    DBRecoveryMode, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, ReadOptions,
-    SliceTransform, Snapshot, WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, SliceTransform, Snapshot,
+    WriteBatch, WriteBufferManager, WriteOptions,
 };
 
+use super::rocks_reads::{
+    collect, found_by_seek, many_seeks_options, scan_options, seek_one_after_the_other, seek_options,
+};
 use super::{Durability, KeyValue, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use crate::units::to_u64;
 
 /// Tree and leaf index: what all keys of one leaf share.
-const LEAF_PREFIX_BYTES: usize = 16;
+pub(super) const LEAF_PREFIX_BYTES: usize = 16;
 /// Bits of the Bloom filter for each key or prefix: one false hit in a hundred.
 const BLOOM_BITS: f64 = 10.0;
 /// Part of a table's memory that is a Bloom filter of prefixes.
@@ -94,10 +97,6 @@ impl Default for RocksOptions {
         }
     }
 }
-
-/// A scan for so many entries reads this far ahead.
-const LONG_SCAN_ENTRIES: usize = 1024;
-const LONG_SCAN_READAHEAD_BYTES: usize = 1 << 20;
 
 /// A [`MetaStore`] in a directory of its own.
 pub struct RocksStore {
@@ -296,81 +295,6 @@ impl MetaRead for RocksView<'_> {
     }
 }
 
-fn seek_options(table: Table, prefix: &[u8]) -> ReadOptions {
-    let mut options = ReadOptions::default();
-    // The filter knows whole prefixes only.
-    let is_filtered = table == Table::Leaves && prefix.len() >= LEAF_PREFIX_BYTES;
-    options.set_total_order_seek(!is_filtered);
-    options.set_prefix_same_as_start(is_filtered);
-    if let Some(end) = prefix_end(prefix) {
-        options.set_iterate_upper_bound(end);
-    }
-    options
-}
-
-/// Of an iterator for places with different prefixes, whole ones in the table that has a filter for them.
-fn many_seeks_options(table: Table) -> ReadOptions {
-    let mut options = ReadOptions::default();
-    options.set_total_order_seek(table != Table::Leaves);
-    options.set_prefix_same_as_start(table == Table::Leaves);
-    options
-}
-
-/// To make an iterator takes longer than a seek that the filter answers.
-fn seek_one_after_the_other(
-    mut iterator: DBRawIterator<'_>,
-    places: &mut dyn Iterator<Item = (Vec<u8>, Vec<u8>)>,
-) -> Result<Option<KeyValue>, MetaError> {
-    for (prefix, from) in places {
-        iterator.seek(&from);
-        if let Some((found, value)) = iterator.item() {
-            if found.starts_with(&prefix) {
-                return Ok(Some((found.to_vec(), value.to_vec())));
-            }
-        } else {
-            iterator.status().map_err(|error| failure(&error))?;
-        }
-    }
-    Ok(None)
-}
-
-fn found_by_seek(found: Result<Vec<KeyValue>, MetaError>, prefix: &[u8]) -> Result<Option<KeyValue>, MetaError> {
-    Ok(found?.into_iter().next().filter(|(key, _)| key.starts_with(prefix)))
-}
-
-/// `None` if nothing is between the two.
-fn scan_options(from: &[u8], end: &[u8], limit: usize) -> Option<ReadOptions> {
-    if !end.is_empty() && from >= end {
-        return None;
-    }
-    let mut options = ReadOptions::default();
-    options.set_total_order_seek(true);
-    if limit >= LONG_SCAN_ENTRIES {
-        // By itself the store begins with 8 KiB and never reads more than 256 KiB ahead.
-        options.set_readahead_size(LONG_SCAN_READAHEAD_BYTES);
-    }
-    if !end.is_empty() {
-        options.set_iterate_upper_bound(end);
-    }
-    Some(options)
-}
-
-/// At most `limit` entries from `from` on, as far as the iterator goes.
-fn collect(mut iterator: DBRawIterator<'_>, from: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
-    let mut found = Vec::new();
-    iterator.seek(from);
-    while found.len() < limit {
-        let Some((key, value)) = iterator.item() else { break };
-        found.push((key.to_vec(), value.to_vec()));
-        if found.len() < limit {
-            iterator.next();
-        }
-    }
-    // The end of the entries and an error look alike until the status is read.
-    iterator.status().map_err(|error| failure(&error))?;
-    Ok(found)
-}
-
 impl MetaStore for RocksStore {
     fn commit(&self, batch: &[MetaOp], durability: Durability) -> Result<(), MetaError> {
         if batch.iter().all(is_nothing) && durability == Durability::Synced {
@@ -518,15 +442,7 @@ fn append(_key: &[u8], value: Option<&[u8]>, appended: &MergeOperands) -> Option
     Some(merged)
 }
 
-/// The first key behind all that start with `prefix`; `None` if there is none.
-fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
-    let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
-    let mut end = prefix[..=last].to_vec();
-    end[last] += 1;
-    Some(end)
-}
-
-fn failure(error: &rocksdb::Error) -> MetaError {
+pub(super) fn failure(error: &rocksdb::Error) -> MetaError {
     let message = error.to_string();
     let is_out_of_space = OUT_OF_SPACE_WORDS.iter().any(|words| message.contains(words));
     MetaError { is_out_of_space, is_damaged: error.kind() == ErrorKind::Corruption, message }

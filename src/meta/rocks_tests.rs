@@ -6,6 +6,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tempfile::TempDir;
 
+use super::super::rocks_reads::prefix_end;
 use super::super::{MemoryStore, behaviours};
 use super::*;
 

@@ -2,19 +2,17 @@
 
 use crate::crypto::{KeyRing, SessionKeys};
 use crate::disk::Device;
-use crate::error::{Error, ErrorKind, IoError};
+use crate::error::IoError;
 use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
-use crate::meta::{Durability, MetaError, MetaOp, MetaRead, MetaStore, ReservedStore};
+use crate::meta::{MetaRead, MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::is_stock_low;
-use crate::pool::turn::{Turn, Turns};
+use crate::pool::turn::Turns;
 use crate::pool::watermark::SpaceLevel;
-use crate::pool::{
-    Catalog, CatalogStore, Change, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space,
-};
+use crate::pool::{Catalog, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -224,73 +222,6 @@ impl Pool {
     #[must_use]
     pub const fn recovery(&self) -> &RecoveryReport {
         &self.recovery
-    }
-
-    /// Runs `look` on the catalog. Short: lanes wait for it when they open a volume.
-    pub fn with_catalog<R>(&self, look: impl FnOnce(&mut Catalog, CatalogStore<'_>) -> R) -> R {
-        look(&mut self.catalog.lock(), CatalogStore { store: &*self.store, keys: &self.keys })
-    }
-
-    /// How many trees became whole since the pool was opened, of which no parents need be searched any more.
-    #[must_use]
-    pub fn whole_count(&self) -> u64 {
-        self.whole_count.load(Ordering::Acquire)
-    }
-
-    /// Waits for a turn to change the catalog. Never on a lane, and never by who has one.
-    #[must_use]
-    pub fn take_turn(&self) -> Turn {
-        self.turns.take()
-    }
-
-    /// Whether somebody has a turn, for which a checkpoint would wait.
-    #[must_use]
-    pub fn is_turn_taken(&self) -> bool {
-        self.turns.is_taken()
-    }
-
-    /// Makes the change of the catalog that `plan` plans, in a turn of its own. Never on a lane.
-    ///
-    /// # Errors
-    /// As [`Self::change_catalog_in`].
-    pub fn change_catalog<R>(
-        &self,
-        plan: impl FnOnce(&Catalog, CatalogStore<'_>) -> Result<Change<R>, Error>,
-    ) -> Result<R, Error> {
-        self.change_catalog_in(&self.take_turn(), plan)
-    }
-
-    /// Makes the change of the catalog that `plan` plans. If the store fails, the next open may find the change or not: a
-    /// removed volume would take with it what was acknowledged since, so nothing is acknowledged any more. Never on a lane.
-    ///
-    /// # Errors
-    /// Those of `plan`, and the store's. All but refusals and a lack of space stop the pool, before anybody has another turn.
-    pub fn change_catalog_in<R>(
-        &self,
-        turn: &Turn,
-        plan: impl FnOnce(&Catalog, CatalogStore<'_>) -> Result<Change<R>, Error>,
-    ) -> Result<R, Error> {
-        assert!(turn.is_of(&self.turns), "the turn is of the same pool");
-        let at = CatalogStore { store: &*self.store, keys: &self.keys };
-        let planned = plan(&self.catalog.lock(), at);
-        let _until_the_catalog_has_it = self.commits.lock();
-        let committed = planned.and_then(|change| change.commit(at));
-        if let Err(error) = &committed
-            && !is_refusal(error.kind())
-        {
-            self.fail(error.to_string());
-        }
-        Ok(self.catalog.lock().take(committed?, &self.keys))
-    }
-
-    /// Stores what is no part of the catalog, in a turn of its own: it would be in the way of who holds writes back. Never on
-    /// a lane, and never by who has a turn.
-    ///
-    /// # Errors
-    /// The store's failure.
-    pub fn commit_beside(&self, batch: &[MetaOp]) -> Result<(), MetaError> {
-        let _turn = self.take_turn();
-        self.store.commit(batch, Durability::Synced)
     }
 
     /// Tells the pool whom to signal; once.
@@ -518,12 +449,6 @@ impl Pool {
             self.space.lock().free(address);
         }
     }
-}
-
-/// Whether nothing was changed, for sure.
-const fn is_refusal(kind: ErrorKind) -> bool {
-    use ErrorKind::{Busy, Exists, NoSpace, NotFound, Usage};
-    matches!(kind, NotFound | Exists | Usage | Busy | NoSpace)
 }
 
 /// A window near the floor.

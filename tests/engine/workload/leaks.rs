@@ -1,11 +1,11 @@
 //! Space that leaks, and its repair step by step while everything else goes on.
 
 use super::Workload;
-use crate::world::End;
+use crate::world::{End, World};
 use rand::Rng;
 use rok_blk::error::ErrorKind;
-use rok_blk::pool::LeakRepair;
-use rok_blk::units::Address;
+use rok_blk::pool::{CheckReport, Difference, DifferenceKind, LeakRepair};
+use rok_blk::units::{Address, AddressRun};
 use std::collections::BTreeSet;
 
 /// Leaks that there are at most.
@@ -73,5 +73,16 @@ impl Workload {
         self.world.leaked.clear();
         assert!(repair.is_whole(), "there is nothing but leaks: {:#?}", repair.report());
         assert!(pool.check().expect("the store can be read").is_clean(), "what leaked was repaired");
+    }
+}
+
+impl World {
+    /// Panics if a check found anything but what was leaked on purpose.
+    pub fn assert_only_leaked(&self, report: &CheckReport) {
+        let is_leaked = |run: AddressRun| (0..run.count).all(|step| self.leaked.contains(&run.start.plus(step)));
+        let is_expected = |difference: &Difference| {
+            difference.kind == DifferenceKind::Leaked && difference.blocks.is_some_and(is_leaked)
+        };
+        assert!(report.differences.iter().all(is_expected), "the check found: {report:#?}, leaked: {:?}", self.leaked);
     }
 }
