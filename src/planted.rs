@@ -69,11 +69,15 @@ pub enum Bug {
     SuperblockTrustsItsRead,
     /// A repair of leaked space clears what is used around the leaked blocks too.
     RepairTakesAllUsed,
+    /// A part is read without the leaf that it builds on.
+    PartWithoutBase,
+    /// A merge deletes a leaf, and the part that builds on it stays as it was.
+    MergeDropsBase,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -106,6 +110,8 @@ impl Bug {
         Self::RepairTakesAllUsed,
         Self::OldSlotsStay,
         Self::SuperblockTrustsItsRead,
+        Self::PartWithoutBase,
+        Self::MergeDropsBase,
     ];
 }
 

@@ -101,6 +101,26 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    /// A number of 1 to 10 bytes: 7 bits in each, the lowest first; the highest bit says that more follow.
+    ///
+    /// # Errors
+    /// [`FormatError::TooShort`] at the end, [`FormatError::Field`] if it has more bytes than it needs, or is above 2^64.
+    pub fn varint(&mut self) -> Result<u64, FormatError> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits || byte == 0 && shift > 0 {
+                return Err(FormatError::Field("number of several bytes"));
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(FormatError::Field("number of several bytes"))
+    }
+
     /// `count` bytes that must be zero.
     ///
     /// # Errors
@@ -192,6 +212,18 @@ impl Writer {
         self.bytes(&value.to_le_bytes());
     }
 
+    /// Appends a number in as many bytes as it needs, as [`Reader::varint`] reads it.
+    pub fn varint(&mut self, mut value: u64) {
+        loop {
+            let [low, ..] = value.to_le_bytes();
+            value >>= 7;
+            if value == 0 {
+                return self.u8(low & 0x7f);
+            }
+            self.u8(low | 0x80);
+        }
+    }
+
     /// Appends text behind its length (u16).
     ///
     /// # Panics
@@ -267,4 +299,27 @@ pub fn len_u16(len: usize) -> u16 {
 #[must_use]
 pub fn len_u32(len: usize) -> u32 {
     u32::try_from(len).expect("a named limit keeps this length below 2^32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_take_the_bytes_that_they_need() {
+        for (value, len) in [(0, 1), (127, 1), (128, 2), (1 << 35, 6), (u64::MAX >> 1, 9), (u64::MAX, 10)] {
+            let mut writer = Writer::new();
+            writer.varint(value);
+            assert_eq!(writer.len(), len, "{value}");
+            assert_eq!(Reader::new(writer.as_slice()).varint(), Ok(value));
+        }
+    }
+
+    #[test]
+    fn numbers_with_bytes_too_many_are_refused() {
+        let too_many = FormatError::Field("number of several bytes");
+        assert_eq!(Reader::new(&[0x80, 0]).varint(), Err(too_many));
+        assert_eq!(Reader::new(&[0xff; 11]).varint(), Err(too_many));
+        assert_eq!(Reader::new(&[0x80]).varint(), Err(FormatError::TooShort));
+    }
 }

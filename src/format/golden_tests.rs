@@ -18,7 +18,7 @@ use crate::format::catalog::{
 use crate::format::device_header::DeviceHeader;
 use crate::format::entry::Entry;
 use crate::format::job::{JobFailure, JobRecord, JobState, JobUnit};
-use crate::format::leaf::{Leaf, LeafChange, frames, push_frame};
+use crate::format::leaf::{Leaf, LeafChange, Level, Part, frames, part_value, push_frame, sealed_part};
 use crate::format::owner::{self, OwnerRun};
 use crate::format::policy::{PolicyKeep, PolicyRecord, PolicyVolume};
 use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
@@ -79,10 +79,14 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("leaf", leaf().encode()),
         ("leaf-change", leaf_change().encode()),
         ("leaf-value", leaf_value(&keys)),
-        ("owners", owner::encode(&owners())),
+        ("part", part().encode(epoch)),
+        ("owners", long_owners()),
+        ("owners-short", owner::encode(&owners())),
         ("bitmap", bitmap::encode(&bits())),
         ("sealed-value", keys.seal(SealKind::Tree, &key::tree(TreeId::new(7)), b"body")),
         ("sealed-value-plain", plain_sealed()),
+        // Sealed behind those that were there before it.
+        ("part-value", golden_part_value(&keys)),
         ("record", record_bytes(Suite::XtsGmac)),
         ("record-plain", record_bytes(Suite::Plain)),
         ("block", block_start()),
@@ -333,6 +337,29 @@ fn leaf_value(keys: &SessionKeys) -> Vec<u8> {
     value
 }
 
+pub(crate) const PART_LEVEL: Level = Level { depth: 3, restarts: 1 };
+
+pub(crate) fn part() -> Part {
+    Part { base: Epoch::new(1), change: leaf_change() }
+}
+
+fn golden_part_value(keys: &SessionKeys) -> Vec<u8> {
+    let (tree, index, epoch) = LEAF_PLACE;
+    let associated = [&key::leaf(tree, index, epoch)[..], &PART_LEVEL.bytes()].concat();
+    part_value(PART_LEVEL, &keys.seal(SealKind::Leaf, &associated, &part().encode(epoch)))
+}
+
+/// The form that is not written any more.
+fn long_owners() -> Vec<u8> {
+    let mut body = vec![1, 0];
+    for run in owners() {
+        body.extend([run.offset, u8::try_from(run.count - 1).expect("a small count")]);
+        let fields = [run.tree.get(), run.epoch.get(), run.block.get()];
+        body.extend(fields.iter().flat_map(|field| field.to_le_bytes()));
+    }
+    body
+}
+
 fn owners() -> Vec<OwnerRun> {
     let (tree, epoch) = (TreeId::new(7), Epoch::new(2));
     vec![OwnerRun { offset: 0xd0, count: 3, tree, epoch, block: BlockIndex::new(784) }]
@@ -541,14 +568,24 @@ fn golden_shred_key_opens_the_golden_domain_of_a_volume() {
 fn golden_map_decodes() {
     assert_eq!(Leaf::decode(&golden("leaf")), Ok(leaf()));
     assert_eq!(LeafChange::decode(&golden("leaf-change")), Ok(leaf_change()));
+    assert_eq!(Part::decode(&golden("part"), LEAF_PLACE.2), Ok(part()));
     assert_eq!(owner::decode(&golden("owners")), Ok(owners()));
+    assert_eq!(owner::decode(&golden("owners-short")), Ok(owners()));
     assert_eq!(bitmap::decode(&golden("bitmap")), Ok(bits()));
 
     let (keys, leaf_key, value) = (session_keys(Suite::XtsGmac), golden("key-leaf"), golden("leaf-value"));
-    let found = frames(&value).expect("two frames");
+    let (level, found) = frames(&value).expect("two frames");
+    assert_eq!(level, Level::WHOLE);
     assert_eq!(keys.open(SealKind::Leaf, &leaf_key, found[0]), Ok(leaf().encode()));
     let associated = [&leaf_key[..], &found[0][..16], &[0]].concat();
     assert_eq!(keys.open(SealKind::LeafChange, &associated, found[1]), Ok(leaf_change().encode()));
+
+    let value = golden("part-value");
+    let (level, found) = frames(&value).expect("one frame");
+    assert_eq!(level, PART_LEVEL);
+    let associated = [&leaf_key[..], &level.bytes()].concat();
+    let sealed = sealed_part(found[0]).expect("a seal");
+    assert_eq!(keys.open(SealKind::Leaf, &associated, &sealed), Ok(part().encode(LEAF_PLACE.2)));
 }
 
 #[test]

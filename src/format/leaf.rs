@@ -1,7 +1,11 @@
 //! Leaves of the map and changes to them: 256 entries, encoded in runs.
 //!
-//! A value of the table of leaves is a list of frames (`u32` length, then a sealed body): first a whole
-//! leaf, then changes in the order in which they apply.
+//! A value of the table of leaves is a list of frames (a length, then a sealed body): first a whole
+//! leaf or a part, then changes in the order in which they apply.
+
+mod part;
+
+pub use part::{Level, PART_DEPTH_MAX, Part, level_of, part_value, sealed_part};
 
 use crate::format::FormatError;
 use crate::format::codec::{Reader, Writer, len_u16, len_u32};
@@ -9,8 +13,6 @@ use crate::format::entry::Entry;
 use crate::units::{Address, LEAF_ENTRIES, to_usize};
 
 const KIND_LEAF: u8 = 1;
-/// Only the entries changed since a named base epoch. Reserved; not written yet.
-const KIND_PART: u8 = 2;
 const KIND_CHANGE: u8 = 3;
 const RUN_FIXED_BYTES: usize = 18;
 
@@ -57,6 +59,18 @@ impl SlotSet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0 == [0; 4]
+    }
+
+    /// Number of slots.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        to_usize(self.0.iter().map(|bits| u64::from(bits.count_ones())).sum())
+    }
+
+    /// Whether all slots of the other are in it.
+    #[must_use]
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).all(|(bits, other)| other & !bits == 0)
     }
 
     /// The slots, ascending.
@@ -131,6 +145,12 @@ impl Leaf {
         }
     }
 
+    /// Length of [`Self::encode`].
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        4 + runs_of(self).len() * RUN_FIXED_BYTES + self.entries.len() * 8
+    }
+
     /// The body of a whole leaf, before it is sealed.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -149,7 +169,6 @@ impl Leaf {
         let mut reader = Reader::new(body);
         match reader.u8()? {
             KIND_LEAF => {}
-            KIND_PART => return Err(FormatError::Field("leaf kind: parts are not supported by this version")),
             _ => return Err(FormatError::Field("leaf kind")),
         }
         reader.reserved(1)?;
@@ -173,6 +192,25 @@ impl LeafChange {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.entries.is_empty()
+    }
+
+    /// The slots that it sets or removes.
+    #[must_use]
+    pub fn slots(&self) -> SlotSet {
+        let mut slots = self.removed;
+        slots.0.iter_mut().zip(self.entries.present.0).for_each(|(bits, present)| *bits |= present);
+        slots
+    }
+
+    /// Adds a change that applies behind this one.
+    pub fn append(&mut self, newer: &Self) {
+        for slot in newer.removed.iter() {
+            self.entries.set(slot, None);
+            self.removed.insert(slot);
+        }
+        for (slot, entry) in newer.entries.iter() {
+            self.entries.set(slot, Some(entry));
+        }
     }
 
     /// The body of a change, before it is sealed.
@@ -290,13 +328,22 @@ pub fn push_frame(value: &mut Vec<u8>, sealed: &[u8]) {
     value.extend_from_slice(sealed);
 }
 
-/// The frames of a value, in order.
+/// The frames of a value, in order, and the level of its leaf. Of a part the first is as [`sealed_part`] takes it.
 ///
 /// # Errors
-/// [`FormatError::TooShort`] if the last one is cut, [`FormatError::Field`] if there is none or too many.
-pub fn frames(value: &[u8]) -> Result<Vec<&[u8]>, FormatError> {
+/// [`FormatError::TooShort`] if the last one is cut, [`FormatError::Field`] if there is none or too many, or the level is none.
+pub fn frames(value: &[u8]) -> Result<(Level, Vec<&[u8]>), FormatError> {
     let mut reader = Reader::new(value);
     let mut frames = Vec::new();
+    let level = level_of(value);
+    if level.depth > PART_DEPTH_MAX || level.depth == 0 && level.restarts > 0 {
+        return Err(FormatError::Field("level of a leaf"));
+    }
+    if level.depth > 0 {
+        let len = reader.u16()?;
+        reader.bytes(level.bytes().len())?;
+        frames.push(reader.bytes(usize::from(len))?);
+    }
     while reader.remaining() > 0 {
         let len = reader.u32()?;
         frames.push(reader.bytes(to_usize(u64::from(len)))?);
@@ -304,7 +351,7 @@ pub fn frames(value: &[u8]) -> Result<Vec<&[u8]>, FormatError> {
     if frames.is_empty() || frames.len() > LEAF_CHANGES_MAX + 1 {
         return Err(FormatError::Field("frame count"));
     }
-    Ok(frames)
+    Ok((level, frames))
 }
 
 /// The addresses that a leaf maps, for the bitmap of used blocks.
@@ -337,7 +384,7 @@ mod tests {
         fn garbage_never_panics(body in prop::collection::vec(any::<u8>(), 0..600)) {
             drop(Leaf::decode(&body));
             drop(LeafChange::decode(&body));
-            prop_assert!(frames(&body).map_or(0, |frames| frames.len()) <= LEAF_CHANGES_MAX + 1);
+            prop_assert!(frames(&body).map_or(0, |(_, frames)| frames.len()) <= LEAF_CHANGES_MAX + 1);
         }
     }
 
@@ -349,6 +396,32 @@ mod tests {
         }
         assert_eq!(leaf.encode().len(), 4 + RUN_FIXED_BYTES + 256 * 8);
         assert_eq!(Leaf::decode(&leaf.encode()), Ok(leaf));
+    }
+
+    #[test]
+    fn changes_one_by_one_and_appended_to_each_other_give_the_same_leaf() {
+        let change = |removed: &[u8], set: &[(u8, u64)]| {
+            let mut change = LeafChange::default();
+            removed.iter().for_each(|slot| change.removed.insert(*slot));
+            for (slot, block) in set {
+                change.entries.set(*slot, Some(entry(*block, 1)));
+            }
+            change
+        };
+        let mut leaf = Leaf::default();
+        for slot in 0..9 {
+            leaf.set(slot, Some(entry(100 + u64::from(slot), 1)));
+        }
+        let changes = [change(&[1, 2], &[(3, 200)]), change(&[3], &[(1, 201), (9, 202)]), change(&[9, 4], &[(3, 203)])];
+        let (mut one_by_one, mut sum) = (leaf.clone(), LeafChange::default());
+        for change in &changes {
+            one_by_one.apply(change);
+            sum.append(change);
+        }
+        leaf.apply(&sum);
+        assert_eq!(leaf, one_by_one);
+        assert_eq!(sum.slots().iter().collect::<Vec<_>>(), [1, 2, 3, 4, 9]);
+        assert_eq!(leaf.encoded_len(), leaf.encode().len());
     }
 
     #[test]

@@ -6,9 +6,12 @@
 mod cache;
 mod changes;
 mod packed;
+#[cfg(test)]
+mod parts_tests;
+mod stack;
 mod stored;
 
 pub use cache::LeafCache;
 pub use changes::{Change, ChangeKey, Changes, DroppedSet, LayGuard};
 pub use packed::PackedLeaf;
-pub use stored::{Lineage, StoredLeaf, StoredLeaves};
+pub use stored::{Lineage, OneLeaf, Onto, StoredLeaf, StoredLeaves};

@@ -1,13 +1,18 @@
 //! Leaves in the metadata store: reading what an epoch sees, and encoding what a checkpoint stores.
 //!
 //! Each frame of a value is sealed with its key and its position among the frames as associated data, and
-//! changes also with the nonce of the leaf that they follow, so that none passes for another.
+//! changes also with the nonce of the leaf that they follow, so that none passes for another. A part is sealed with its level
+//! too; it names the epoch that it builds on, so that a leaf which is missing in between is noticed.
 
+use super::stack::{Stack, StackedPart, is_worth_it};
 use crate::crypto::{KeyRing, SealKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::key;
-use crate::format::leaf::{LEAF_CHANGES_MAX, Leaf, LeafChange, frames, push_frame};
-use crate::meta::{MetaOp, MetaRead, Table};
+use crate::format::leaf::{
+    LEAF_CHANGES_MAX, Leaf, LeafChange, Level, Part, frames, level_of, part_value, push_frame, sealed_part,
+};
+use crate::meta::{KeyValue, MetaOp, MetaRead, Table};
+use crate::planted::{Bug, is_planted};
 use crate::units::{Epoch, LeafIndex, TreeId};
 
 /// Bytes of a sealed value that name its session and count in it: unique for each seal.
@@ -21,12 +26,39 @@ pub struct Lineage(pub Vec<(TreeId, Epoch)>);
 pub struct StoredLeaf {
     /// The newest epoch that wrote it.
     pub epoch: Epoch,
-    /// The leaf, changes applied.
+    /// The leaf, parts and changes applied.
     pub leaf: Leaf,
-    /// Changes behind the whole leaf in its value.
+    /// Changes behind the whole leaf, or the part, in its value.
     pub change_count: usize,
-    /// Names the seal of the whole leaf.
+    /// Names the seal of the whole leaf, or of the part.
     base_id: Vec<u8>,
+    /// What it is made of.
+    stack: Stack,
+}
+
+/// One value of the table of leaves, opened: a whole leaf, or a part of one.
+pub struct OneLeaf {
+    /// The epoch that put it.
+    pub epoch: Epoch,
+    /// Where it stands among the leaves of its tree.
+    pub level: Level,
+    /// What it holds, changes applied: a whole leaf's entries, or those that differ from its base.
+    pub change: LeafChange,
+    /// The epoch that a part names as the one it builds on.
+    named_base: Option<Epoch>,
+    change_count: usize,
+    base_id: Vec<u8>,
+}
+
+/// What a leaf is stored over.
+#[derive(Clone, Copy)]
+pub enum Onto<'a> {
+    /// Its tree has none there: the whole leaf is put.
+    Nothing,
+    /// One of the same interval, which it takes the place of.
+    Own(&'a StoredLeaf),
+    /// One of an older interval, which stays.
+    Older(&'a StoredLeaf),
 }
 
 /// The stored leaves of a pool.
@@ -52,7 +84,19 @@ impl StoredLeaves<'_> {
         });
         let found = self.store.seek_first(Table::Leaves, &mut places).map_err(store_error)?;
         let Some((found_key, value)) = found else { return Ok(Leaf::default()) };
-        Ok(self.open_found((&found_key, &value), leaf)?.leaf)
+        let (tree, _, epoch) =
+            key::parse_leaf(&found_key).map_err(|error| damaged(lineage.0[0].0, leaf, &error.to_string()))?;
+        if level_of(&value) == Level::WHOLE {
+            let opened = self.open(&found_key, epoch, &value).map_err(|reason| damaged(tree, leaf, &reason))?;
+            return Ok(opened.change.entries);
+        }
+        // A part comes with what it builds on, in one look at the store.
+        for (tree, epoch) in lineage.0.iter().skip_while(|(before, _)| *before != tree) {
+            if let Some(stored) = self.newest(*tree, *epoch, leaf)? {
+                return Ok(stored.leaf);
+            }
+        }
+        Ok(Leaf::default())
     }
 
     /// The leaf that `epoch` of one tree sees, without its parents.
@@ -60,16 +104,8 @@ impl StoredLeaves<'_> {
     /// # Errors
     /// The store's failure, or [`ErrorKind::Integrity`] if the leaf is damaged.
     pub fn newest(&self, tree: TreeId, epoch: Epoch, leaf: LeafIndex) -> Result<Option<StoredLeaf>> {
-        let prefix = key::leaf_prefix(tree, leaf);
-        let from = key::leaf(tree, leaf, epoch);
-        let found = self.store.seek(Table::Leaves, &prefix, &from).map_err(store_error)?;
-        found.map(|(found_key, value)| self.open_found((&found_key, &value), leaf)).transpose()
-    }
-
-    fn open_found(&self, (found_key, value): (&[u8], &[u8]), leaf: LeafIndex) -> Result<StoredLeaf> {
-        let (tree, _, epoch) =
-            key::parse_leaf(found_key).map_err(|error| damaged(TreeId::new(0), leaf, &error.to_string()))?;
-        self.open(found_key, epoch, value).map_err(|reason| damaged(tree, leaf, &reason))
+        let values = self.values(tree, epoch, leaf)?;
+        self.assemble_values(&values).map_err(|reason| damaged(tree, leaf, &reason))
     }
 
     /// The epoch of the leaf that `epoch` of one tree sees, without its parents and without opening it.
@@ -89,10 +125,7 @@ impl StoredLeaves<'_> {
     /// # Errors
     /// As [`Self::newest`].
     pub fn exactly(&self, (tree, epoch, leaf): (TreeId, Epoch, LeafIndex)) -> Result<Option<StoredLeaf>> {
-        let leaf_key = key::leaf(tree, leaf, epoch);
-        let value = self.store.get(Table::Leaves, &leaf_key).map_err(store_error)?;
-        let opened = value.map(|value| self.open(&leaf_key, epoch, &value));
-        opened.transpose().map_err(|reason| damaged(tree, leaf, &reason))
+        Ok(self.newest(tree, epoch, leaf)?.filter(|stored| stored.epoch == epoch))
     }
 
     /// What removes the leaf that an epoch of a tree put.
@@ -103,52 +136,167 @@ impl StoredLeaves<'_> {
         [MetaOp::Delete(Table::Leaves, leaf_key), MetaOp::Delete(Table::EpochLeaves, index_key)]
     }
 
-    /// The leaf in a value of the table of leaves.
+    /// The value of the leaf that `epoch` of one tree sees, and those that it builds on, in one look at the store: a merge may
+    /// take a leaf away at any time. Behind each comes the next older one with a smaller depth, up to a whole leaf.
+    fn values(&self, tree: TreeId, epoch: Epoch, leaf: LeafIndex) -> Result<Vec<KeyValue>> {
+        let from = key::leaf(tree, leaf, epoch);
+        let mut values: Vec<KeyValue> = Vec::new();
+        let walked = self.store.walk(Table::Leaves, &key::leaf_prefix(tree, leaf), &from, &mut |found_key, value| {
+            let level = level_of(value);
+            if values.last().is_none_or(|(_, newer)| level.depth < level_of(newer).depth) {
+                values.push((found_key.to_vec(), value.to_vec()));
+            }
+            level.depth > 0
+        });
+        walked.map_err(store_error).map(|()| values)
+    }
+
+    fn assemble_values(&self, values: &[KeyValue]) -> std::result::Result<Option<StoredLeaf>, String> {
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let open = |(leaf_key, value): &KeyValue| {
+            let (_, _, epoch) = key::parse_leaf(leaf_key).map_err(|error| error.to_string())?;
+            self.open(leaf_key, epoch, value)
+        };
+        let opened = values.iter().map(open).collect::<std::result::Result<Vec<OneLeaf>, String>>()?;
+        Self::assemble(&opened.iter().collect::<Vec<_>>()).map(Some)
+    }
+
+    /// The leaf that a part and what it builds on are together, the newest first.
+    ///
+    /// # Errors
+    /// What is missing.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn assemble(chain: &[&OneLeaf]) -> std::result::Result<StoredLeaf, String> {
+        let (newest, oldest) = (chain[0], chain[chain.len() - 1]);
+        let mut parts = Vec::new();
+        for (part, base) in chain.iter().zip(&chain[1..]) {
+            // What was merged into a newer leaf is in that one.
+            if part.named_base.is_none_or(|named| named > base.epoch) {
+                return Err(format!("the part of epoch {} builds on a leaf that is missing", part.epoch));
+            }
+            parts.push(StackedPart { level: part.level, change: part.change.clone(), base: base.epoch });
+        }
+        if oldest.level != Level::WHOLE {
+            return Err(format!("the part of epoch {} builds on a leaf that is missing", oldest.epoch));
+        }
+        let mut leaf = oldest.change.entries.clone();
+        if is_planted(Bug::PartWithoutBase) && newest.level != Level::WHOLE {
+            leaf = Leaf::default();
+        }
+        parts.iter().rev().for_each(|part| leaf.apply(&part.change));
+        let (epoch, change_count, base_id) = (newest.epoch, newest.change_count, newest.base_id.clone());
+        Ok(StoredLeaf { epoch, leaf, change_count, base_id, stack: Stack(parts) })
+    }
+
+    /// What a value of the table of leaves holds by itself.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn open(&self, leaf_key: &[u8], epoch: Epoch, value: &[u8]) -> std::result::Result<StoredLeaf, String> {
-        let frames = frames(value).map_err(|error| error.to_string())?;
-        let base_id = frames[0].get(..SEAL_ID_BYTES).ok_or("its seal is cut short")?.to_vec();
-        let body = self.keys.open(SealKind::Leaf, leaf_key, frames[0]).map_err(|error| error.to_string())?;
-        let mut leaf = Leaf::decode(&body).map_err(|error| error.to_string())?;
+    pub fn open(&self, leaf_key: &[u8], epoch: Epoch, value: &[u8]) -> std::result::Result<OneLeaf, String> {
+        let (level, frames) = frames(value).map_err(|error| error.to_string())?;
+        let (mut change, named_base, base_id) = if level == Level::WHOLE {
+            let base_id = frames[0].get(..SEAL_ID_BYTES).ok_or("its seal is cut short")?.to_vec();
+            let body = self.keys.open(SealKind::Leaf, leaf_key, frames[0]).map_err(|error| error.to_string())?;
+            let entries = Leaf::decode(&body).map_err(|error| error.to_string())?;
+            (LeafChange { entries, ..LeafChange::default() }, None, base_id)
+        } else {
+            let sealed = sealed_part(frames[0]).map_err(|error| error.to_string())?;
+            let base_id = sealed.get(..SEAL_ID_BYTES).ok_or("its seal is cut short")?.to_vec();
+            let body = self.keys.open(SealKind::Leaf, &part_associated(leaf_key, level), &sealed);
+            let part = Part::decode(&body.map_err(|error| error.to_string())?, epoch);
+            let part = part.map_err(|error| error.to_string())?;
+            (part.change, Some(part.base), base_id)
+        };
         for (position, frame) in frames[1..].iter().enumerate() {
             let associated = change_associated(leaf_key, &base_id, position);
             let body = self.keys.open(SealKind::LeafChange, &associated, frame).map_err(|error| error.to_string())?;
-            leaf.apply(&LeafChange::decode(&body).map_err(|error| error.to_string())?);
+            let later = LeafChange::decode(&body).map_err(|error| error.to_string())?;
+            if level == Level::WHOLE {
+                change.entries.apply(&later);
+            } else {
+                change.append(&later);
+            }
         }
-        Ok(StoredLeaf { epoch, leaf, change_count: frames.len() - 1, base_id })
+        Ok(OneLeaf { epoch, level, change, named_base, change_count: frames.len() - 1, base_id })
     }
 
-    /// Appends to `batch` what stores `leaf` as `(tree, epoch)`'s, given what `(tree, epoch)` sees now.
+    /// Appends to `batch` what stores `leaf` as `(tree, epoch)`'s, which is what it is stored over with `change`. Returns the level
+    /// of the part that it puts, if it puts one.
     ///
-    /// The first change in an epoch puts the whole leaf, also when it is empty, and its key in the index.
+    /// The first change in an interval puts a part or the whole leaf, also when it is empty, and its key in the index. What it
+    /// takes the place of, in an older epoch of the interval, is the caller's to delete in the same batch.
     pub fn store(
         &self,
         place: (TreeId, Epoch, LeafIndex),
-        before: Option<&StoredLeaf>,
+        onto: Onto<'_>,
         leaf: &Leaf,
         change: &LeafChange,
         batch: &mut Vec<MetaOp>,
-    ) {
+    ) -> Option<Level> {
         let (tree, epoch, index) = place;
         let leaf_key = key::leaf(tree, index, epoch);
-        let mut value = Vec::new();
-        match before {
-            Some(before) if before.epoch == epoch && before.change_count < LEAF_CHANGES_MAX => {
-                let associated = change_associated(&leaf_key, &before.base_id, before.change_count);
+        let part = match onto {
+            Onto::Own(own) if own.epoch == epoch && own.change_count < LEAF_CHANGES_MAX => {
+                let associated = change_associated(&leaf_key, &own.base_id, own.change_count);
+                let mut value = Vec::new();
                 push_frame(&mut value, &self.keys.seal(SealKind::LeafChange, &associated, &change.encode()));
                 batch.push(MetaOp::Append(Table::Leaves, leaf_key, value));
+                return None;
             }
-            _ => {
-                push_frame(&mut value, &self.keys.seal(SealKind::Leaf, &leaf_key, &leaf.encode()));
-                batch.push(MetaOp::Put(Table::Leaves, leaf_key, value));
-                if before.is_none_or(|before| before.epoch != epoch) {
-                    batch.push(MetaOp::Put(Table::EpochLeaves, key::epoch_leaf(tree, epoch, index), Vec::new()));
-                }
-            }
+            Onto::Nothing => None,
+            Onto::Own(own) => own.stack.changed(change),
+            Onto::Older(older) => older.stack.next(older.epoch, change),
+        };
+        let level = self.put(place, part, leaf, batch);
+        if !matches!(onto, Onto::Own(own) if own.epoch == epoch) {
+            batch.push(MetaOp::Put(Table::EpochLeaves, key::epoch_leaf(tree, epoch, index), Vec::new()));
         }
+        level
     }
+
+    /// Appends to `batch` what a leaf becomes when the next older one of its tree, which is merged into it, is deleted; nothing
+    /// if it does not build on that one. Returns whether it does.
+    pub fn rebase(
+        &self,
+        (tree, index): (TreeId, LeafIndex),
+        (going, follower): (&StoredLeaf, &StoredLeaf),
+        batch: &mut Vec<MetaOp>,
+    ) -> bool {
+        if follower.stack.level().depth <= going.stack.level().depth || is_planted(Bug::MergeDropsBase) {
+            return false;
+        }
+        self.put((tree, follower.epoch, index), follower.stack.without(&going.stack), &follower.leaf, batch);
+        true
+    }
+
+    /// Puts a part, or the whole leaf if that is not much larger; returns the part's level.
+    fn put(
+        &self,
+        (tree, epoch, index): (TreeId, Epoch, LeafIndex),
+        part: Option<(Level, Part)>,
+        leaf: &Leaf,
+        batch: &mut Vec<MetaOp>,
+    ) -> Option<Level> {
+        let leaf_key = key::leaf(tree, index, epoch);
+        let part = part.map(|(level, part)| (level, part.encode(epoch))).filter(|(_, body)| is_worth_it(body, leaf));
+        let Some((level, body)) = part else {
+            let mut value = Vec::new();
+            push_frame(&mut value, &self.keys.seal(SealKind::Leaf, &leaf_key, &leaf.encode()));
+            batch.push(MetaOp::Put(Table::Leaves, leaf_key, value));
+            return None;
+        };
+        let sealed = self.keys.seal(SealKind::Leaf, &part_associated(&leaf_key, level), &body);
+        batch.push(MetaOp::Put(Table::Leaves, leaf_key, part_value(level, &sealed)));
+        Some(level)
+    }
+}
+
+fn part_associated(leaf_key: &[u8], level: Level) -> Vec<u8> {
+    [leaf_key, &level.bytes()].concat()
 }
 
 fn change_associated(leaf_key: &[u8], base_id: &[u8], position: usize) -> Vec<u8> {
@@ -217,7 +365,8 @@ mod tests {
         let store_after = |leaf: &Leaf, change: &LeafChange| {
             let before = leaves.newest(tree, epoch, index).expect("it opens");
             let mut batch = Vec::new();
-            leaves.store((tree, epoch, index), before.as_ref(), leaf, change, &mut batch);
+            let onto = before.as_ref().map_or(Onto::Nothing, Onto::Own);
+            leaves.store((tree, epoch, index), onto, leaf, change, &mut batch);
             store.commit(&batch, Durability::Synced).expect("memory takes it");
         };
 

@@ -206,6 +206,21 @@ fn check_leaf_seek(store: &dyn MetaStore) {
     let whole = leaf_key(1, 7, 2);
     assert_eq!(seek(store, Table::Leaves, &whole, &whole).map(|(key, _)| key), Some(whole));
     assert_eq!(scan(store, Table::Leaves, &leaf_key(1, 7, 2), &leaf_key(2, 7, 3), 9).len(), 2);
+
+    let walk = |from: &[u8], count| {
+        let mut found = Vec::new();
+        let mut visit = |key: &[u8], value: &[u8]| {
+            assert_eq!(value, [1]);
+            found.push(key.to_vec());
+            found.len() < count
+        };
+        store.walk(Table::Leaves, &from[..16], from, &mut visit).expect("the store walks");
+        found
+    };
+    assert_eq!(walk(&leaf_key(1, 7, 9), 9), [leaf_key(1, 7, 5), leaf_key(1, 7, 2)]);
+    assert_eq!(walk(&leaf_key(1, 7, 9), 1), [leaf_key(1, 7, 5)]);
+    assert_eq!(walk(&leaf_key(1, 7, 4), 9), [leaf_key(1, 7, 2)]);
+    assert!(walk(&leaf_key(1, 6, 9), 9).is_empty());
 }
 
 /// One to eight operations on few keys, so that they meet.

@@ -148,6 +148,17 @@ impl MetaRead for MemoryStore {
         Ok(seek(&self.state.lock().tables, table, prefix, from))
     }
 
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        walk(&self.state.lock().tables, table, (prefix, from), visit);
+        Ok(())
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         Ok(scan(&self.state.lock().tables, table, from, end, limit))
     }
@@ -160,6 +171,17 @@ impl MetaRead for MemoryView {
 
     fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
         Ok(seek(&self.0, table, prefix, from))
+    }
+
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        walk(&self.0, table, (prefix, from), visit);
+        Ok(())
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
@@ -175,6 +197,15 @@ fn seek(tables: &Tables, table: Table, prefix: &[u8], from: &[u8]) -> Option<Key
     debug_assert!(from.starts_with(prefix));
     let found = tables[position(table)].range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).next();
     found.filter(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone()))
+}
+
+fn walk(tables: &Tables, table: Table, (prefix, from): (&[u8], &[u8]), visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+    debug_assert!(from.starts_with(prefix));
+    for (key, value) in tables[position(table)].range::<[u8], _>((Bound::Included(from), Bound::Unbounded)) {
+        if !key.starts_with(prefix) || !visit(key, value) {
+            return;
+        }
+    }
 }
 
 fn scan(tables: &Tables, table: Table, from: &[u8], end: &[u8], limit: usize) -> Vec<KeyValue> {

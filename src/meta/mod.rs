@@ -116,6 +116,19 @@ pub trait MetaRead: Send + Sync {
         Iterator::find_map(&mut places, |(prefix, from)| self.seek(table, &prefix, &from).transpose()).transpose()
     }
 
+    /// Shows `visit` the keys at or behind `from` that start with `prefix`, in order, with their values, until it returns `false`:
+    /// all as they are at one moment. `from` starts with `prefix`. It must not call the store.
+    ///
+    /// # Errors
+    /// The store's failure.
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError>;
+
     /// At most `limit` keys at or behind `from` and before `end` (an empty `end` is none), in order, with values.
     ///
     /// # Errors

@@ -84,6 +84,16 @@ impl MetaRead for ReservedStore {
         self.store.seek_first(table, places)
     }
 
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        self.store.walk(table, prefix, from, visit)
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         self.store.scan(table, from, end, limit)
     }
@@ -211,6 +221,16 @@ mod tests {
 
         fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
             self.0.seek(table, prefix, from)
+        }
+
+        fn walk(
+            &self,
+            table: Table,
+            prefix: &[u8],
+            from: &[u8],
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), MetaError> {
+            self.0.walk(table, prefix, from, visit)
         }
 
         fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {

@@ -19,7 +19,7 @@ use rocksdb::{
 };
 
 use super::rocks_reads::{
-    collect, found_by_seek, many_seeks_options, scan_options, seek_one_after_the_other, seek_options,
+    collect, found_by_seek, many_seeks_options, scan_options, seek_one_after_the_other, seek_options, visit_from,
 };
 use super::{Durability, KeyValue, MetaError, MetaOp, MetaRead, MetaStore, Table};
 use crate::units::to_u64;
@@ -28,6 +28,8 @@ use crate::units::to_u64;
 pub(super) const LEAF_PREFIX_BYTES: usize = 16;
 /// Bits of the Bloom filter for each key or prefix: one false hit in a hundred.
 const BLOOM_BITS: f64 = 10.0;
+/// Keys of leaves and of their index between two that are stored in full: many of them are small.
+const LEAF_RESTART_INTERVAL: i32 = 64;
 /// Part of a table's memory that is a Bloom filter of prefixes.
 const MEMORY_BLOOM_RATIO: f64 = 0.1;
 /// Unwritten changes may take this part of the cache, and this part of the reserve: with it all of them are flushed, and
@@ -256,6 +258,17 @@ impl MetaRead for RocksStore {
         )
     }
 
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        let iterator = self.database.raw_iterator_cf_opt(self.family(table), seek_options(table, prefix));
+        visit_from(iterator, (prefix, from), visit)
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         let Some(options) = scan_options(from, end, limit) else { return Ok(Vec::new()) };
         collect(self.database.raw_iterator_cf_opt(self.family(table), options), from, limit)
@@ -287,6 +300,18 @@ impl MetaRead for RocksView<'_> {
             self.snapshot.raw_iterator_cf_opt(self.store.family(table), many_seeks_options(table)),
             places,
         )
+    }
+
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        let options = seek_options(table, prefix);
+        let iterator = self.snapshot.raw_iterator_cf_opt(self.store.family(table), options);
+        visit_from(iterator, (prefix, from), visit)
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
@@ -420,7 +445,13 @@ fn family_options(table: Table, cache: &Cache, limits: RocksOptions) -> Options 
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    blocks.set_bloom_filter(BLOOM_BITS, false);
+    // Who asks for a key of the index knows that it is there.
+    if table != Table::EpochLeaves {
+        blocks.set_bloom_filter(BLOOM_BITS, false);
+    }
+    if matches!(table, Table::Leaves | Table::EpochLeaves) {
+        blocks.set_block_restart_interval(LEAF_RESTART_INTERVAL);
+    }
     let mut options = common_family_options(limits);
     if table == Table::Leaves {
         blocks.set_whole_key_filtering(false);

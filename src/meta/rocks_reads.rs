@@ -87,6 +87,22 @@ pub(super) fn collect(mut iterator: DBRawIterator<'_>, from: &[u8], limit: usize
     Ok(found)
 }
 
+pub(super) fn visit_from(
+    mut iterator: DBRawIterator<'_>,
+    (prefix, from): (&[u8], &[u8]),
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), MetaError> {
+    iterator.seek(from);
+    while let Some((key, value)) = iterator.item() {
+        if !key.starts_with(prefix) || !visit(key, value) {
+            break;
+        }
+        iterator.next();
+    }
+    // The end of the entries and an error look alike until the status is read.
+    iterator.status().map_err(|error| failure(&error))
+}
+
 /// The first key behind all that start with `prefix`; `None` if there is none.
 pub(super) fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;

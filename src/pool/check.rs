@@ -5,6 +5,7 @@
 //! blocks hold what they should is verified by each read of them.
 
 mod block_map;
+mod leaf_group;
 mod repair;
 mod report;
 mod walk;

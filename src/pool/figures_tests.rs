@@ -11,7 +11,7 @@ use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::leaf::{Leaf, LeafChange};
 use crate::format::snapshot::Annotations;
-use crate::map::{Change, ChangeKey, StoredLeaves};
+use crate::map::{Change, ChangeKey, Onto, StoredLeaves};
 use crate::meta::{Durability, MetaOp, MetaStore, RocksOptions, RocksStore, Table};
 use crate::units::{
     Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LeafIndex, STRETCH_BLOCKS, Sequence,
@@ -198,7 +198,7 @@ fn map_blocks(scene: &Scene, pool: &Pool, (tree, epoch): PointId, leaf_count: u6
                 next_block += 1;
             }
             let change = LeafChange::default();
-            stored.store((tree, epoch, LeafIndex::new(index)), None, &leaf, &change, &mut batch);
+            stored.store((tree, epoch, LeafIndex::new(index)), Onto::Nothing, &leaf, &change, &mut batch);
         }
         scene.store.commit(&batch, Durability::Buffered).expect("there is space");
     }
@@ -253,4 +253,104 @@ fn forecast_of_ten_million_blocks_is_told_with_its_time() {
 #[test]
 fn forecast_of_scattered_blocks_is_told_with_its_time() {
     print_forecast_time("scattered blocks, one in a leaf", 100_000, 0);
+}
+
+/// A volume of full leaves that were written in order, then versions that change one block of each leaf.
+#[test]
+fn versions_that_change_a_block_of_each_leaf_take_few_metadata() {
+    const LEAVES: u64 = 256;
+    const VERSIONS: u64 = 300;
+    const BYTES_MAX: f64 = 128.0;
+    use rand::Rng as _;
+    let scene = Scene::new(2 * GIB);
+    let pool = scene.open();
+    let mut versions = Versions::new(&pool);
+    versions.write(&(0..LEAVES * LEAF_ENTRIES_U64).collect::<Vec<_>>());
+    scene.store.compact().expect("the store works");
+    let before = scene.store.size_bytes();
+    let mut random = SmallRng::seed_from_u64(1);
+    for _ in 0..VERSIONS {
+        versions.snapshot();
+        let mut leaves: Vec<u64> = (0..LEAVES).collect();
+        leaves.shuffle(&mut random);
+        let blocks = leaves.iter().map(|leaf| leaf * LEAF_ENTRIES_U64 + random.random_range(0..LEAF_ENTRIES_U64));
+        versions.write(&blocks.collect::<Vec<_>>());
+    }
+    scene.store.compact().expect("the store works");
+    let bytes = per_block_of(scene.store.size_bytes() - before, VERSIONS * LEAVES);
+    let whole = versions.resolve(1, LEAVES);
+    let newest = (VERSIONS - 50..=VERSIONS).map(|epoch| versions.resolve(epoch, LEAVES)).sum::<f64>() / 51.0;
+    println!(
+        "{VERSIONS} versions, each with one new block in each of {LEAVES} leaves: {bytes:.1} bytes of metadata for each; a leaf is read in {newest:.1} us, a whole one in {whole:.1}"
+    );
+    let report = pool.check().expect("it can be read");
+    assert!(report.is_clean(), "{report:#?}");
+    assert!(bytes <= BYTES_MAX, "{bytes} bytes");
+}
+
+/// A volume whose versions are laid by a test.
+struct Versions<'a> {
+    pool: &'a Arc<Pool>,
+    tree: crate::units::TreeId,
+    epoch: u64,
+    free: std::vec::IntoIter<Address>,
+}
+
+impl<'a> Versions<'a> {
+    const VOLUME: Uuid = Uuid::from_u128(3);
+
+    fn new(pool: &'a Arc<Pool>) -> Self {
+        let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Self::VOLUME, "vol", GIB) };
+        let tree = pool.change_catalog(|catalog, at| catalog.create(at, record)).expect("a new volume").tree;
+        // Numbers as long as in a pool that has had 64 TiB written.
+        pool.take_sequences(1 << 34);
+        Self { pool, tree, epoch: 1, free: Vec::new().into_iter() }
+    }
+
+    fn write(&mut self, blocks: &[u64]) {
+        for (index, block) in blocks.iter().enumerate() {
+            if index.is_multiple_of(BATCH_BLOCKS) {
+                next_address(self.pool, &mut self.free);
+            }
+            let address = next_address(self.pool, &mut self.free);
+            let sequence = self.pool.take_sequences(1);
+            let mac = sequence.get().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let key = ChangeKey { tree: self.tree, block: BlockIndex::new(*block), epoch: Epoch::new(self.epoch) };
+            let entry = Entry::new(address, KeyGeneration::new(1), sequence, mac);
+            self.pool.changes().lay().lay(key, Change { sequence, entry: Some(entry) });
+        }
+        Checkpoint::begin(Arc::clone(self.pool)).run().expect("nothing is in the way");
+    }
+
+    fn snapshot(&mut self) {
+        let new = NewSnapshot {
+            id: Uuid::from_u64_pair(4, self.epoch),
+            volume: Self::VOLUME,
+            created_at_ms: 0,
+            time_ms: 0,
+            expires_at: 0,
+            annotations: Annotations::default(),
+        };
+        let end = self.pool.end_of_writes();
+        let made = self.pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end));
+        made.expect("there is space");
+        self.epoch += 1;
+    }
+
+    /// Microseconds that a leaf of an epoch takes to be read from the store, on average.
+    fn resolve(&self, epoch: u64, leaves: u64) -> f64 {
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let begun = Instant::now();
+        for index in (0..leaves).map(LeafIndex::new) {
+            let leaf =
+                stored.newest(self.tree, Epoch::new(epoch), index).expect("it is whole").expect("it is there").leaf;
+            assert_eq!(to_u64(leaf.len()), LEAF_ENTRIES_U64);
+        }
+        begun.elapsed().as_secs_f64() * 1e6 / per_block_of(leaves, 1)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn per_block_of(bytes: u64, blocks: u64) -> f64 {
+    bytes as f64 / blocks as f64
 }

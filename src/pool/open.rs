@@ -23,7 +23,7 @@ use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
 use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::release_holes;
-use crate::pool::{LaneShared, Limits, Pool, StoredState};
+use crate::pool::{LaneShared, Limits, PartCounts, Pool, StoredState};
 use crate::units::{
     AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, STRETCH_BLOCKS,
     Sequence, SessionId, TreeId, to_u64, to_usize,
@@ -229,6 +229,7 @@ fn assemble(
         space_level: Mutex::default(),
         damaged_blocks: AtomicU64::new(0),
         moved_blocks: AtomicU64::new(0),
+        parts: PartCounts::default(),
         restocked: AtomicU64::new(0),
         is_restock_failing: AtomicBool::new(false),
         is_restocking: AtomicBool::new(false),

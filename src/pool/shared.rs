@@ -12,7 +12,7 @@ use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::is_stock_low;
 use crate::pool::turn::Turns;
 use crate::pool::watermark::SpaceLevel;
-use crate::pool::{Catalog, DoneBatch, Limits, Log, Placement, PoolDevice, RecoveryReport, Space};
+use crate::pool::{Catalog, DoneBatch, Limits, Log, PartCounts, Placement, PoolDevice, RecoveryReport, Space};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -145,6 +145,7 @@ pub struct Pool {
     pub(super) is_restocking: AtomicBool,
     /// Blocks that the cleaner moved since then.
     pub(super) moved_blocks: AtomicU64,
+    pub(super) parts: PartCounts,
     pub(super) signals: OnceLock<Arc<dyn Signals>>,
     pub(super) recovery: RecoveryReport,
     pub(super) window_blocks: AtomicU64,
@@ -192,6 +193,12 @@ impl Pool {
     #[must_use]
     pub const fn changes(&self) -> &Changes {
         &self.changes
+    }
+
+    /// Leaves that were stored as parts.
+    #[must_use]
+    pub const fn part_counts(&self) -> &PartCounts {
+        &self.parts
     }
 
     /// Cached leaves.

@@ -74,6 +74,16 @@ impl MetaRead for Held {
         self.store.seek(table, prefix, from)
     }
 
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        self.store.walk(table, prefix, from, visit)
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         self.store.scan(table, from, end, limit)
     }

@@ -63,4 +63,7 @@ counts! {
     leaks_repaired
     key_changes
     key_changes_cut_off
+    parts_stored
+    parts_beside
+    parts_rebased
 }

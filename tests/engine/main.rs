@@ -10,6 +10,7 @@ mod counts;
 mod fill_and_free;
 mod fragmented;
 mod model;
+mod parts;
 mod pausing;
 mod reserve;
 mod scenarios;
@@ -105,6 +106,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
     let Counts { key_changes, key_changes_cut_off, .. } = counts;
+    let Counts { parts_stored, parts_beside, parts_rebased, .. } = counts;
     let happened = [
         snapshots,
         snapshots_removed,
@@ -119,6 +121,9 @@ fn assert_all_happened(counts: Counts) {
         leaks_repaired,
         key_changes,
         key_changes_cut_off,
+        parts_stored,
+        parts_beside,
+        parts_rebased,
         kills,
         power_losses,
         crashes_in_recovery,

@@ -74,6 +74,8 @@ pub struct Workload {
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
     has_failed: bool,
     is_short_of_space: bool,
+    /// Whether small changes and snapshots alternate often, so that leaves are stored in parts.
+    has_many_snapshots: bool,
 }
 
 /// What a seed gave.
@@ -110,6 +112,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         now: 1,
         has_failed: false,
         is_short_of_space,
+        has_many_snapshots: seed % 3 == 1,
     };
     workload.start();
     for _ in 0..operations {
@@ -136,6 +139,7 @@ impl Workload {
         let kind = self.world.random.random_range(0..1000_u64);
         self.world.trace.update(&kind.to_le_bytes());
         match kind {
+            0..250 if self.has_many_snapshots => self.snapshots_in_a_row(),
             0..345 => self.write(),
             345..350 => self.change_key_slots(),
             350..420 => self.write_partial(),
@@ -217,6 +221,11 @@ impl Workload {
     fn write(&mut self) {
         let volume = self.random_volume();
         let count_max = *[1, 1, 1, 4, 16, 64, 300].get(self.world.random.random_range(0..7)).expect("in range");
+        self.write_up_to(volume, count_max);
+    }
+
+    /// A write of so many blocks at most.
+    fn write_up_to(&mut self, volume: usize, count_max: u64) {
         let (first, count) = self.random_range(volume, count_max);
         if (first..first + count).any(|block| self.exclusive.contains(&(volume, block))) {
             return;
@@ -271,6 +280,11 @@ impl Workload {
     fn remove(&mut self) {
         let volume = self.random_volume();
         let count_max = *[1, 8, 300].get(self.world.random.random_range(0..3)).expect("in range");
+        self.remove_up_to(volume, count_max);
+    }
+
+    /// A removal of so many blocks at most.
+    fn remove_up_to(&mut self, volume: usize, count_max: u64) {
         let (first, count) = self.random_range(volume, count_max);
         let mode = match self.world.random.random_range(0..3) {
             0 => RemoveMode::Discard,

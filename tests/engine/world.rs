@@ -322,8 +322,7 @@ impl World {
         done: &mut Vec<(Completion, Result<(), IoError>)>,
     ) -> bool {
         self.drain(&mut life, done);
-        self.counts.moved_blocks += life.pool.cleaning_status().moved;
-        self.counts.restocked += life.pool.restocked();
+        self.count_life(&life);
         self.store.fill_after(commits_left);
         if life.pool.check_writable().is_err() {
             return false;
@@ -336,6 +335,16 @@ impl World {
         }
         self.counts.checkpoints += 1;
         true
+    }
+
+    /// Adds what a life that ends has counted.
+    fn count_life(&mut self, life: &Life) {
+        self.counts.moved_blocks += life.pool.cleaning_status().moved;
+        self.counts.restocked += life.pool.restocked();
+        let parts = life.pool.part_counts();
+        self.counts.parts_stored += parts.stored();
+        self.counts.parts_beside += parts.beside();
+        self.counts.parts_rebased += parts.rebased();
     }
 
     /// Stores everything, and goes on.

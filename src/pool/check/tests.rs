@@ -9,7 +9,7 @@ use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::leaf::{Leaf, LeafChange};
 use crate::format::snapshot::Annotations;
-use crate::map::{Change, ChangeKey, StoredLeaves};
+use crate::map::{Change, ChangeKey, Onto, StoredLeaves};
 use crate::meta::{Durability, MemoryStore, MetaOp, MetaStore, Table};
 use crate::pool::{Checkpoint, Limits, NewSnapshot};
 use crate::units::{
@@ -43,9 +43,13 @@ impl Scene {
     }
 
     fn lay(&self, block: u64) {
+        self.lay_in(Epoch::new(1), block);
+    }
+
+    fn lay_in(&self, epoch: Epoch, block: u64) {
         let address = self.pool.space.lock().reserve(1, 0)[0].start;
         let sequence = self.pool.take_sequences(1);
-        let key = ChangeKey { tree: self.tree, block: BlockIndex::new(block), epoch: Epoch::new(1) };
+        let key = ChangeKey { tree: self.tree, block: BlockIndex::new(block), epoch };
         let entry = Entry::new(address, KeyGeneration::new(0), sequence, 1);
         self.pool.changes().lay().lay(key, Change { sequence, entry: Some(entry) });
     }
@@ -69,7 +73,7 @@ impl Scene {
         let stored = StoredLeaves { store: &*self.store, keys: &self.pool.keys };
         let mut batch = Vec::new();
         let place = (self.tree, Epoch::new(epoch), LeafIndex::new(index));
-        stored.store(place, None, leaf, &LeafChange::default(), &mut batch);
+        stored.store(place, Onto::Nothing, leaf, &LeafChange::default(), &mut batch);
         batch
     }
 
@@ -224,6 +228,69 @@ fn leaves_that_cannot_be_or_cannot_be_read_are_named() {
     assert!(kinds.contains(&DifferenceKind::DamagedLeaf) && kinds.contains(&DifferenceKind::Leaked), "{kinds:?}");
 }
 
+/// A pool whose leaf is stored as a whole, then as parts in the epochs 2 and 3 over it.
+fn scene_with_parts() -> Scene {
+    let scene = Scene::new();
+    for epoch in [2, 3] {
+        let new = NewSnapshot {
+            id: Uuid::from_u64_pair(4, epoch),
+            volume: Uuid::from_u128(3),
+            created_at_ms: 0,
+            time_ms: 0,
+            expires_at: 0,
+            annotations: Annotations::default(),
+        };
+        let end = scene.pool.end_of_writes();
+        scene.pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end)).expect("memory takes it");
+        scene.lay_in(Epoch::new(epoch), epoch);
+        Checkpoint::begin(Arc::clone(&scene.pool)).run().expect("nothing is in the way");
+    }
+    assert_eq!(scene.pool.part_counts().stored(), 2);
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+    scene
+}
+
+#[test]
+fn parts_without_what_they_build_on_are_named_and_nothing_is_repaired() {
+    for missing in [1, 2] {
+        let scene = scene_with_parts();
+        scene.pool.leak_block(&mut drop).expect("memory takes it");
+        let used = scene.pool.status().used_bytes;
+        scene.commit(&StoredLeaves::delete((scene.tree, Epoch::new(missing), LeafIndex::new(0))));
+
+        let report = scene.pool.check().expect("it can be read");
+
+        let damaged = report.differences.iter().filter(|found| found.kind == DifferenceKind::DamagedLeaf);
+        let damaged: Vec<Epoch> = damaged.map(|found| found.places[0].epoch).collect();
+        let expected: Vec<Epoch> = (missing + 1..=3).rev().map(Epoch::new).collect();
+        assert_eq!(damaged, expected, "{report:#?}");
+        let (found, repaired, _) = repair(&scene);
+        assert!(!found.is_whole(), "{:#?}", found.report());
+        assert_eq!((repaired, scene.pool.status().used_bytes), (0, used));
+    }
+}
+
+#[test]
+fn part_that_does_not_hold_all_up_to_its_base_is_named() {
+    let scene = scene_with_parts();
+    let stored = StoredLeaves { store: &*scene.store, keys: &scene.pool.keys };
+    let index = LeafIndex::new(0);
+    let whole = stored.exactly((scene.tree, Epoch::new(1), index)).expect("it can be read").expect("it is there");
+    let newest = stored.exactly((scene.tree, Epoch::new(3), index)).expect("it can be read").expect("it is there");
+    let mut change = LeafChange::default();
+    change.entries.set(3, newest.leaf.get(3));
+    let mut batch = Vec::new();
+    // Beside the part of epoch 2, without what that has.
+    stored.store((scene.tree, Epoch::new(3), index), Onto::Older(&whole), &newest.leaf, &change, &mut batch);
+    scene.commit(&batch);
+
+    let report = scene.pool.check().expect("it can be read");
+
+    let damaged = report.differences.iter().find(|found| found.kind == DifferenceKind::DamagedLeaf);
+    let damaged = &damaged.expect("it is noticed").places[0];
+    assert_eq!(damaged.epoch, Epoch::new(3), "{report:#?}");
+}
+
 #[test]
 fn leaf_and_index_of_a_tree_that_is_not_there_are_strays() {
     let scene = Scene::new();
@@ -231,7 +298,7 @@ fn leaf_and_index_of_a_tree_that_is_not_there_are_strays() {
     let stored = StoredLeaves { store: &*scene.store, keys: &scene.pool.keys };
     let mut batch = Vec::new();
     let place = (elsewhere, Epoch::new(1), LeafIndex::new(0));
-    stored.store(place, None, &scene.leaf(), &LeafChange::default(), &mut batch);
+    stored.store(place, Onto::Nothing, &scene.leaf(), &LeafChange::default(), &mut batch);
     scene.commit(&batch);
 
     assert_eq!(scene.kinds().1, [DifferenceKind::StrayLeaf, DifferenceKind::Index]);

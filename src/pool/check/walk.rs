@@ -1,6 +1,7 @@
 //! One look at everything that a view of the metadata store holds about blocks.
 
 use super::block_map::{BlockMap, Runs, for_each_run};
+use super::leaf_group::{OpenedLeaf, assemble};
 use super::repair::Leaks;
 use super::report::{CheckReport, Difference, DifferenceKind, Place};
 use crate::crypto::{KeyRing, SealKind};
@@ -384,7 +385,7 @@ fn for_each_leaf(
     mut visit: impl FnMut(FoundLeaf) -> Result<()>,
 ) -> Result<()> {
     let stored = StoredLeaves { store: view, keys };
-    let mut group: Vec<(Epoch, std::result::Result<Leaf, String>)> = Vec::new();
+    let mut group: Vec<OpenedLeaf> = Vec::new();
     let mut of: Option<(TreeId, LeafIndex)> = None;
     for_each(view, Table::Leaves, |(leaf_key, value)| {
         let Ok((tree, index, epoch)) = key::parse_leaf(&leaf_key) else {
@@ -397,7 +398,7 @@ fn for_each_leaf(
         {
             visit_group(&stored, catalog, of, std::mem::take(&mut group), &mut visit)?;
         }
-        group.push((epoch, stored.open(&leaf_key, epoch, &value).map(|opened| opened.leaf)));
+        group.push((epoch, stored.open(&leaf_key, epoch, &value)));
         Ok(())
     })?;
     of.map_or(Ok(()), |of| visit_group(&stored, catalog, of, group, &mut visit))
@@ -408,9 +409,10 @@ fn visit_group(
     stored: &StoredLeaves<'_>,
     catalog: &Catalog,
     (tree, index): (TreeId, LeafIndex),
-    group: Vec<(Epoch, std::result::Result<Leaf, String>)>,
+    group: Vec<OpenedLeaf>,
     visit: &mut impl FnMut(FoundLeaf) -> Result<()>,
 ) -> Result<()> {
+    let group = assemble(&group);
     let of_parent = match catalog.tree(tree).and_then(|tree| tree.parent) {
         Some(parent) => stored.resolve(&catalog.lineage(parent), index)?,
         None => Leaf::default(),

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{TreeRecord, TreeState};
 use crate::format::key;
 use crate::format::leaf::LeafChange;
-use crate::map::{Lineage, StoredLeaves};
+use crate::map::{Lineage, Onto, StoredLeaves};
 use crate::meta::{MetaOp, MetaRead, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::Catalog;
@@ -79,7 +79,7 @@ impl Checkpoint {
         }
         let of_parents = stored.resolve(&work.parents, leaf)?;
         if !of_parents.is_empty() {
-            stored.store((work.tree, Epoch::new(0), leaf), None, &of_parents, &LeafChange::default(), ops);
+            stored.store((work.tree, Epoch::new(0), leaf), Onto::Nothing, &of_parents, &LeafChange::default(), ops);
         }
         Ok(())
     }

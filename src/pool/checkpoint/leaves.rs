@@ -10,7 +10,7 @@ use crate::format::catalog::{HeldBlocks, TreeState};
 use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
 use crate::format::snapshot::{Merge, MergeSide, PointRecord};
-use crate::map::{Lineage, StoredLeaf, StoredLeaves};
+use crate::map::{Lineage, Onto, StoredLeaf, StoredLeaves};
 use crate::meta::MetaOp;
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::Edit;
@@ -159,7 +159,14 @@ impl Checkpoint {
             let dead = Vec::new();
             return Ok(StoredWork { applied, dead, dead_of_merging: 0, mapped_delta: 0 });
         }
-        stored.store((work.tree, work.epoch, work.leaf), before.as_ref(), &applied.leaf, &applied.change, ops);
+        let onto = match &before {
+            None => Onto::Nothing,
+            Some(own) if is_own => Onto::Own(own),
+            Some(older) => Onto::Older(older),
+        };
+        let place = (work.tree, work.epoch, work.leaf);
+        let level = stored.store(place, onto, &applied.leaf, &applied.change, ops);
+        level.into_iter().for_each(|level| self.pool.parts.count_stored(level));
         // A leaf of the interval's own that only older epochs of it see: nothing sees it any more.
         if let Some(hidden) = before.filter(|before| is_own && before.epoch != work.epoch) {
             ops.extend(StoredLeaves::delete((work.tree, hidden.epoch, work.leaf)));

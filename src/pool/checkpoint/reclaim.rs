@@ -5,7 +5,7 @@
 //!
 //! Of the leaves of an interval that is merged, those that the follower has too go, with the blocks that neither the follower
 //! nor anything before the interval maps; the others are the follower's from then on. A follower in another tree takes them
-//! over with epoch 0. Without a follower all go.
+//! over with epoch 0, each as a whole: parts build on leaves of their own tree only. Without a follower all go.
 
 use super::copy_down::CopyWork;
 use super::{Checkpoint, Phase};
@@ -15,7 +15,7 @@ use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::leaf::{Leaf, LeafChange};
 use crate::format::snapshot::{Merge, MergeSide, PointRecord};
-use crate::map::StoredLeaves;
+use crate::map::{Onto, StoredLeaf, StoredLeaves};
 use crate::meta::{KeyValue, MetaOp, MetaRead, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Edit, meta_error};
@@ -107,7 +107,9 @@ impl Checkpoint {
                 bits.clear.extend(std::mem::take(&mut of_leaf));
             }
             // Several epochs of a leaf map the same blocks.
-            let own = opened.leaf.iter().map(|(_, entry)| entry).filter(|entry| entry.sequence() >= own_from);
+            // What a part does not have is in the leaf that it builds on, which goes too.
+            let own = opened.change.entries.iter().map(|(_, entry)| entry);
+            let own = own.filter(|entry| entry.sequence() >= own_from);
             of_leaf.extend(own.map(Entry::address));
             next = LeafIndex::new(index.get() + 1);
         }
@@ -240,20 +242,18 @@ impl Checkpoint {
         let mut step = MergeStep { leaf_count: found.len(), ..MergeStep::default() };
         for (epoch, index) in &found {
             match work.follower {
-                None => merge_leaf(work, (*epoch, *index), &[], &stored, &mut step)?,
+                None => drop(merge_leaf(work, (*epoch, *index), &[], &stored, &mut step)?),
                 Some(Follower::Interval(end)) => {
                     let newest = stored.newest_epoch(point.tree, end, *index)?;
                     let Some(newest) = newest.filter(|newest| *newest > point.epoch) else { continue };
-                    let leaf = stored.exactly((point.tree, newest, *index))?;
-                    let leaf = leaf.map(|stored| stored.leaf).unwrap_or_default();
-                    merge_leaf(work, (*epoch, *index), &[leaf], &stored, &mut step)?;
+                    self.merge_into_newer(work, (*epoch, *index), newest, &stored, &mut step)?;
                 }
                 Some(Follower::Child(child)) => {
                     let of_child = self.leaves_of_child(work, (child, *index), &stored)?;
                     if of_child.is_empty() {
                         move_leaf(work, child, (*epoch, *index), &stored, &mut step)?;
                     } else {
-                        merge_leaf(work, (*epoch, *index), &of_child, &stored, &mut step)?;
+                        drop(merge_leaf(work, (*epoch, *index), &of_child, &stored, &mut step)?);
                     }
                 }
             }
@@ -297,11 +297,30 @@ impl Checkpoint {
             let Some(left) = left.filter(|left| work.previous.is_none_or(|previous| *left > previous)) else {
                 continue;
             };
-            let leaf = stored.exactly((point.tree, *epoch, *index))?.map(|stored| stored.leaf).unwrap_or_default();
-            merge_leaf(work, (left, *index), &[leaf], &stored, &mut step)?;
+            self.merge_into_newer(work, (left, *index), *epoch, &stored, &mut step)?;
         }
         step.next = next_cursor(&found, self.pool.limits.reclaimed_per_batch);
         Ok(step)
+    }
+
+    /// Merges a leaf into the follower's, which is of the epoch `newer` in the same tree: the next newer one. If that builds on
+    /// what goes, it builds on what that built on from then on.
+    fn merge_into_newer(
+        &self,
+        work: &MergeWork,
+        (epoch, index): (Epoch, LeafIndex),
+        newer: Epoch,
+        stored: &StoredLeaves<'_>,
+        step: &mut MergeStep,
+    ) -> Result<()> {
+        let tree = work.point.tree;
+        let Some(follower) = stored.exactly((tree, newer, index))? else { return Ok(()) };
+        let of_follower = std::slice::from_ref(&follower.leaf);
+        let Some(going) = merge_leaf(work, (epoch, index), of_follower, stored, step)? else { return Ok(()) };
+        if stored.rebase((tree, index), (&going, &follower), &mut step.ops) {
+            self.pool.parts.count_rebased();
+        }
+        Ok(())
     }
 
     /// The follower takes what is left; it builds on what the frozen epoch built on.
@@ -355,23 +374,23 @@ fn next_work(catalog: &Catalog, checkpoints_done: u64) -> Option<Work> {
     Some(Work::Merge(MergeWork { point, follower, previous, own_from, first_of_child }))
 }
 
-/// Deletes a leaf that the follower does not see, with the blocks that none of the follower's maps.
+/// Deletes a leaf that the follower does not see, with the blocks that none of the follower's maps; returns what it was.
 fn merge_leaf(
     work: &MergeWork,
     (epoch, index): (Epoch, LeafIndex),
     of_follower: &[Leaf],
     stored: &StoredLeaves<'_>,
     step: &mut MergeStep,
-) -> Result<()> {
+) -> Result<Option<StoredLeaf>> {
     let place = (work.point.tree, epoch, index);
-    let Some(leaf) = stored.exactly(place)? else { return Ok(()) };
+    let Some(leaf) = stored.exactly(place)? else { return Ok(None) };
     let own_from = if is_planted(Bug::MergeFreesOlder) { Sequence::default() } else { work.own_from };
     let is_dead = |(slot, entry): &(u8, Entry)| {
         entry.sequence() >= own_from && of_follower.iter().all(|leaf| leaf.get(*slot) != Some(*entry))
     };
     step.bits.clear.extend(leaf.leaf.iter().filter(is_dead).map(|(_, entry)| entry.address()));
     step.ops.extend(StoredLeaves::delete(place));
-    Ok(())
+    Ok(Some(leaf))
 }
 
 /// Gives a leaf to a tree that has none of its own there.
@@ -384,7 +403,7 @@ fn move_leaf(
 ) -> Result<()> {
     let place = (work.point.tree, epoch, index);
     let Some(leaf) = stored.exactly(place)? else { return Ok(()) };
-    stored.store((child, Epoch::new(0), index), None, &leaf.leaf, &LeafChange::default(), &mut step.ops);
+    stored.store((child, Epoch::new(0), index), Onto::Nothing, &leaf.leaf, &LeafChange::default(), &mut step.ops);
     step.ops.extend(StoredLeaves::delete(place));
     Ok(())
 }

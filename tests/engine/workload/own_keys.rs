@@ -141,7 +141,7 @@ impl Workload {
         for (leaf_key, value) in leaves {
             let (_, _, epoch) = key::parse_leaf(&leaf_key).expect("a leaf's key");
             let opened = stored.open(&leaf_key, epoch, &value).expect("a stored leaf");
-            entries.extend(opened.leaf.iter().map(|(_, entry)| entry));
+            entries.extend(opened.change.entries.iter().map(|(_, entry)| entry));
         }
         entries
     }

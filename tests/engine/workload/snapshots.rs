@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 /// Snapshots that there are at once.
 const SNAPSHOTS_MAX: usize = 12;
+/// The same where leaves are to be stored in parts: more than parts may be deep, for each volume.
+const MANY_SNAPSHOTS_MAX: usize = 24;
 
 /// What a snapshot may hold, by block: several values until it was read.
 type Content = BTreeMap<u64, Vec<Value>>;
@@ -81,9 +83,32 @@ impl Workload {
         NewSnapshot { id, volume: self.volume_id(volume), created_at_ms: now, time_ms: now, expires_at: 0, annotations }
     }
 
+    const fn snapshots_max(&self) -> usize {
+        if self.has_many_snapshots { MANY_SNAPSHOTS_MAX } else { SNAPSHOTS_MAX }
+    }
+
+    /// Small changes of one volume with a snapshot behind each, and now and then one of all that goes.
+    pub(super) fn snapshots_in_a_row(&mut self) {
+        let volume = self.random_volume();
+        for _ in 0..self.world.random.random_range(1..6) {
+            if self.world.random.random_bool(0.8) {
+                self.write_up_to(volume, 2);
+            } else {
+                self.remove_up_to(volume, 2);
+            }
+            if self.world.random.random_bool(0.2) {
+                self.remove_snapshot();
+            }
+            self.snapshot();
+            for _ in 0..self.world.random.random_range(0..12) {
+                self.step();
+            }
+        }
+    }
+
     /// Makes a snapshot of a volume, or of all at once.
     pub(super) fn snapshot(&mut self) {
-        if self.snapshots.len() >= SNAPSHOTS_MAX {
+        if self.snapshots.len() >= self.snapshots_max() {
             return self.remove_snapshot();
         }
         let volumes: Vec<usize> =
@@ -322,7 +347,7 @@ impl Workload {
         self.await_answers(volume);
         let refused = self.life().volumes.roll_back((id, number), None);
         assert!(refused.is_err(), "a volume is rolled back while somebody has it open");
-        let is_kept = self.world.random.random_bool(0.6) && self.snapshots.len() < SNAPSHOTS_MAX;
+        let is_kept = self.world.random.random_bool(0.6) && self.snapshots.len() < self.snapshots_max();
         let keep = is_kept.then(|| self.new_snapshot(volume));
         drop(self.life().handles.remove(volume));
         let rolled = self.freeze(&[id]).and_then(|frozen| {

@@ -12,8 +12,7 @@ impl World {
     /// Ends a life in the middle of whatever it does.
     pub fn crash(&mut self, life: Option<Life>, end: End) {
         if let Some(life) = &life {
-            self.counts.moved_blocks += life.pool.cleaning_status().moved;
-            self.counts.restocked += life.pool.restocked();
+            self.count_life(life);
         }
         if life.as_ref().is_some_and(|life| life.checkpoint.is_some()) {
             self.counts.crashes_in_checkpoint += 1;

@@ -41,6 +41,16 @@ impl MetaRead for GatedStore {
         self.inner.seek(table, prefix, from)
     }
 
+    fn walk(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), MetaError> {
+        self.inner.walk(table, prefix, from, visit)
+    }
+
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         self.inner.scan(table, from, end, limit)
     }
