@@ -63,6 +63,10 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
     finish(daemon, introduced, "Ready.", output)
 }
 
+/// Volumes whose URIs are printed at the start. A daemon with thousands would not be ready before somebody has read them all,
+/// since a pipe takes 64 KiB.
+const INTRODUCED_MAX: usize = 32;
+
 /// What a daemon's process does before it holds a key or starts a thread.
 ///
 /// # Errors
@@ -118,7 +122,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|error| Error::from_io("Resolving", path, error))
 }
 
-/// Prints where each volume is, one URI a line; without volumes, tells where they will be.
+/// Prints where volumes are, one URI a line, of the first [`INTRODUCED_MAX`]; without volumes, tells where they will be.
 pub(super) fn print_uris(daemon: &Daemon, output: &Output) -> Outcome<()> {
     let open = daemon.gate().with(|control| Ok((control.exports(), control.listeners().to_vec())));
     let Ok((exports, listeners)) = open else {
@@ -134,8 +138,13 @@ pub(super) fn print_uris(daemon: &Daemon, output: &Output) -> Outcome<()> {
         }
         output.message("There is no volume yet; create one with rok-blk create vol1 --size 10G");
     }
-    let uris: String = exports.items.iter().flat_map(|export| &export.uris).map(|uri| format!("{uri}\n")).collect();
-    Ok(output.lines(&uris)?)
+    let first = exports.items.iter().take(INTRODUCED_MAX);
+    let uris: String = first.flat_map(|export| &export.uris).map(|uri| format!("{uri}\n")).collect();
+    output.lines(&uris)?;
+    if let Some(more) = exports.items.len().checked_sub(INTRODUCED_MAX).filter(|more| *more > 0) {
+        output.message(&format!("{more} more; rok-blk exports lists all"));
+    }
+    Ok(())
 }
 
 /// Tells `ready`, serves until a signal, then closes. Closes at once if the daemon was not introduced.
