@@ -245,6 +245,13 @@ impl Catalog {
         Lineage(lineage)
     }
 
+    /// The tree and epoch, then all that they build on, also where no leaf has to be looked for any more: whose blocks they share.
+    #[must_use]
+    pub fn ancestry(&self, newest: (TreeId, Epoch)) -> Lineage {
+        let parent = |(tree, _): &(TreeId, Epoch)| self.tree(*tree)?.parent;
+        Lineage(std::iter::successors(Some(newest), parent).collect())
+    }
+
     /// The tree, then all trees that it builds on.
     #[must_use]
     pub fn origins(&self, tree: TreeId) -> Vec<TreeId> {

@@ -414,7 +414,8 @@ fn visit_group(
 ) -> Result<()> {
     let group = assemble(&group);
     let of_parent = match catalog.tree(tree).and_then(|tree| tree.parent) {
-        Some(parent) => stored.resolve(&catalog.lineage(parent), index)?,
+        // Of a whole parent that is being merged leaves have gone, and what it shared with its own parents is theirs still.
+        Some(parent) => stored.resolve(&catalog.ancestry(parent), index)?,
         None => Leaf::default(),
     };
     let len_of = |leaf: &std::result::Result<Leaf, String>| leaf.as_ref().map_or(0, Leaf::len);
