@@ -255,8 +255,7 @@ impl Catalog {
     /// The tree, then all trees that it builds on.
     #[must_use]
     pub fn origins(&self, tree: TreeId) -> Vec<TreeId> {
-        let parent = |tree: &TreeId| self.tree(*tree)?.parent.map(|(parent, _)| parent);
-        std::iter::successors(Some(tree), parent).collect()
+        self.ancestry((tree, Epoch::NEWEST)).0.into_iter().map(|(tree, _)| tree).collect()
     }
 
     /// Whether writes to the tree count: it is there and is not being deleted.
