@@ -13,7 +13,7 @@ POOL_SIZE ?=
 # Options of the command `bench`; see `rok-blk bench --help`.
 BENCH ?=
 
-.PHONY: help run test fuzz bench compare kernel uninstall-data
+.PHONY: help run test fuzz bench compare hostile kernel uninstall-data
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,11 @@ compare: ## Run the fio profiles and nbdcopy against ours, qemu-nbd and nbdkit, 
 	@deploy/install-deps.sh build test
 	@cargo build --bin rok-blk
 	@exec benches/compare/compare.py
+
+hostile: ## Measure what hostile and flooding NBD clients cost an honest one (ROUNDS=3 RUNTIME=3)
+	@deploy/install-deps.sh build test
+	@cargo build --bin rok-blk
+	@exec benches/compare/hostile.py
 
 kernel: ## Test against a real kernel with ublk and nbd drivers, in an emulated machine
 	@deploy/install-deps.sh build test

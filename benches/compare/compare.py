@@ -2,10 +2,13 @@
 """Runs fio-profiles/ and nbdcopy over NBD against ours, qemu-nbd and nbdkit, interleaved in one run, and prints one table.
 
 Every server has its own files in one directory of one file system, opened with O_DIRECT (but for nbdkit, whose file
-plugin has only the page cache, and whose memory plugin has no file), and listens on a unix socket. Each round runs every profile against every server before the next round begins, in an order that rotates,
+plugin has only the page cache, and whose memory plugin has no file), and listens on a unix socket. Two store nothing: ours
+with its export rok:null, and nbdkit's null plugin. The file itself is written by fio without a server. Each round runs every
+profile against every server before the next round begins, in an order that rotates,
 so that a slow minute of the machine hits all of them. While one is measured the others are stopped (SIGSTOP), so
 that nobody's background work is paid by somebody else. A ratio compares with qemu-nbd raw in the same round; the
-figures are medians over the rounds, and the second raw server shows what difference is only noise.
+figures are medians over the rounds, and the second raw server shows what difference is only noise. A second table has the
+targets of the project, each a ratio of two servers in the same round.
 """
 
 import argparse
@@ -36,6 +39,8 @@ TIMED_PROFILES = {
 }
 # nbdcopy of a whole volume: out of it, and into it.
 COPIES = {"nbdcopy-out": "MiB/s", "nbdcopy-in": "MiB/s"}
+# What writes data before anything is measured, and reads it back.
+PREPARATIONS = ("verify", "prefill")
 UNITS = TIMED_PROFILES | COPIES
 
 # A log-structured store needs free space to write into. The table says so beside the figures.
@@ -45,7 +50,26 @@ STOP_TIMEOUT_SECONDS = 30
 # Beyond the profile's own run time: connecting, and writing the whole volume for prefill and verify.
 FIO_SLACK_SECONDS = 180
 VOLUME_NAME = "vol1"
+NULL_NAME = "rok:null"
+NULL_POOL_MIB = 512
 BASELINE = "raw"
+# Profile, server, the servers of which the slower one of the round is the measure, and the least ratio to it.
+TARGETS = (
+    ("random-read-qd32", "ours", ("raw",), 1.2),
+    ("random-write-qd32", "ours", ("raw",), 1.2),
+    ("random-read-qd1", "ours", ("raw",), 1.0),
+    ("random-write-qd1", "ours", ("raw",), 1.0),
+    ("sequential-read", "ours", ("raw",), 0.95),
+    ("sequential-write", "ours", ("raw",), 0.95),
+    ("random-read-qd32", "ours", ("qcow2-luks",), 2),
+    ("random-write-qd32", "ours", ("qcow2-luks",), 3),
+    ("random-write-qd32", "ours", ("file", "ours-null"), 0.9),
+    ("random-read-qd1", "ours-null", ("nbdkit-null",), 1),
+    ("random-read-qd32", "ours-null", ("nbdkit-null",), 1),
+    ("random-write-qd32", "ours-null", ("nbdkit-null",), 1),
+    ("sequential-read", "ours-null", ("nbdkit-null",), 1),
+    ("sequential-write", "ours-null", ("nbdkit-null",), 1),
+)
 
 
 class Failure(Exception):
@@ -53,10 +77,16 @@ class Failure(Exception):
 
 
 class Server:
-    """An NBD server that was started here, with one export."""
+    """An NBD server that was started here, and one of its exports."""
+
+    # Whether what was written can be read back.
+    has_data = True
+    # Whether it is reached over NBD.
+    is_remote = True
 
     def __init__(self, name, title, socket_path, log_path):
         self.name = name
+        self.export = VOLUME_NAME
         self.title = title
         self.socket_path = socket_path
         self.log_path = log_path
@@ -64,7 +94,11 @@ class Server:
 
     @property
     def uri(self):
-        return f"nbd+unix:///{VOLUME_NAME}?socket={self.socket_path}"
+        return f"nbd+unix:///{self.export}?socket={self.socket_path}"
+
+    def profile(self, name, scratch):
+        """The file with a profile of fio."""
+        return PROFILES_DIRECTORY / f"{name}.fio"
 
     def launch(self, command, question=None, environment=None):
         """Starts the server; returns when the command `question` succeeds, and fails if the server ends before."""
@@ -101,6 +135,34 @@ class Server:
             self.process.wait()
 
 
+class NullServer(Server):
+    """A server that stores nothing."""
+
+    has_data = False
+
+
+class LocalFile(Server):
+    """No server: fio writes a file itself, past the page cache."""
+
+    is_remote = False
+    path = None
+
+    def profile(self, name, scratch):
+        local = f"ioengine=io_uring\ndirect=1\nfilename={self.path}"
+        text = super().profile(name, scratch).read_text()
+        nbd = "ioengine=nbd\nuri=${ROK_URI}"
+        if nbd not in text:
+            raise Failure(f"the profile {name} does not begin with its engine and URI")
+        own = scratch / f"{name}.fio"
+        own.write_text(text.replace(nbd, local))
+        return own
+
+    def pause(self):
+        """There is nothing to stop."""
+
+    resume = pause
+
+
 def run(command, environment=None):
     """Runs a command that must succeed within the start timeout."""
     done = subprocess.run(
@@ -114,15 +176,32 @@ def run(command, environment=None):
 
 def start_ours(server, options, data):
     """An encrypted pool in a directory, and one thin volume."""
+    environment = serve_ours(server, options, data, options.volume_mib * POOL_SIZE_FACTOR)
+    run([options.ours, "create", VOLUME_NAME, "--size", f"{options.volume_mib}MiB"], environment)
+
+
+def start_ours_null(server, options, data):
+    """The same, with the export that stores nothing instead of a volume."""
+    server.export = NULL_NAME
+    serve_ours(server, options, data, NULL_POOL_MIB, "--nbd-null", f"{options.volume_mib}MiB")
+
+
+def serve_ours(server, options, data, pool_mib, *further):
+    """Serves a new encrypted pool; returns the environment in which commands reach the daemon."""
     pool, key, api = data / "pool", data / "key", Path(f"{server.socket_path}.api")
-    pool_mib = options.volume_mib * POOL_SIZE_FACTOR
     run([options.ours, "pool", "create", pool, "--size", f"{pool_mib}MiB", "--key-file", key, "--generate-key"])
     environment = dict(os.environ, ROK_SOCKET=str(api))
     server.launch(
-        [options.ours, "serve", "--pool", pool, "--key-file", key, "--nbd-unix", server.socket_path, "--socket", api],
+        [options.ours, "serve", "--pool", pool, "--key-file", key, "--nbd-unix", server.socket_path, "--socket", api,
+         *further],
         question=[options.ours, "status"], environment=environment,
     )
-    run([options.ours, "create", VOLUME_NAME, "--size", f"{options.volume_mib}MiB"], environment)
+    return environment
+
+
+def start_file(server, options, data):
+    server.path = data / "image.raw"
+    run(["qemu-img", "create", "-q", "-f", "raw", server.path, f"{options.volume_mib}M"])
 
 
 def start_raw(server, options, data):
@@ -163,6 +242,10 @@ def start_nbdkit_memory(server, options, data):
     server.launch(nbdkit(server) + ["memory", f"{options.volume_mib}M"])
 
 
+def start_nbdkit_null(server, options, data):
+    server.launch(nbdkit(server) + ["null", f"{options.volume_mib}M"])
+
+
 def qemu_nbd(server, options):
     return ["qemu-nbd", "--persistent", "--shared=8", f"--socket={server.socket_path}",
             f"--export-name={VOLUME_NAME}", "--cache=none", f"--aio={options.aio}", "--discard=unmap"]
@@ -170,13 +253,16 @@ def qemu_nbd(server, options):
 
 # In the order of the table's columns. The baseline comes first.
 SERVERS = {
-    "raw": ("qemu-nbd raw", start_raw),
-    "raw-again": ("qemu-nbd raw, again", start_raw),
-    "ours": ("rok-blk, encrypted", start_ours),
-    "qcow2": ("qemu-nbd qcow2", start_qcow2),
-    "qcow2-luks": ("qemu-nbd qcow2+LUKS", start_qcow2_luks),
-    "nbdkit-file": ("nbdkit file, page cache", start_nbdkit_file),
-    "nbdkit-memory": ("nbdkit memory", start_nbdkit_memory),
+    "raw": ("qemu-nbd raw", start_raw, Server),
+    "raw-again": ("qemu-nbd raw, again", start_raw, Server),
+    "ours": ("rok-blk, encrypted", start_ours, Server),
+    "qcow2": ("qemu-nbd qcow2", start_qcow2, Server),
+    "qcow2-luks": ("qemu-nbd qcow2+LUKS", start_qcow2_luks, Server),
+    "nbdkit-file": ("nbdkit file, page cache", start_nbdkit_file, Server),
+    "nbdkit-memory": ("nbdkit memory", start_nbdkit_memory, Server),
+    "file": ("the file itself", start_file, LocalFile),
+    "ours-null": ("rok-blk null", start_ours_null, NullServer),
+    "nbdkit-null": ("nbdkit null", start_nbdkit_null, NullServer),
 }
 
 
@@ -242,7 +328,7 @@ def run_fio(server, profile, options, seed, scratch):
     output = scratch / "fio.json"
     environment = dict(os.environ, ROK_URI=server.uri, RUNTIME=str(options.runtime))
     command = ["fio", "--output-format=json", f"--output={output}", f"--randseed={seed}",
-               PROFILES_DIRECTORY / f"{profile}.fio"]
+               server.profile(profile, scratch)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
                           cwd=scratch, timeout=options.runtime + FIO_SLACK_SECONDS)
     if done.returncode != 0:
@@ -292,7 +378,7 @@ def measure_all(servers, options, scratch):
     write_copy_image(options, scratch)
     for server in servers:
         server.resume()
-        for profile in ("verify", "prefill"):
+        for profile in PREPARATIONS if server.has_data else ():
             progress(f"{profile}: {server.title}")
             run_fio(server, profile, options, 1, scratch)
         server.pause()
@@ -301,6 +387,8 @@ def measure_all(servers, options, scratch):
             first = (round_index + profile_index) % len(servers)
             progress(f"round {round_index + 1} of {options.rounds}: {profile}")
             for server in servers[first:] + servers[:first]:
+                if profile in COPIES and not server.is_remote:
+                    continue
                 server.resume()
                 figures[profile][server.name].append(measure(server, profile, options, round_index + 1, scratch))
                 server.pause()
@@ -318,6 +406,8 @@ def summarize(figures, options):
         baseline = [figure["value"] for figure in by_server[BASELINE]]
         summary[profile] = {"unit": UNITS[profile], "servers": {}}
         for name, rounds in by_server.items():
+            if not rounds:
+                continue
             values = [figure["value"] for figure in rounds]
             median = statistics.median(values)
             summary[profile]["servers"][name] = {
@@ -354,15 +444,37 @@ def print_table(summary, where, options):
     print("|---|---|" + "---:|" * len(options.servers))
     for profile, row in summary.items():
         cells = []
-        for cell in row["servers"].values():
-            cells.append(f"{cell['median']:,.0f} ({cell['ratio']:.2f}×, spread {cell['spread']:.0%})")
+        for name in options.servers:
+            cell = row["servers"].get(name)
+            cells.append("–" if cell is None else f"{cell['median']:,.0f} ({cell['ratio']:.2f}×, spread {cell['spread']:.0%})")
         print(f"| {profile} | {row['unit']} | {' | '.join(cells)} |")
     print()
     print(f"Median of {where['rounds']} rounds of {where['runtime_seconds']} s; ratio to qemu-nbd raw of the same round; "
-          "spread is largest less smallest over the median. verify was clean on every server.")
+          "spread is largest less smallest over the median. verify was clean on every server that stores something.")
     pool = f"; the pool has {where['pool_mib']} MiB" if "ours" in options.servers else ""
     print(f"Volumes of {where['volume_mib']} MiB{pool}; {where['processors']} processors, kernel {where['kernel']}, "
           f"{where['file_system']}; {where['qemu']}, cache=none, aio={where['qemu_aio']}; {where['fio']}.")
+
+
+def verdict(values, least):
+    """The cells of a table for a ratio in each round, and the least that it should be."""
+    median = statistics.median(values)
+    met = "met" if median >= least else "missed"
+    return f"{median:.3f} ({min(values):.3f} to {max(values):.3f}) | {least:.3f} | {met} |"
+
+
+def print_targets(summary):
+    print("\n| profile | ratio | median, and least to most | target | |")
+    print("|---|---|---:|---:|---|")
+    for profile, name, others, least in TARGETS:
+        by_server = summary.get(profile, {}).get("servers", {})
+        if not {name, *others} <= by_server.keys():
+            continue
+        rounds = {server: [figure["value"] for figure in by_server[server]["rounds"]] for server in (name, *others)}
+        measures = map(min, zip(*(rounds[other] for other in others)))
+        ratios = [value / measure for value, measure in zip(rounds[name], measures)]
+        what = " or ".join(SERVERS[other][0] for other in others)
+        print(f"| {profile} | {SERVERS[name][0]} to {what} | {verdict(ratios, least)}")
 
 
 def compare(options):
@@ -376,8 +488,8 @@ def compare(options):
         data, sockets = Path(data_name), Path(socket_name)
         try:
             for name in options.servers:
-                title, start = SERVERS[name]
-                server = Server(name, title, sockets / name, data / f"{name}.log")
+                title, start, kind = SERVERS[name]
+                server = kind(name, title, sockets / name, data / f"{name}.log")
                 servers.append(server)
                 (data / name).mkdir()
                 progress(f"starting: {title}")
@@ -392,6 +504,7 @@ def compare(options):
         print(json.dumps({"setting": where, "profiles": summary}, indent=2))
     else:
         print_table(summary, where, options)
+        print_targets(summary)
 
 
 def main():

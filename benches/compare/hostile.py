@@ -19,7 +19,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from compare import Failure, ROOT, Server, VOLUME_NAME, run, run_fio, start_ours
+from compare import Failure, ROOT, Server, VOLUME_NAME, run_fio, start_ours, verdict
 
 PROFILES = ("random-read-qd32", "random-write-qd32")
 FLOODING_COUNT = 8
@@ -180,9 +180,7 @@ def print_table(ratios, options):
     for profile, (hostile, flooded) in ratios.items():
         for what, values, least in (("8 hostile connections", hostile, HOSTILE_RATIO_MIN),
                                     ("8 flooding clients", flooded, FLOODED_SHARE_MIN * fair_share)):
-            median = statistics.median(values)
-            verdict = "met" if median >= least else "missed"
-            print(f"| {profile} | {what} | {median:.3f} ({min(values):.3f} to {max(values):.3f}) | {least:.3f} | {verdict} |")
+            print(f"| {profile} | {what} | {verdict(values, least)}")
     print(f"\nMedian of {options.rounds} rounds of {options.runtime} s, {os.cpu_count()} processors, which the clients use too.")
 
 

@@ -48,6 +48,9 @@ pub(super) struct NbdArguments {
     /// Let machines that reach a listener connect without TLS
     #[arg(long)]
     allow_plaintext: bool,
+    /// Also offer an export rok:null of this size, which stores nothing and reads as zeros: it tells what the protocol costs
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    nbd_null: Option<u64>,
     /// Connections in all; more are closed at once
     #[arg(long, value_name = "N", default_value_t = NbdLimits::default().connections_max)]
     nbd_max_connections: usize,
@@ -136,7 +139,8 @@ impl NbdArguments {
     pub(super) fn unix_settings(&self) -> ListenSettings {
         let expose = if self.expose == Some(ExposeArgument::Listed) { Expose::Listed } else { Expose::All };
         let is_offered = self.tls_dir.is_some() && self.tls != Some(TlsArgument::Off);
-        ListenSettings { expose, tls: if is_offered { TlsOffer::Allowed } else { TlsOffer::Off } }
+        let tls = if is_offered { TlsOffer::Allowed } else { TlsOffer::Off };
+        ListenSettings { expose, tls, null_size_bytes: self.nbd_null }
     }
 
     /// How a listener over TCP does.
@@ -161,7 +165,7 @@ impl NbdArguments {
             None if is_loopback => Expose::All,
             Some(ExposeArgument::Listed) | None => Expose::Listed,
         };
-        Ok(ListenSettings { expose, tls: self.tls_offer(address) })
+        Ok(ListenSettings { expose, tls: self.tls_offer(address), null_size_bytes: self.nbd_null })
     }
 }
 

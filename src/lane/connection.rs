@@ -333,7 +333,8 @@ impl Connection {
 
     /// Whether requests of this connection are served by the volume.
     pub(super) fn has_open(&self, volume: Uuid) -> bool {
-        matches!(&self.phase, Phase::Transmission(session) if session.volume.volume().id() == volume)
+        let Phase::Transmission(session) = &self.phase else { return false };
+        session.target.volume().is_some_and(|open| open.volume().id() == volume)
     }
 
     /// Whether it has to do something within some time.

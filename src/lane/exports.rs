@@ -4,9 +4,10 @@ use super::access::{AllowRule, Peer, is_allowed};
 use super::diff_context::{DIFF_CONTEXTS_MAX, is_diff_name};
 use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::status::StatusContext;
+use super::target::{ExportTarget, Found, NULL_EXPORT};
 use super::tls::TlsAuthority;
 use crate::error::ErrorKind;
-use crate::volume::{OpenVolume, VolumeInfo, Volumes};
+use crate::volume::{VolumeInfo, Volumes};
 use parking_lot::Mutex;
 use rok_nbd::BlockSizes;
 use rok_nbd::server::{Export, ExportFeatures, Exports, FindError, SelectedContext, TlsOffer};
@@ -119,6 +120,13 @@ impl ExportTable {
     }
 
     fn open(&self, name: &str, client: &Client) -> Result<Found, FindError> {
+        if let Some(size_bytes) = client.settings.null_size_bytes.filter(|_| name == NULL_EXPORT) {
+            let id = Uuid::nil();
+            let place = ExportPlace::take(&self.connections, id, self.limits.connections_per_export_max);
+            let target = ExportTarget::Null(size_bytes);
+            let place = place.ok_or(FindError::Crowded)?;
+            return Ok(Found { target, place, name: NULL_EXPORT.to_owned(), is_read_only: false });
+        }
         let name = if name.is_empty() {
             match self.offered(client).as_slice() {
                 [only] => only.name.clone(),
@@ -153,8 +161,9 @@ impl ExportTable {
         }
         let connections_max = policy.connections_max.unwrap_or(self.limits.connections_per_export_max);
         let place = ExportPlace::take(&self.connections, id, connections_max).ok_or(FindError::Crowded)?;
-        let is_read_only = policy.is_read_only || volume.volume().is_read_only();
-        Ok(Found { volume, place, name, is_read_only })
+        let target = ExportTarget::Volume(volume);
+        let is_read_only = policy.is_read_only || target.is_read_only();
+        Ok(Found { target, place, name, is_read_only })
     }
 }
 
@@ -185,14 +194,6 @@ impl Drop for ExportPlace {
             counts.remove(&self.id);
         }
     }
-}
-
-/// A volume that a client has found.
-pub(super) struct Found {
-    pub volume: OpenVolume,
-    pub place: ExportPlace,
-    name: String,
-    is_read_only: bool,
 }
 
 /// A client, and the listener that it came by.
@@ -235,7 +236,7 @@ impl<'a> ExportView<'a> {
         let found = self.found.into_inner()?;
         let context = |selected: &SelectedContext| {
             StatusContext::named(selected).or_else(|| {
-                let base = self.table.open_base(&selected.name, &found.volume, self.client)?;
+                let base = self.table.open_base(&selected.name, found.target.volume()?, self.client)?;
                 Some(StatusContext::Diff(base))
             })
         };
@@ -246,7 +247,8 @@ impl<'a> ExportView<'a> {
 
 impl Exports for ExportView<'_> {
     fn list(&self) -> Vec<String> {
-        self.table.offered(self.client).into_iter().map(|info| info.name).collect()
+        let volumes = self.table.offered(self.client).into_iter().map(|info| info.name);
+        volumes.chain(self.client.settings.null_size_bytes.map(|_| NULL_EXPORT.to_owned())).collect()
     }
 
     fn find(&self, name: &str) -> Result<Export, FindError> {
@@ -255,11 +257,13 @@ impl Exports for ExportView<'_> {
         self.diffs.borrow_mut().clear();
         let found = self.table.open(name, self.client)?;
         let features = ExportFeatures { is_read_only: found.is_read_only, ..FEATURES };
-        let mut export = Export::new(found.name.clone(), found.volume.volume().size_bytes(), features);
+        let mut export = Export::new(found.name.clone(), found.target.size_bytes(), features);
         let request_bytes_max = self.table.limits.request_bytes_max;
         export.block_sizes = BlockSizes::new(1, 4096, request_bytes_max).expect("the limits were checked");
         export.payload_size_bytes_max = request_bytes_max;
-        export.contexts = StatusContext::LISTED.map(|(name, _)| name.to_owned()).to_vec();
+        if found.target.volume().is_some() {
+            export.contexts = StatusContext::LISTED.map(|(name, _)| name.to_owned()).to_vec();
+        }
         self.found.replace(Some(found));
         Ok(export)
     }
@@ -271,7 +275,8 @@ impl Exports for ExportView<'_> {
         let mut diffs = self.diffs.borrow_mut();
         let is_there = || {
             let found = self.found.borrow();
-            found.as_ref().is_some_and(|found| self.table.open_base(name, &found.volume, self.client).is_some())
+            let open = found.as_ref().and_then(|found| found.target.volume());
+            open.is_some_and(|open| self.table.open_base(name, open, self.client).is_some())
         };
         diffs.contains(name) || diffs.len() < DIFF_CONTEXTS_MAX && is_there() && diffs.insert(name.to_owned())
     }

@@ -4,8 +4,8 @@
 use super::exports::{Client, ExportPlace, ExportTable, ExportView};
 use super::settings::NbdLimits;
 use super::status::StatusContext;
+use super::target::ExportTarget;
 use super::tls::TlsStream;
-use crate::volume::OpenVolume;
 use rok_nbd::server::{Handshake, HandshakeBounds, Negotiated, Outcome, RequestRules};
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ pub(super) enum NextStep {
 
 /// What requests of a connection are served by.
 pub(super) struct Session {
-    pub volume: OpenVolume,
-    /// Its place among the connections that have the volume open.
+    pub target: ExportTarget,
+    /// Its place among the connections that have the export open.
     pub _place: ExportPlace,
     pub rules: RequestRules,
     /// The metadata contexts that the client chose, in the order of their ids.
@@ -134,6 +134,6 @@ fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {
     let rules = negotiated.rules();
     // The handshake ends in the very call in which it found the export.
     view.into_found(&negotiated.contexts).map_or(NextStep::Close, |(found, contexts)| {
-        NextStep::Serve(Session { volume: found.volume, _place: found.place, rules, contexts })
+        NextStep::Serve(Session { target: found.target, _place: found.place, rules, contexts })
     })
 }

@@ -26,6 +26,7 @@ pub mod limits;
 mod listeners;
 mod mailbox;
 mod pool_events;
+mod priority;
 mod requests;
 mod sender;
 mod server;
@@ -33,6 +34,7 @@ mod settings;
 mod signals;
 mod status;
 mod stream;
+mod target;
 mod tcp;
 mod thread;
 mod threads;
@@ -52,6 +54,8 @@ pub use io_method::{IoChoice, IoMethod};
 #[cfg(feature = "rocksdb")]
 pub(crate) use limits::BLOCKING_THREADS;
 pub use pool_events::PoolEvents;
+#[cfg(feature = "rocksdb")]
+pub(crate) use priority::work_in_background;
 pub use rok_nbd::server::TlsOffer;
 pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};
 pub use settings::{Expose, ListenSettings, NbdLimits};

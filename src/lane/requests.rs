@@ -6,6 +6,7 @@ use super::driver::LaneDisk;
 use super::limits::{COPIED_PAYLOAD_BYTES_MAX, STATUS_BYTES};
 use super::sender::{Head, Reply};
 use super::status::PendingStatus;
+use super::target::ExportTarget;
 use crate::disk::IoBuffer;
 use crate::error::IoError;
 use crate::units::{to_u64, to_usize};
@@ -201,25 +202,34 @@ impl Connection {
             }
         };
         let Phase::Transmission(session) = &self.phase else { return Step::Starved };
+        let ExportTarget::Volume(open) = &session.target else {
+            unreachable!("the null export has no context to ask for")
+        };
         let range = (request.offset, asked.size_bytes);
         let status = PendingStatus::new(asked, &session.contexts, request.wants_one_extent());
         let wanted = status.wanted();
         self.held_bytes += STATUS_BYTES;
         let cookie = self.pending.insert(Pending { request, buffer: None, status: Some(Box::new(status)) });
         let completion = Completion { owner: service.owner, cookie: to_u64(cookie) };
-        service.engine.list_status(session.volume.volume(), range, wanted, completion);
+        service.engine.list_status(open.volume(), range, wanted, completion);
         Step::Again
     }
 
     /// Hands a request to the engine.
-    fn start(&mut self, request: Request, buffer: Option<IoBuffer>, service: &Service<'_>) {
+    fn start(&mut self, request: Request, buffer: Option<IoBuffer>, service: &mut Service<'_>) {
         if request.is_fast_zero() && !request.may_punch_hole() {
             return self.fail(&request, WireError::NotSupported, "Zeroing of provisioned space is not fast here");
         }
         let data = buffer.as_ref().map(|buffer| buffer.slice(0..payload_len(&request)));
         let cookie = self.pending.insert(Pending { request, buffer, status: None });
         let Phase::Transmission(session) = &self.phase else { unreachable!("requests come in this phase only") };
-        let volume = session.volume.volume();
+        let ExportTarget::Volume(open) = &session.target else {
+            if let (RequestKind::Read, Some(data)) = (request.kind, data) {
+                data.with_bytes_mut(|bytes| bytes.fill(0));
+            }
+            return self.answered(cookie, Ok(()), service.buffers);
+        };
+        let volume = open.volume();
         let (engine, is_fua) = (service.engine, request.is_durable());
         let completion = Completion { owner: service.owner, cookie: to_u64(cookie) };
         let range = (request.offset, request.length);
@@ -234,7 +244,7 @@ impl Connection {
                 engine.remove(volume, range, mode, is_fua, completion);
             }
             // A read or write of nothing.
-            _ => self.answered(cookie, Ok(()), &mut Buffers::default()),
+            _ => self.answered(cookie, Ok(()), service.buffers),
         }
     }
 

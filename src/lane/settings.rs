@@ -22,6 +22,8 @@ pub struct ListenSettings {
     pub expose: Expose,
     /// Whether connections are encrypted.
     pub tls: TlsOffer,
+    /// Size of the export `rok:null` in bytes, if there is to be one: it stores nothing, and reads as zeros.
+    pub null_size_bytes: Option<u64>,
 }
 
 /// The bounds of NBD connections.

@@ -6,6 +6,7 @@ use super::driver::{Driver, LaneDisk, Readiness, Uring};
 use super::io_method::{IoMethod, RING};
 use super::limits::{BLOCKING_THREADS, TRANSFER_THREADS};
 use super::mailbox::Message;
+use super::priority::work_in_background;
 use super::server::{ServerOptions, Shared};
 use super::thread::{DISK, Lane, LaneParts};
 use crate::disk::{FileDevice, ThreadDisk, UringDisk};
@@ -38,6 +39,9 @@ pub(super) fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &Se
         let (pool, shared, locks) = (Arc::clone(pool), Arc::clone(shared), Arc::clone(&locks));
         let (devices, end) = (options.devices.clone(), end.clone());
         lanes.push(spawn(format!("lane-{index}"), move || {
+            if pool.cleaner_lane() == Some(index) {
+                work_in_background();
+            }
             let result = run_lane(&pool, &shared, &locks, index, devices);
             // Also where the lane could not begin: what was sent to it is dropped, and who sent it sees that.
             shared.mailboxes[index.as_usize()].close();
@@ -66,9 +70,9 @@ pub(super) fn spawn_threads(pool: &Arc<Pool>, shared: &Arc<Shared>, options: &Se
     }
     let cleaner = pool.cleaner_lane().map(|lane| spawn_cleaner(pool, shared, lane)).transpose()?;
     let (trimmed, trimming) = (Arc::clone(pool), Arc::clone(&shared.trimming));
-    let trimmer = spawn("trimmer".to_owned(), move || trimming.work(&trimmed))?;
+    let trimmer = spawn_in_background("trimmer", move || trimming.work(&trimmed))?;
     let (pool, checkpoints) = (Arc::clone(pool), Arc::clone(&shared.checkpoints));
-    let checkpoint = spawn("checkpoint".to_owned(), move || checkpoints.work(&pool))?;
+    let checkpoint = spawn_in_background("checkpoint", move || checkpoints.work(&pool))?;
     Ok(Threads { lanes, lane_ends, blocking, checkpoint, cleaner, trimmer })
 }
 
@@ -81,7 +85,7 @@ fn spawn_cleaner(pool: &Arc<Pool>, shared: &Arc<Shared>, lane: LaneIndex) -> Res
         // A lane that ends drops its messages, and with them the channel.
         answer.recv().unwrap_or(Err(IoError::ShuttingDown))
     };
-    spawn("cleaner".to_owned(), move || cleaning.work(&pool, move_group))
+    spawn_in_background("cleaner", move || cleaning.work(&pool, move_group))
 }
 
 fn run_lane(
@@ -135,6 +139,13 @@ fn disk_of(shared: &Shared, devices: Vec<Arc<FileDevice>>, alarm: &Arc<Alarm>) -
 
 fn spawn<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     std::thread::Builder::new().name(name).spawn(work).map_err(|source| start_error("A thread", source))
+}
+
+fn spawn_in_background(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    spawn(name.to_owned(), || {
+        work_in_background();
+        work();
+    })
 }
 
 pub(super) fn start_error(what: &str, source: std::io::Error) -> Error {

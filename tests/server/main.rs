@@ -31,6 +31,7 @@ mod lock;
 mod memory;
 mod nbd_client;
 mod newer_clients;
+mod null;
 mod own_key;
 mod passphrase;
 mod pausing;

@@ -84,6 +84,45 @@ pub(crate) fn layer_violations(files: &[SourceFile]) -> Vec<Violation> {
         .collect()
 }
 
+/// Promises without a test, or with one that is not there: whoever removes or renames a test sees here what it was for.
+pub(crate) fn contract_violations(files: &[SourceFile]) -> Vec<Violation> {
+    let Some(document) = find(files, "docs/CONTRACT.md") else {
+        return vec![Violation::of_path(
+            "docs/CONTRACT.md",
+            "is missing: it has what is promised, and the tests of it",
+        )];
+    };
+    let mut violations = Vec::new();
+    for (line, text) in document.text.lines().enumerate() {
+        let mut names = text.split('`').skip(1).step_by(2).filter(|name| is_test_name(name)).peekable();
+        let is_heading = text.starts_with("| |") || text.starts_with("| event") || text.starts_with("|---");
+        if text.starts_with('|') && !is_heading && names.peek().is_none() {
+            violations.push(Violation::new(document, line + 1, "names no test".to_owned()));
+        }
+        let missing = names.filter(|name| !files.iter().any(|file| has_test(file, name)));
+        violations.extend(missing.map(|name| Violation::new(document, line + 1, format!("`{name}` is no test"))));
+    }
+    violations
+}
+
+/// Words joined by `_`, maybe behind their modules.
+fn is_test_name(text: &str) -> bool {
+    let is_word =
+        text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b':'));
+    is_word && text.matches('_').count() >= 2
+}
+
+fn has_test(file: &SourceFile, name: &str) -> bool {
+    let mut parts = name.rsplit("::");
+    let function = format!("fn {}()", parts.next().unwrap_or_default());
+    let is_place =
+        |part: &str| file.path.split('/').any(|place| place == part || place.strip_suffix(".rs") == Some(part));
+    let lines: Vec<&str> = file.text.lines().map(str::trim).collect();
+    let is_test =
+        |at: usize| lines[..at].iter().rev().take_while(|line| line.starts_with('#')).any(|line| *line == "#[test]");
+    file.is_rust() && parts.all(is_place) && (0..lines.len()).any(|at| lines[at].starts_with(&function) && is_test(at))
+}
+
 fn find<'files>(files: &'files [SourceFile], path: &str) -> Option<&'files SourceFile> {
     files.iter().find(|file| file.path == path)
 }
@@ -140,6 +179,22 @@ mod tests {
     fn a_codec_without_description_is_found() {
         assert_lines(&format_violations(&[SourceFile::sample("src/format/mod.rs", "")]), &[0]);
         assert_lines(&format_violations(&[SourceFile::sample("src/format/FORMAT.md", "")]), &[0]);
+    }
+
+    #[test]
+    fn every_promise_has_tests_that_are_there() {
+        assert_none(&contract_violations(&read_tree()));
+    }
+
+    #[test]
+    fn promises_without_tests_are_found() {
+        let document = "| | promise |\n|---|\n| P1 | `server::kill::no_write_is_lost` |\n| P2 | a `kill -9` |\n\n`server::no_write_is_there`";
+        let code = "#[test]\n#[ignore]\nfn no_write_is_lost() {\nfn no_write_is_there() {}";
+        let files =
+            [SourceFile::sample("docs/CONTRACT.md", document), SourceFile::sample("tests/server/kill.rs", code)];
+        assert_lines(&contract_violations(&files), &[4, 6]);
+        assert_lines(&contract_violations(&files[..1]), &[3, 4, 6]);
+        assert_lines(&contract_violations(&files[1..]), &[0]);
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //! others do what a lane must not wait for.
 
 use std::sync::Arc;
-use std::thread::{JoinHandle, Thread};
+use std::thread::{self, JoinHandle, Thread};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{Alarm, BLOCKING_THREADS, Jobs};
+use crate::lane::{Alarm, BLOCKING_THREADS, Jobs, work_in_background};
 use crate::pool::{Checkpoint, Pool, Signals};
 use crate::units::LaneIndex;
 use crate::volume::Blocking;
@@ -147,7 +147,10 @@ impl Background {
         let mut background =
             Self { bell: Arc::clone(&bell), pool: Arc::clone(pool), jobs: Arc::clone(&jobs), threads: Vec::new() };
         let checkpointed = Arc::clone(pool);
-        background.spawn("checkpoint", move || bell.work(&checkpointed))?;
+        background.spawn("checkpoint", move || {
+            work_in_background();
+            bell.work(&checkpointed);
+        })?;
         for _ in 0..BLOCKING_THREADS {
             let jobs = Arc::clone(&jobs);
             background.spawn("blocking", move || jobs.work())?;
@@ -165,7 +168,13 @@ impl Background {
     /// # Errors
     /// As the checkpoint.
     pub(super) fn run_checkpoint(&self) -> Result<()> {
-        self.bell.run_checkpoint(&self.pool)
+        // On a thread of its own, as the daemon has one that gives way to lanes.
+        let (bell, pool) = (&self.bell, &self.pool);
+        let run = || {
+            work_in_background();
+            bell.run_checkpoint(pool)
+        };
+        thread::scope(|scope| scope.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Whether checkpoints follow each other without a pause from now on.
@@ -174,7 +183,7 @@ impl Background {
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let started = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        let started = thread::Builder::new().name(name.to_owned()).spawn(work);
         let thread =
             started.map_err(|error| Error::new(ErrorKind::Other, "Starting a thread failed").with_source(error))?;
         self.threads.push(thread);

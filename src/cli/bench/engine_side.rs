@@ -10,7 +10,7 @@ use super::load::{Action, Side};
 use super::ring_turn::Turn;
 use crate::disk::IoBuffer;
 use crate::error::{Error, ErrorKind, IoError, Result};
-use crate::lane::Jobs;
+use crate::lane::{Jobs, work_in_background};
 use crate::pool::{AddressGroup, Pool};
 use crate::units::{LaneIndex, to_u64, to_usize};
 use crate::volume::{Completion, Engine, EngineParts, OpenVolume, RangeLocks, RemoveMode, Volumes};
@@ -48,6 +48,9 @@ impl<T: Turn> EngineSide<T> {
     /// # Errors
     /// If the volume cannot be opened.
     pub(super) fn open(parts: LaneParts, disk: T::Queue, turn: T) -> Result<Self> {
+        if parts.pool.cleaner_lane() == Some(parts.lane) {
+            work_in_background();
+        }
         let volume = parts.volumes.open(VOLUME_NAME)?;
         let executor = Rc::new(LocalExecutor::new());
         let engine = Engine::new(EngineParts {
