@@ -9,6 +9,8 @@ use crate::units::BLOCK_SIZE;
 pub(super) struct Buffers {
     free: Vec<Vec<IoBuffer>>,
     free_bytes: usize,
+    /// Zeros that nobody writes to, as many as were asked for at once.
+    zeros: Option<IoBuffer>,
 }
 
 impl Buffers {
@@ -20,6 +22,14 @@ impl Buffers {
             return buffer;
         }
         IoBuffer::allocate(size_bytes)
+    }
+
+    /// A buffer of at least `len_bytes` zeros, to be read only: others have it too.
+    pub(super) fn zeros(&mut self, len_bytes: usize) -> IoBuffer {
+        if self.zeros.as_ref().is_none_or(|zeros| zeros.len() < len_bytes) {
+            self.zeros = Some(IoBuffer::allocate(len_bytes.max(BLOCK_SIZE).next_power_of_two()));
+        }
+        self.zeros.clone().expect("it was made")
     }
 
     /// Takes a whole buffer back. It is kept if nothing else holds it and there is room.
@@ -54,6 +64,17 @@ mod tests {
         buffers.give(first);
         assert_eq!(buffers.take(4097).with_bytes(|bytes| bytes[0]), 7);
         assert_eq!(buffers.free_bytes, 0);
+    }
+
+    #[test]
+    fn zeros_are_shared_and_stay_zeros() {
+        let mut buffers = Buffers::default();
+        let (short, long) = (buffers.zeros(1), buffers.zeros(100_000));
+        assert_eq!((short.len(), long.len()), (4096, 131_072));
+        buffers.give(long);
+        let taken = buffers.take(100_000);
+        taken.with_bytes_mut(|bytes| bytes.fill(7));
+        assert!(buffers.zeros(131_072).with_bytes(|bytes| bytes.iter().all(|byte| *byte == 0)));
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Connection {
         let Phase::Transmission(session) = &self.phase else { return Step::Starved };
         let there = self.stream.buffer.slice(self.stream.start..self.stream.end);
         let rules = session.rules;
+        let is_null = matches!(session.target, ExportTarget::Null(_));
         let front = rules.request_form().size();
         let request = match there.with_bytes(|bytes| Request::parse(bytes, rules.request_form())) {
             Ok(Some(request)) => request,
@@ -170,7 +171,8 @@ impl Connection {
         }
         self.open_requests += 1;
         self.held_bytes += data_len;
-        let buffer = (data_len > 0).then(|| service.buffers.take(data_len));
+        let take = if is_null && !is_write { Buffers::zeros } else { Buffers::take };
+        let buffer = (data_len > 0).then(|| take(service.buffers, data_len));
         match buffer {
             Some(buffer) if is_write => self.incoming = Some(Incoming { request, buffer, filled: 0 }),
             buffer => self.start(request, buffer, service),
@@ -224,9 +226,6 @@ impl Connection {
         let cookie = self.pending.insert(Pending { request, buffer, status: None });
         let Phase::Transmission(session) = &self.phase else { unreachable!("requests come in this phase only") };
         let ExportTarget::Volume(open) = &session.target else {
-            if let (RequestKind::Read, Some(data)) = (request.kind, data) {
-                data.with_bytes_mut(|bytes| bytes.fill(0));
-            }
             return self.answered(cookie, Ok(()), service.buffers);
         };
         let volume = open.volume();
