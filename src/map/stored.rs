@@ -310,7 +310,13 @@ fn damaged(tree: TreeId, leaf: LeafIndex, reason: &str) -> Error {
 }
 
 fn store_error(error: crate::meta::MetaError) -> Error {
-    let kind = if error.is_out_of_space { ErrorKind::NoSpace } else { ErrorKind::Other };
+    let kind = if error.is_out_of_space {
+        ErrorKind::NoSpace
+    } else if error.is_damaged {
+        ErrorKind::Integrity
+    } else {
+        ErrorKind::Other
+    };
     Error::new(kind, format!("Reading meta/ failed: {}", error.message)).with_source(error)
 }
 
@@ -342,6 +348,16 @@ mod tests {
         let mut leaf = golden::leaf();
         leaf.apply(&golden::leaf_change());
         leaf
+    }
+
+    #[test]
+    fn damage_that_the_store_finds_is_told_from_other_failures() {
+        let kind = |is_out_of_space, is_damaged| {
+            store_error(crate::meta::MetaError { is_out_of_space, is_damaged, message: String::new() }).kind()
+        };
+        assert_eq!(kind(true, false), ErrorKind::NoSpace);
+        assert_eq!(kind(false, true), ErrorKind::Integrity);
+        assert_eq!(kind(false, false), ErrorKind::Other);
     }
 
     #[test]

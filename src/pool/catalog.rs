@@ -267,7 +267,12 @@ impl Catalog {
     /// A tree whose leaves are to be deleted, if there is one.
     #[must_use]
     pub fn deleting(&self) -> Option<TreeRecord> {
-        self.trees.values().find(|tree| tree.state != TreeState::Living).copied()
+        self.deleting_unless(|_| false)
+    }
+
+    /// The first of these that is not to be skipped.
+    pub(super) fn deleting_unless(&self, is_skipped: impl Fn(TreeId) -> bool) -> Option<TreeRecord> {
+        self.trees.values().find(|tree| tree.state != TreeState::Living && !is_skipped(tree.id)).copied()
     }
 
     /// The domain of a volume, if it is not the pool's and nothing but the volume and its snapshots is encrypted in it.

@@ -7,8 +7,10 @@
 mod copy_down;
 mod leaves;
 mod reclaim;
+mod unreadable;
 
 pub(in crate::pool) use copy_down::ParentLeaves;
+pub(in crate::pool) use unreadable::UnreadableTrees;
 
 use crate::crypto::SealKind;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,6 +74,7 @@ pub struct Checkpoint {
     dead: Vec<Address>,
     owners: Owners,
     deletions_left: usize,
+    has_met_damage: bool,
 }
 
 impl Checkpoint {
@@ -90,6 +93,7 @@ impl Checkpoint {
             dead: Vec::new(),
             owners: Owners::new(),
             deletions_left,
+            has_met_damage: false,
         }
     }
 
@@ -105,6 +109,12 @@ impl Checkpoint {
                 Progress::Done => return Ok(()),
             }
         }
+    }
+
+    /// Whether it ended because a leaf that changes belong to cannot be read.
+    #[must_use]
+    pub const fn has_met_damage(&self) -> bool {
+        self.has_met_damage
     }
 
     /// Whether the next step may wait for a turn to change the catalog.
@@ -285,12 +295,7 @@ impl Checkpoint {
             signals.wake_lanes();
             signals.space_freed();
         }
-        let (lineage_max, done) = (pool.limits.lineage_max, pool.checkpoints_done());
-        let has_more = pool.with_catalog(|catalog, _| {
-            let is_reclaiming = catalog.deleting().is_some() || catalog.has_dead_points();
-            is_reclaiming || catalog.too_deep(lineage_max, done).is_some()
-        });
-        if has_more {
+        if pool.has_more_work() {
             pool.want_checkpoint();
         }
     }

@@ -15,7 +15,7 @@ use crate::format::superblock::DEVICES_MAX;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, ReservedStore, SpaceReserve, Table};
 use crate::pool::catalog::{Catalog, meta_error};
-use crate::pool::checkpoint::Checkpoint;
+use crate::pool::checkpoint::{Checkpoint, UnreadableTrees};
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
 use crate::pool::growth::{reserve_blocks, window_blocks};
 use crate::pool::recovery::{Recovered, Source, replay};
@@ -148,7 +148,15 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
         }
     }
     pool.lanes[0].spent.lock().extend(recovered.record_runs.iter().map(|run| (ChainSequence::new(0), *run)));
-    Checkpoint::begin(Arc::clone(&pool)).run()?;
+    let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
+    match checkpoint.run() {
+        // The log has changes of a leaf that cannot be read. The pool has stopped, as it did when it found that while it was
+        // used; all else in it can be read, and saved.
+        Err(error) if checkpoint.has_met_damage() => {
+            tracing::error!(%error, "the pool is open for reads only: copy what is needed to another")
+        }
+        stored => stored?,
+    }
     Ok(pool)
 }
 
@@ -227,6 +235,7 @@ fn assemble(
         failure: RwLock::new(None),
         reserve_uses: [AtomicU64::new(0), AtomicU64::new(0)],
         space_level: Mutex::default(),
+        unreadable: UnreadableTrees::default(),
         damaged_blocks: AtomicU64::new(0),
         moved_blocks: AtomicU64::new(0),
         parts: PartCounts::default(),

@@ -7,6 +7,7 @@ use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaRead, MetaStore, ReservedStore};
 use crate::planted::{Bug, is_planted};
+use crate::pool::checkpoint::UnreadableTrees;
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::is_stock_low;
@@ -136,6 +137,8 @@ pub struct Pool {
     pub(super) reserve_uses: [AtomicU64; 2],
     /// As of the last checkpoint.
     pub(super) space_level: Mutex<SpaceLevel>,
+    /// Trees that reclaim leaves as they are.
+    pub(super) unreadable: UnreadableTrees,
     /// Blocks whose mac did not match, counted since the pool was opened.
     pub(super) damaged_blocks: AtomicU64,
     /// Stretches that were taken back, and whether the last of them could not be.

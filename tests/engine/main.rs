@@ -7,6 +7,7 @@
 mod cleaning;
 mod cold_leaf;
 mod counts;
+mod damaged_leaf;
 mod fill_and_free;
 mod fragmented;
 mod model;

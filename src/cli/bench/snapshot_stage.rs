@@ -1,6 +1,8 @@
 //! The stages of the group `snapshots`.
 
-use std::time::Duration;
+use std::fs::File;
+use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -13,7 +15,7 @@ use super::snapshot_case::{
 };
 use super::snapshot_team::{measured, percentile_ms, stored_meta_bytes};
 use super::stage::Stages;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::pool::SnapshotId;
 use crate::units::{BLOCK_SIZE_U64, to_u64};
 
@@ -51,6 +53,8 @@ struct TakenRound {
     second: Measured,
     first_again: Measured,
     times: Vec<Duration>,
+    /// Of synced writes beside the same requests.
+    synced_times: Vec<Duration>,
 }
 
 impl Stages<'_> {
@@ -95,6 +99,12 @@ impl Stages<'_> {
         } else {
             EngineTeam::on_files(self.place, &plan)?
         };
+        let synced_path = self.place.path("synced");
+        let mut synced = if largest > FILE_BLOCKS_MAX {
+            None
+        } else {
+            Some(File::create(&synced_path).map_err(|error| Error::from_io("Creating", &synced_path, error))?)
+        };
         let mut all = Vec::new();
         for mapping in mappings {
             self.output.message(&format!(
@@ -112,7 +122,7 @@ impl Stages<'_> {
                     engine.remove_snapshots()?;
                 }
                 let time = Duration::from_secs_f64(self.arguments.seconds);
-                taken.rounds.push(taken.measure_round(&engine, &cases[0], round, time)?);
+                taken.rounds.push(taken.measure_round(&engine, (&cases[0], synced.as_mut()), round, time)?);
             }
         }
         for case in cases {
@@ -317,8 +327,15 @@ impl Stages<'_> {
 }
 
 impl Taken {
-    /// Writes alone, beside snapshots that follow each other, and alone.
-    fn measure_round(&self, engine: &EngineTeam, case: &Case, round: u64, time: Duration) -> Result<TakenRound> {
+    /// Writes alone, beside snapshots that follow each other, and alone; then beside synced writes to a file of the same disk,
+    /// since the least that a snapshot does is one of them.
+    fn measure_round(
+        &self,
+        engine: &EngineTeam,
+        (case, synced): (&Case, Option<&mut File>),
+        round: u64,
+        time: Duration,
+    ) -> Result<TakenRound> {
         engine.team().open_volume(&self.mapping.volume_name())?;
         let places = (self.mapping.block_count * BLOCK_SIZE_U64, self.mapping.stride());
         let first = engine.measure_alone(case, places, 2 * round, time)?;
@@ -327,7 +344,18 @@ impl Taken {
             times.push(engine.take_snapshot(self.volume)?.1);
             Ok(to_u64(times.len()) < TAKEN_PER_ROUND)
         })?;
-        Ok(TakenRound { first, second, first_again: engine.measure_alone(case, places, 2 * round, time)?, times })
+        let first_again = engine.measure_alone(case, places, 2 * round, time)?;
+        let mut synced_times = Vec::new();
+        if let Some(file) = synced {
+            engine.measure_until(case, places, 2 * round + 1, || {
+                let begun = Instant::now();
+                let written = file.write_all(&[7; 4096]).and_then(|()| file.sync_data());
+                written.map_err(|error| Error::new(ErrorKind::Other, "A synced write failed").with_source(error))?;
+                synced_times.push(begun.elapsed());
+                Ok(to_u64(synced_times.len()) < TAKEN_PER_ROUND)
+            })?;
+        }
+        Ok(TakenRound { first, second, first_again, times, synced_times })
     }
 }
 
@@ -355,8 +383,10 @@ const LARGEST: Mapping = Mapping { size_bytes: 64 * TIB, block_count: FILE_BLOCK
 fn rounds_of(all: &[Taken], mapping: Mapping, is_take: bool) -> Vec<Round> {
     let taken = all.iter().filter(|taken| taken.mapping == mapping).flat_map(|taken| &taken.rounds);
     let round = |round: &TakenRound| {
+        let is_synced = !round.synced_times.is_empty();
+        let control = if is_synced { percentile_ms(&round.synced_times, 99) } else { 0.0 };
         let own =
-            Own { figure: percentile_ms(&round.times, 99), usual: Some(percentile_ms(&round.times, 50)), control: 0.0 };
+            Own { figure: percentile_ms(&round.times, 99), usual: Some(percentile_ms(&round.times, 50)), control };
         let TakenRound { first, second, first_again, .. } = *round;
         Round { first, second, first_again, own: is_take.then_some(own) }
     };

@@ -34,23 +34,21 @@ pub(super) struct CopyWork {
     first: Epoch,
 }
 
+/// Leaves to be stored.
+struct Copies {
+    ops: Vec<MetaOp>,
+    /// The tree's cursor behind them.
+    own_before: LeafIndex,
+    leaf_count: usize,
+}
+
 impl Checkpoint {
     /// Copies a bounded number of leaves.
     pub(super) fn copy_down(&mut self, work: &CopyWork) -> Result<()> {
-        let leaf_count_max = self.pool.limits.reclaimed_per_batch;
-        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
-        let mut parents = ParentLeaves::new(stored.store, &work.parents, work.own_before)?;
-        let mut ops = Vec::new();
-        let mut own_before = TreeRecord::WHOLE;
-        let mut leaf_count = 0;
-        while let Some(leaf) = parents.next()? {
-            if leaf_count == leaf_count_max {
-                own_before = if is_planted(Bug::CopyEndsEarly) { TreeRecord::WHOLE } else { leaf };
-                break;
-            }
-            leaf_count += 1;
-            self.copy_leaf(work, leaf, &stored, &mut ops)?;
-        }
+        let Some(Copies { ops, own_before, leaf_count }) = self.unless_damaged(work.tree, self.read_copies(work))?
+        else {
+            return Ok(());
+        };
         let turn = self.pool.take_turn();
         let tree = self.pool.with_catalog(|catalog, _| catalog.tree(work.tree).copied());
         // Else it began to go meanwhile.
@@ -65,6 +63,24 @@ impl Checkpoint {
         drop(turn);
         self.charge(leaf_count);
         Ok(())
+    }
+
+    fn read_copies(&self, work: &CopyWork) -> Result<Copies> {
+        let leaf_count_max = self.pool.limits.reclaimed_per_batch;
+        let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
+        let mut parents = ParentLeaves::new(stored.store, &work.parents, work.own_before)?;
+        let mut ops = Vec::new();
+        let mut own_before = TreeRecord::WHOLE;
+        let mut leaf_count = 0;
+        while let Some(leaf) = parents.next()? {
+            if leaf_count == leaf_count_max {
+                own_before = if is_planted(Bug::CopyEndsEarly) { TreeRecord::WHOLE } else { leaf };
+                break;
+            }
+            leaf_count += 1;
+            self.copy_leaf(work, leaf, &stored, &mut ops)?;
+        }
+        Ok(Copies { ops, own_before, leaf_count })
     }
 
     fn copy_leaf(
@@ -123,14 +139,19 @@ impl<'a> ParentLeaves<'a> {
 
 impl Catalog {
     /// The first tree that builds on so many others that leaves are to be copied down, if all that these have is stored.
-    pub(super) fn too_deep(&self, lineage_max: usize, checkpoints_done: u64) -> Option<CopyWork> {
+    pub(super) fn too_deep(
+        &self,
+        lineage_max: usize,
+        checkpoints_done: u64,
+        is_skipped: impl Fn(TreeId) -> bool,
+    ) -> Option<CopyWork> {
         let mut depths: BTreeMap<TreeId, usize> = BTreeMap::new();
         // A parent has a lower number than its children.
         for tree in self.trees() {
             let parent = tree.parent.filter(|_| !tree.is_whole());
             let depth = parent.map_or(1, |(parent, _)| 1 + depths.get(&parent).copied().unwrap_or_default());
             depths.insert(tree.id, depth);
-            if depth > lineage_max && self.is_living(tree.id) {
+            if depth > lineage_max && self.is_living(tree.id) && !is_skipped(tree.id) {
                 let parents = self.lineage(parent?);
                 let is_stored = parents.0.iter().all(|at| self.is_stored(*at, checkpoints_done));
                 let first = self.first_interval(tree.id)?;

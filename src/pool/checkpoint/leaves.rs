@@ -5,7 +5,7 @@
 //! merge or delete anything.
 
 use super::{Checkpoint, Phase};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::catalog::{HeldBlocks, TreeState};
 use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
@@ -81,8 +81,13 @@ impl Checkpoint {
         }
         let mut batch = LeafBatch::default();
         for work in self.pending.iter().take(leaf_count_max) {
-            if !self.take_work(work, &mut batch)? {
-                break;
+            match self.take_work(work, &mut batch) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.has_met_damage = error.kind() == ErrorKind::Integrity;
+                    return Err(error);
+                }
             }
         }
         let LeafBatch { ops, bits, dead, replaced, counts, work_count, .. } = batch;

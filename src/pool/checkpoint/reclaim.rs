@@ -20,7 +20,7 @@ use crate::meta::{KeyValue, MetaOp, MetaRead, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Edit, meta_error};
 use crate::pool::used::BitChanges;
-use crate::pool::{Catalog, Follower, PointId};
+use crate::pool::{Catalog, Follower, PointId, Pool};
 use crate::units::{Address, Epoch, LeafIndex, Sequence, TreeId, to_u64};
 use std::collections::BTreeSet;
 
@@ -48,6 +48,17 @@ struct MergeWork {
     first_of_child: Option<Epoch>,
 }
 
+/// Some leaves of a tree that goes.
+struct DeadLeaves {
+    count: usize,
+    /// The blocks that only they map.
+    blocks: Vec<Address>,
+    /// The leaf behind them.
+    next: LeafIndex,
+    /// They are the tree's last.
+    is_last: bool,
+}
+
 /// What a step of a merge does.
 #[derive(Default)]
 struct MergeStep {
@@ -67,14 +78,13 @@ impl Checkpoint {
         if self.deletions_left == 0 || is_begun && is_urgent {
             return Ok(Phase::Owners);
         }
-        let done = self.pool.checkpoints_done();
-        let lineage_max = self.pool.limits.lineage_max;
-        let work = self.pool.with_catalog(|catalog, _| {
-            next_work(catalog, done).or_else(|| catalog.too_deep(lineage_max, done).map(Work::Copy))
-        });
-        match work {
+        match self.pool.next_work() {
             None => return Ok(Phase::Owners),
-            Some(Work::Copy(work)) => self.copy_down(&work)?,
+            Some(Work::Copy(work)) => match self.copy_down(&work) {
+                // It is for speed only, and not worth the space that everything else waits for.
+                Err(error) if error.kind() == ErrorKind::NoSpace => return Ok(Phase::Owners),
+                copied => copied?,
+            },
             Some(Work::Tree(tree, own_from)) => self.delete_leaves(&tree, own_from)?,
             Some(Work::Merge(work)) => self.merge(&work)?,
         }
@@ -90,21 +100,48 @@ impl Checkpoint {
     /// Deletes a bounded number of leaves of a tree that goes.
     fn delete_leaves(&mut self, tree: &TreeRecord, own_from: Sequence) -> Result<()> {
         let TreeState::Deleting(cursor) = tree.state else { return Ok(()) };
-        let from = key::leaf_prefix(tree.id, cursor);
-        let end = key::tree_end(tree.id);
+        let read = self.read_dead_leaves(tree.id, cursor, own_from);
+        let Some(DeadLeaves { count, blocks, next, is_last }) = self.unless_damaged(tree.id, read)? else {
+            return Ok(());
+        };
+        let bits = BitChanges { clear: blocks, ..BitChanges::default() };
+        let turn = self.pool.take_turn();
+        let mut edit = Edit::default();
+        let mut batch = Vec::new();
+        if is_last {
+            let next_tree = self.pool.with_catalog(|catalog, _| catalog.next_tree());
+            batch.extend(self.forget_tree(next_tree, tree.id, &mut edit)?);
+        } else {
+            let (from, end) = (key::leaf_prefix(tree.id, cursor), key::leaf_prefix(tree.id, next));
+            batch.push(MetaOp::DeleteRange(Table::Leaves, from, end));
+            let own_count = tree.held.own_count.saturating_sub(to_u64(bits.clear.len()));
+            let held = HeldBlocks { own_count, ..tree.held };
+            edit.put_tree(TreeRecord { state: TreeState::Deleting(next), held, ..*tree });
+        }
+        self.pool.commit_with_bits(&turn, (batch, edit), &bits, "Deleting leaves")?;
+        drop(turn);
+        self.dead.extend(bits.clear);
+        self.charge(count);
+        Ok(())
+    }
+
+    /// The next leaves of a tree that goes.
+    fn read_dead_leaves(&self, tree: TreeId, cursor: LeafIndex, own_from: Sequence) -> Result<DeadLeaves> {
+        let from = key::leaf_prefix(tree, cursor);
+        let end = key::tree_end(tree);
         let (found, is_last) = self.whole_leaves(&from, &end)?;
         let stored = StoredLeaves { store: &*self.pool.store, keys: &self.pool.keys };
-        let mut bits = BitChanges::default();
+        let mut blocks = Vec::new();
         let mut next = cursor;
         let mut of_leaf: BTreeSet<Address> = BTreeSet::new();
         for (leaf_key, value) in &found {
             let damaged = |reason: String| {
-                Error::new(ErrorKind::Integrity, format!("A leaf of tree {} is damaged: {reason}", tree.id))
+                Error::new(ErrorKind::Integrity, format!("A leaf of tree {tree} is damaged: {reason}"))
             };
             let (_, index, epoch) = key::parse_leaf(leaf_key).map_err(|error| damaged(error.to_string()))?;
             let opened = stored.open(leaf_key, epoch, value).map_err(damaged)?;
             if next != LeafIndex::new(index.get() + 1) {
-                bits.clear.extend(std::mem::take(&mut of_leaf));
+                blocks.extend(std::mem::take(&mut of_leaf));
             }
             // Several epochs of a leaf map the same blocks.
             // What a part does not have is in the leaf that it builds on, which goes too.
@@ -113,24 +150,8 @@ impl Checkpoint {
             of_leaf.extend(own.map(Entry::address));
             next = LeafIndex::new(index.get() + 1);
         }
-        bits.clear.extend(of_leaf);
-        let turn = self.pool.take_turn();
-        let mut edit = Edit::default();
-        let mut batch = Vec::new();
-        if is_last {
-            let next_tree = self.pool.with_catalog(|catalog, _| catalog.next_tree());
-            batch.extend(self.forget_tree(next_tree, tree.id, &mut edit)?);
-        } else {
-            batch.push(MetaOp::DeleteRange(Table::Leaves, from, key::leaf_prefix(tree.id, next)));
-            let own_count = tree.held.own_count.saturating_sub(to_u64(bits.clear.len()));
-            let held = HeldBlocks { own_count, ..tree.held };
-            edit.put_tree(TreeRecord { state: TreeState::Deleting(next), held, ..*tree });
-        }
-        self.pool.commit_with_bits(&turn, (batch, edit), &bits, "Deleting leaves")?;
-        drop(turn);
-        self.dead.extend(bits.clear);
-        self.charge(found.len());
-        Ok(())
+        blocks.extend(of_leaf);
+        Ok(DeadLeaves { count: found.len(), blocks, next, is_last })
     }
 
     /// Leaves from a key on with all of their epochs, and whether these are the last.
@@ -165,13 +186,8 @@ impl Checkpoint {
 
     /// Merges a bounded number of leaves of a frozen epoch into what follows it.
     fn merge(&mut self, work: &MergeWork) -> Result<()> {
-        let merge = match work.point.merge {
-            Some(merge) => merge,
-            None => self.choose_side(work)?,
-        };
-        let mut step = match merge.side {
-            MergeSide::Point => self.step_over_point(work, merge.cursor)?,
-            MergeSide::Follower => self.step_over_follower(work, merge.cursor)?,
+        let Some((merge, mut step)) = self.unless_damaged(work.point.tree, self.read_merge(work))? else {
+            return Ok(());
         };
         let at = (work.point.tree, work.point.epoch);
         let turn = self.pool.take_turn();
@@ -192,6 +208,18 @@ impl Checkpoint {
         self.dead.extend(step.bits.clear);
         self.charge(step.leaf_count);
         Ok(())
+    }
+
+    fn read_merge(&self, work: &MergeWork) -> Result<(Merge, MergeStep)> {
+        let merge = match work.point.merge {
+            Some(merge) => merge,
+            None => self.choose_side(work)?,
+        };
+        let step = match merge.side {
+            MergeSide::Point => self.step_over_point(work, merge.cursor),
+            MergeSide::Follower => self.step_over_follower(work, merge.cursor),
+        };
+        Ok((merge, step?))
     }
 
     /// The side with fewer leaves, from its start.
@@ -359,12 +387,45 @@ impl Checkpoint {
 }
 
 /// A merge under way is ended first: what is deleted then builds on nothing half merged.
-fn next_work(catalog: &Catalog, checkpoints_done: u64) -> Option<Work> {
-    let tree = catalog.deleting().filter(|_| catalog.merging().is_none());
+impl Pool {
+    /// What is to be reclaimed next, else to be copied down.
+    fn next_work(&self) -> Option<Work> {
+        let (done, lineage_max) = (self.checkpoints_done(), self.limits.lineage_max);
+        let is_skipped = |tree| self.unreadable.contains(tree);
+        let may_copy = self.may_copy_down();
+        self.with_catalog(|catalog, _| {
+            next_work(catalog, done, is_skipped).or_else(|| {
+                let work = catalog.too_deep(lineage_max, done, is_skipped).filter(|_| may_copy);
+                work.map(Work::Copy)
+            })
+        })
+    }
+
+    /// Whether a further checkpoint has something to reclaim or to copy down.
+    pub(super) fn has_more_work(&self) -> bool {
+        if self.unreadable.len() > 0 {
+            return self.next_work().is_some();
+        }
+        let (done, lineage_max) = (self.checkpoints_done(), self.limits.lineage_max);
+        let may_copy = self.may_copy_down();
+        self.with_catalog(|catalog, _| {
+            let is_reclaiming = catalog.deleting().is_some() || catalog.has_dead_points();
+            is_reclaiming || may_copy && catalog.too_deep(lineage_max, done, |_| false).is_some()
+        })
+    }
+
+    /// Copies take space in `meta/`, which they must not take from what would free some.
+    fn may_copy_down(&self) -> bool {
+        !self.is_meta_reserve_gone()
+    }
+}
+
+fn next_work(catalog: &Catalog, checkpoints_done: u64, is_skipped: impl Fn(TreeId) -> bool) -> Option<Work> {
+    let tree = catalog.deleting_unless(&is_skipped).filter(|_| catalog.merging().is_none());
     if let Some(tree) = tree {
         return Some(Work::Tree(tree, catalog.own_from((tree.id, Epoch::new(1)))));
     }
-    let (point, follower) = catalog.mergeable(checkpoints_done)?;
+    let (point, follower) = catalog.mergeable(checkpoints_done).filter(|(point, _)| !is_skipped(point.tree))?;
     let at: PointId = (point.tree, point.epoch);
     let first_of_child = match follower {
         Some(Follower::Child(child)) if catalog.is_living(child) => catalog.first_interval(child),

@@ -1,0 +1,101 @@
+//! A leaf in `meta/` that cannot be read: what has nothing to do with it goes on.
+
+use crate::world::{End, Life, World};
+use rok_blk::disk::IoBuffer;
+use rok_blk::error::IoError;
+use rok_blk::meta::{MetaRead as _, Table};
+use rok_blk::pool::Checkpoint;
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::volume::{Completion, NewVolume};
+use std::sync::Arc;
+use uuid::Uuid;
+
+const DEVICE_BYTES: u64 = 48 << 20;
+const COMPLETION: Completion = Completion { owner: 0, cookie: 0 };
+
+fn block_of(byte: u8) -> IoBuffer {
+    let buffer = IoBuffer::allocate(BLOCK_SIZE);
+    buffer.with_bytes_mut(|bytes| bytes.fill(byte));
+    buffer
+}
+
+fn answer(world: &mut World, life: &mut Life) -> Result<(), IoError> {
+    let mut done = Vec::new();
+    world.drain(life, &mut done);
+    done.pop().expect("the request is answered").1
+}
+
+fn write(world: &mut World, life: &mut Life, name: &str, block: u64, byte: u8) -> Result<(), IoError> {
+    let open = life.volumes.open(name).expect("it is there");
+    life.lanes[0].write(open.volume(), block * BLOCK_SIZE_U64, block_of(byte), false, COMPLETION);
+    answer(world, life)
+}
+
+fn read(world: &mut World, life: &mut Life, name: &str, block: u64) -> Result<u8, IoError> {
+    let open = life.volumes.open(name).expect("it is there");
+    let buffer = IoBuffer::allocate(BLOCK_SIZE);
+    life.lanes[0].read(open.volume(), block * BLOCK_SIZE_U64, buffer.clone(), COMPLETION);
+    answer(world, life).map(|()| buffer.with_bytes(|bytes| bytes[BLOCK_SIZE - 1]))
+}
+
+fn checkpoint(life: &Life) -> Result<(), rok_blk::error::Error> {
+    Checkpoint::begin(Arc::clone(&life.pool)).run()
+}
+
+/// Volumes "good" and "bad" with two blocks each, and a bit of the leaf of "bad" flipped.
+fn world() -> (World, Life) {
+    let mut world = World::new(1, &[DEVICE_BYTES]);
+    let mut life = world.open().expect("a new pool opens");
+    for (id, name) in [(1, "bad"), (2, "good")] {
+        life.volumes.create(&NewVolume::new(Uuid::from_u128(id), name, 8 << 20)).expect("a new volume");
+        for (block, byte) in [(0, 1), (1, 2)] {
+            write(&mut world, &mut life, name, block, byte).expect("nothing is in the way");
+        }
+    }
+    assert!(world.close(life, None, &mut Vec::new()), "a healthy machine");
+    let leaves = world.store.scan(Table::Leaves, &[], &[u8::MAX; 64], 8).expect("a healthy machine");
+    let (first_key, value) = leaves.first().expect("there are leaves");
+    assert!(world.store.flip_bit(Table::Leaves, first_key, value.len() * 4), "it is there");
+    let life = world.open().expect("no change belongs to it");
+    (world, life)
+}
+
+#[test]
+fn pool_with_changes_of_a_damaged_leaf_stops_and_is_read_after_each_opening() {
+    let (mut world, mut life) = world();
+    assert_eq!(read(&mut world, &mut life, "bad", 0), Err(IoError::Io));
+    write(&mut world, &mut life, "bad", 1, 9).expect("the leaf is not looked at");
+    checkpoint(&life).expect_err("the leaf cannot be read");
+
+    for _ in 0..2 {
+        world.crash(Some(life), End::Kill);
+        life = world.open().expect("all else is there");
+        assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+        assert!(life.pool.status().failure.is_some_and(|reason| reason.contains("damaged")));
+        assert_eq!(read(&mut world, &mut life, "good", 0), Ok(1));
+        assert_eq!(read(&mut world, &mut life, "good", 1), Ok(2));
+        assert_eq!(read(&mut world, &mut life, "bad", 0), Err(IoError::Io));
+        assert_eq!(read(&mut world, &mut life, "bad", 1), Ok(9), "it is in the log");
+        assert_eq!(write(&mut world, &mut life, "good", 0, 7), Err(IoError::Io));
+    }
+}
+
+#[test]
+fn removed_volume_with_a_damaged_leaf_keeps_its_space_and_nothing_else_from_going_on() {
+    let (mut world, mut life) = world();
+    life.volumes.remove("bad").expect("the leaf is not looked at");
+    life.volumes.create(&NewVolume::new(Uuid::from_u128(3), "next", 8 << 20)).expect("a new volume");
+    write(&mut world, &mut life, "next", 0, 5).expect("nothing is in the way");
+    checkpoint(&life).expect("it goes on without the leaf");
+    life.volumes.remove("next").expect("nothing is in the way");
+
+    for byte in 3..6 {
+        checkpoint(&life).expect("it goes on without the leaf");
+        let waiting = life.pool.reclaim_block_count();
+        assert_eq!(waiting, 2, "the space of what can be read came back");
+        write(&mut world, &mut life, "good", 0, byte).expect("the pool goes on");
+        world.crash(Some(life), End::Kill);
+        life = world.open().expect("it goes on without the leaf");
+        assert_eq!(read(&mut world, &mut life, "good", 0), Ok(byte));
+    }
+}
