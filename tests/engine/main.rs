@@ -18,6 +18,7 @@ mod scenarios;
 mod sector;
 mod several_devices;
 mod shredding;
+mod tampering;
 mod workload;
 mod world;
 

@@ -313,6 +313,14 @@ impl World {
         }
     }
 
+    /// Runs a checkpoint, be it one that has begun.
+    ///
+    /// # Errors
+    /// As the checkpoint.
+    pub fn checkpoint(&mut self, life: &mut Life) -> Result<(), Error> {
+        life.checkpoint.take().unwrap_or_else(|| Checkpoint::begin(Arc::clone(&life.pool))).run()
+    }
+
     /// Closes the pool: everything answered, everything stored; `meta/` has space for so many more commits, if that is
     /// said. `false` if not everything is stored.
     pub fn close(

@@ -46,6 +46,21 @@ impl Place {
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
+
+    /// Removes what is in it, which nobody uses any more.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub(super) fn clear(&self) -> Result<()> {
+        let failed = |error| Error::from_io("Emptying", &self.directory, error);
+        for entry in fs::read_dir(&self.directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let is_directory = entry.file_type().map_err(failed)?.is_dir();
+            let removed = if is_directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+            removed.map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Place {
@@ -90,6 +105,19 @@ fn is_leftover(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_in_it_is_gone_when_it_is_cleared() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let place = Place::create(parent.path()).expect("it can be made");
+        fs::create_dir(place.path("pool")).expect("it is new");
+        fs::write(place.path("pool/data"), "data").expect("it can be written");
+        fs::write(place.path("raw"), "data").expect("it can be written");
+
+        place.clear().expect("it can be emptied");
+
+        assert_eq!(fs::read_dir(place.directory()).expect("it stays").count(), 0);
+    }
 
     #[test]
     fn what_a_killed_bench_left_is_removed_and_what_a_running_one_has_is_not() {

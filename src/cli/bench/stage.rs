@@ -65,10 +65,15 @@ impl Stages<'_> {
             chosen.sort_by_key(|case| (case.access.is_write(), !case.access.is_read()));
             chosen
         };
+        // Each stage makes its own files, so that what they take at most is what the largest of them does.
         self.run_fresh(&of(&[Fresh, AllLanes, Encryption]))?;
+        self.place.clear()?;
         self.run_aged(&[of(&[Aged]), of(&[Tail]), of(&[Cleaned])].concat())?;
+        self.place.clear()?;
         self.run_cold(&of(&[ColdLeaves]))?;
+        self.place.clear()?;
         self.run_recovery(&of(&[Recovery]))?;
+        self.place.clear()?;
         self.run_memory(&of(&[Memory, MemoryLanes]))?;
         self.run_snapshots(&cases.iter().filter(|case| case.group == Snapshots).copied().collect::<Vec<_>>())
     }
