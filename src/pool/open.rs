@@ -186,11 +186,8 @@ fn assemble(
     let mut homes = Vec::new();
     for lane in (0..).map(LaneIndex::new).take(lane_count) {
         let share = (space.free_count() / (4 * to_u64(lane_count))).max(1);
-        let runs = if cleaner_lane == Some(lane) {
-            space.reserve_holes(1, 0)
-        } else {
-            space.reserve(window_blocks.min(share), 0)
-        };
+        let is_cleaner = cleaner_lane == Some(lane);
+        let runs = if is_cleaner { space.reserve_holes(1, 0) } else { space.reserve(window_blocks.min(share), 0) };
         let Some((home, rest)) = split_first(runs) else {
             return Err(Error::new(ErrorKind::NoSpace, "The pool has not one free block for the log of a lane")
                 .with_hint("Open it with fewer lanes (--lanes 1), or grow it"));

@@ -69,14 +69,14 @@ impl Sample {
                 world.checkpoint(&mut life).expect("a healthy machine");
             }
         }
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             for values in head.values_mut().chain(of_clone.values_mut()) {
                 values.truncate(1);
             }
         }
         content.insert("vol", head);
         content.insert("clone", of_clone);
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             assert!(world.close(life, None, &mut Vec::new()), "a healthy machine");
         } else {
             world.crash(Some(life), End::Kill);
