@@ -50,7 +50,7 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("cleaner", cleaner(&pool.cleaning, output)),
         ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
-        ("damage found", format!("{} times by reads", pool.damaged_blocks)),
+        ("damage found", format!("{} by reads", pool.damage_text())),
         ("daemon", daemon),
     ];
     Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)

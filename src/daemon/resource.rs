@@ -454,6 +454,18 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+impl PoolState {
+    /// How often reads found damage, in words.
+    #[must_use]
+    pub fn damage_text(&self) -> String {
+        match self.damaged_blocks {
+            0 => "never".to_owned(),
+            1 => "once".to_owned(),
+            count => format!("{count} times"),
+        }
+    }
+}
+
 /// `seconds` after 1970 as RFC 3339.
 #[must_use]
 pub fn time_text(seconds: u64) -> String {

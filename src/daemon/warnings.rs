@@ -18,10 +18,8 @@ pub(super) fn warnings(
     }
     warnings.extend(paused.iter().map(PausedVolume::warning));
     if pool.damaged_blocks > 0 {
-        warnings.push(format!(
-            "Reads found a damaged block, times: {}. The log names the blocks; they read as errors.",
-            pool.damaged_blocks
-        ));
+        warnings
+            .push(format!("Reads found damage {}. The log names the blocks; they read as errors.", pool.damage_text()));
     }
     if pool.is_meta_reserve_gone {
         warnings.push(

@@ -162,7 +162,12 @@ fn a_damaged_block_is_an_error_for_itself_alone() {
     }
     let beside = DAMAGED * BLOCK_STEP + 1;
     assert_eq!(client.read(beside * BLOCK_BYTES_U64, BLOCK_LENGTH), vec![0; BLOCK_BYTES]);
-    assert_eq!(home.run(["status", "--json"]).json()["pool"]["damaged_blocks"], 1);
+    let status = home.run(["status", "--json"]).json();
+    assert_eq!(status["pool"]["damaged_blocks"], 1);
+    assert_eq!(status["warnings"][0], "Reads found damage once. The log names the blocks; they read as errors.");
+    assert!(home.run(["status"]).success().contains("once by reads"));
+    assert_eq!(read(&mut client, DAMAGED), Err(WireError::Io));
+    assert!(home.run(["status"]).success().contains("2 times by reads"));
     write(&mut client, DAMAGED, 2);
     assert_eq!(read(&mut client, DAMAGED), Ok(2), "written anew, it is whole again");
     client.disconnect();
