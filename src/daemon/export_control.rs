@@ -60,8 +60,8 @@ impl Control {
         if !is_dry_run {
             let mut policies = self.server().export_policies();
             policies.insert(before.uuid, policy.clone());
-            let volumes = self.server().volumes().list();
-            policies.retain(|id, _| volumes.iter().any(|volume| volume.id == *id));
+            // What is in the trash may come back: then as it was exported before.
+            self.server().pool().with_catalog(|catalog, _| policies.retain(|id, _| catalog.volume(*id).is_some()));
             export_store::write(self.pool_path(), &policies)?;
             self.server().set_export_policy(before.uuid, policy);
         }

@@ -65,6 +65,35 @@ fn what_was_hidden_stays_hidden_over_a_restart() {
 }
 
 #[test]
+fn what_comes_back_from_the_trash_is_exported_as_before() {
+    let (home, serving) = served(&[]);
+    for name in ["vol2", "vol3"] {
+        home.run(["create", name, "--size", "64M"]).success();
+    }
+    home.run(["unexport", "vol1"]).success();
+    home.run(["export", "vol2", "--read-only"]).success();
+    home.run(["rm", "vol1", "vol2"]).success();
+    home.run(["export", "vol3", "--max-connections", "1"]).success();
+    serving.stop();
+
+    let serving = home.serve(&[]);
+    for name in ["vol1", "vol2"] {
+        home.run(["trash", "restore", name]).success();
+    }
+    assert!(!connects(&home), "it was hidden");
+    let mut client = NbdClient::connect(&unix_socket(&home), "vol2").expect("it is offered");
+    let result = client.call(RequestKind::Write, (0, 4096), &[7; 4096]).expect("the server goes on");
+    assert_eq!(result, Err(WireError::NotPermitted));
+    client.disconnect();
+    home.run(["rm", "vol2", "--now"]).success();
+    home.run(["export", "vol3", "--max-connections", "2"]).success();
+    let kept: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(home.path("pool/exports.json")).expect("text")).expect("JSON");
+    assert_eq!(kept["exports"].as_object().map(serde_json::Map::len), Some(2), "what is gone for good is forgotten");
+    serving.stop();
+}
+
+#[test]
 fn unexport_with_force_ends_the_connections() {
     let (home, serving) = served(&[]);
     let mut client = NbdClient::connect(&unix_socket(&home), "vol1").expect("it is offered");
