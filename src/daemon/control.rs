@@ -100,6 +100,11 @@ impl Control {
         self.upkeep.jobs()
     }
 
+    /// Ends requests and work in the background that only wait, for good.
+    pub(super) fn end_waits(&self) {
+        self.upkeep.end_waits();
+    }
+
     /// Has the jobs stop where they are; the next opening of the pool goes on with them.
     pub(super) fn stop_jobs(&self) {
         self.upkeep.stop();

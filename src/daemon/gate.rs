@@ -146,7 +146,7 @@ impl Gate {
     /// Ends requests that only wait. Those to come answer at once.
     pub(super) fn end_waits(&self) {
         if let State::Open(control) = &*self.state.read() {
-            control.jobs().close();
+            control.end_waits();
         }
     }
 

@@ -52,6 +52,9 @@ mod reclaim_job;
 mod router;
 mod schedule;
 mod snapshot_routes;
+#[cfg(test)]
+#[path = "tests/test_server.rs"]
+mod test_server;
 mod trash;
 mod trash_routes;
 mod unchanged;

@@ -12,13 +12,14 @@ use uuid::Uuid;
 
 use super::failure_resource::{Failure, FailureDetail};
 use super::host;
+use super::job_table::JobTable;
 use super::policy_resource::{KeptSnapshot, Policy, PolicyRunItem, PolicyVolume};
 use super::policy_table::PolicyTable;
 use super::resource::time_text;
 use super::retention::{Kept, Retention};
 use super::schedule;
 use super::trash::{Thing, Trash, is_holding};
-use super::unchanged::unchanged_snapshot;
+use super::unchanged::{CheckpointWait, unchanged_snapshot};
 use crate::error::Result;
 use crate::format::catalog::VolumeRecord;
 use crate::format::policy::{PolicyKeep, PolicyRecord, PolicyVolume as AppliedTo};
@@ -54,6 +55,7 @@ enum Plan {
 pub(super) struct Policies {
     server: Arc<Server>,
     trash: Trash,
+    jobs: Arc<JobTable>,
     table: PolicyTable,
     progress: Mutex<BTreeMap<(String, Uuid), Progress>>,
     /// Milliseconds since 1970.
@@ -61,13 +63,13 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// Those that the pool remembers.
+    /// Those that the pool remembers. They wait for nothing any more once `jobs` is closed.
     ///
     /// # Errors
     /// What [`PolicyTable::load`] reports.
-    pub(super) fn load(server: &Arc<Server>, trash: Trash, clock: fn() -> i64) -> Result<Self> {
+    pub(super) fn load(server: &Arc<Server>, trash: Trash, jobs: Arc<JobTable>, clock: fn() -> i64) -> Result<Self> {
         let table = PolicyTable::load(server)?;
-        Ok(Self { server: Arc::clone(server), trash, table, progress: Mutex::default(), clock })
+        Ok(Self { server: Arc::clone(server), trash, jobs, table, progress: Mutex::default(), clock })
     }
 
     pub(super) const fn table(&self) -> &PolicyTable {
@@ -82,6 +84,7 @@ impl Policies {
     /// Takes the snapshots that are due, and removes what retention does not keep then. Returns when the next one is due,
     /// in seconds since 1970, which may be past already.
     pub(super) fn run_due(&self) -> Option<u64> {
+        let wait = self.begin_wait();
         let mut next = None;
         for record in self.table.list() {
             self.drop_removed(&record);
@@ -89,7 +92,7 @@ impl Policies {
                 let Some(volume) = self.living_volume(applied.id) else { continue };
                 let mut due = self.next_of(&record, applied);
                 if due <= self.now() {
-                    self.run_one(&record, &volume, false);
+                    self.run_one(&record, &volume, &wait, false);
                     due = self.next_of(&record, applied);
                 }
                 next = Some(next.map_or(due, |next: u64| next.min(due)));
@@ -98,8 +101,19 @@ impl Policies {
         next
     }
 
+    /// The wait for checkpoints of one run, of however many volumes.
+    pub(super) fn begin_wait(&self) -> CheckpointWait<'_> {
+        CheckpointWait::begin(&self.server, &self.jobs)
+    }
+
     /// Does what a policy would do for a volume if it were due.
-    pub(super) fn run_one(&self, record: &PolicyRecord, volume: &VolumeRecord, is_dry_run: bool) -> PolicyRunItem {
+    pub(super) fn run_one(
+        &self,
+        record: &PolicyRecord,
+        volume: &VolumeRecord,
+        wait: &CheckpointWait<'_>,
+        is_dry_run: bool,
+    ) -> PolicyRunItem {
         let mut item = PolicyRunItem {
             reference: volume.name.clone(),
             taken: None,
@@ -108,7 +122,7 @@ impl Policies {
             error: None,
         };
         let begun_at = self.now();
-        let result = self.take(record, volume, is_dry_run).and_then(|taken| {
+        let result = self.take(record, volume, wait, is_dry_run).and_then(|taken| {
             item.taken = taken.as_ref().map(|taken| format!("{}@{}", volume.name, taken.number));
             let plan = if is_dry_run { Plan::Try(taken.map(Box::new)) } else { Plan::Do };
             self.remove_rest(record, volume, &plan, &mut item)
@@ -158,8 +172,14 @@ impl Policies {
     }
 
     /// Takes a snapshot, unless nothing has changed and the policy wants none then; `None` is that.
-    fn take(&self, record: &PolicyRecord, volume: &VolumeRecord, is_dry_run: bool) -> Result<Option<SnapshotRecord>> {
-        if record.is_if_changed && unchanged_snapshot(&self.server, volume)?.is_some() {
+    fn take(
+        &self,
+        record: &PolicyRecord,
+        volume: &VolumeRecord,
+        wait: &CheckpointWait<'_>,
+        is_dry_run: bool,
+    ) -> Result<Option<SnapshotRecord>> {
+        if record.is_if_changed && unchanged_snapshot(volume, wait)?.is_some() {
             return Ok(None);
         }
         let time_ms = (self.clock)();

@@ -81,6 +81,12 @@ impl ReclaimJob {
         Ok(*watching)
     }
 
+    /// Ends all waits for jobs and for the pool, those to come too.
+    pub(super) fn end_waits(&self) {
+        self.jobs.table().close();
+        self.server.events().happen();
+    }
+
     /// Ends the jobs, to be gone on with when the pool is opened again.
     pub(super) fn stop(&self) {
         self.jobs.stop(|| self.server.events().happen());

@@ -29,14 +29,21 @@ impl Upkeep {
     /// # Errors
     /// What loading and beginning jobs report.
     pub(super) fn begin(server: &Arc<Server>) -> Result<Self> {
-        let (changes, trash) = (Arc::new(Mutex::new(())), Trash::new(Arc::clone(server)));
-        let policies = Arc::new(Policies::load(server, trash.clone(), milliseconds_since_1970)?);
         let reclaim = ReclaimJob::open(server)?;
-        let keeper = Keeper::start(trash.clone(), Arc::clone(&policies), Arc::clone(&changes), Arc::clone(&reclaim));
-        if keeper.is_err() {
+        let begun = Self::begin_beside(server, &reclaim);
+        if begun.is_err() {
             reclaim.stop();
         }
-        Ok(Self { changes, reclaim, trash, policies, keeper: keeper? })
+        begun
+    }
+
+    fn begin_beside(server: &Arc<Server>, reclaim: &Arc<ReclaimJob>) -> Result<Self> {
+        let (changes, trash) = (Arc::new(Mutex::new(())), Trash::new(Arc::clone(server)));
+        let jobs = Arc::clone(reclaim.jobs().table());
+        let policies = Arc::new(Policies::load(server, trash.clone(), jobs, milliseconds_since_1970)?);
+        let reclaim = Arc::clone(reclaim);
+        let keeper = Keeper::start(trash.clone(), Arc::clone(&policies), Arc::clone(&changes), Arc::clone(&reclaim))?;
+        Ok(Self { changes, reclaim, trash, policies, keeper })
     }
 
     /// The jobs.
@@ -44,9 +51,53 @@ impl Upkeep {
         self.reclaim.jobs().table()
     }
 
+    /// Ends what only waits, for good.
+    pub(super) fn end_waits(&self) {
+        self.reclaim.end_waits();
+    }
+
     /// Ends it; the next opening of the pool goes on with the jobs.
     pub(super) fn stop(&self) {
+        // First of all: the keeper may wait for a checkpoint, and that for space.
+        self.end_waits();
         self.keeper.stop();
         self.reclaim.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::test_server::TestServer;
+    use crate::format::policy::{PolicyKeep, PolicyRecord, PolicyVolume};
+
+    #[test]
+    fn it_ends_while_a_policy_waits_for_a_checkpoint_that_finds_no_space() {
+        let world = TestServer::new();
+        let upkeep = Upkeep::begin(&world.server).expect("it begins");
+        let volume = world.create_touched_volume("vol1");
+        world.store.fill_after(None);
+        let record = PolicyRecord {
+            name: "often".to_owned(),
+            every_seconds: 1,
+            created_at: 0,
+            keep: PolicyKeep::default(),
+            is_if_changed: true,
+            volumes: vec![PolicyVolume { id: volume.id, applied_at: 0 }],
+        };
+        let one_at_a_time = upkeep.changes.lock();
+        upkeep.policies.table().put(record).expect("there is space");
+        world.store.fill_after(Some(1));
+        let cuts = world.server.pool().cuts_begun();
+        drop(one_at_a_time);
+        upkeep.keeper.look();
+        while world.server.pool().cuts_begun() == cuts {
+            std::thread::yield_now();
+        }
+
+        upkeep.stop();
+
+        assert!(upkeep.changes.try_lock().is_some());
+        world.store.fill_after(None);
     }
 }

@@ -152,7 +152,8 @@ impl Control {
         let policies = &self.upkeep.policies;
         let record = policies.table().find(name)?;
         let living = record.volumes.iter().filter_map(|applied| policies.living_volume(applied.id));
-        let items = living.map(|volume| policies.run_one(&record, &volume, is_dry_run)).collect();
+        let wait = policies.begin_wait();
+        let items = living.map(|volume| policies.run_one(&record, &volume, &wait, is_dry_run)).collect();
         self.upkeep.keeper.look();
         Ok(PolicyRun { api: ApiVersion::V1, kind: Kind::PolicyRun, reference: name.to_owned(), is_dry_run, items })
     }

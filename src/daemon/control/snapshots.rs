@@ -17,7 +17,7 @@ use crate::daemon::snapshot_resource::{
     SnapshotList, Surroundings,
 };
 use crate::daemon::space_resource::ShowOptions;
-use crate::daemon::unchanged::unchanged_snapshot;
+use crate::daemon::unchanged::{CheckpointWait, unchanged_snapshot};
 use crate::daemon::version_rule::{check_file_name, check_label, check_line_of, check_message};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{Lifetime, VolumeRecord};
@@ -42,12 +42,13 @@ impl Control {
     pub fn snapshot(&self, request: &CreateSnapshots, is_dry_run: bool) -> Result<SnapshotChangeList> {
         let plan = SnapshotPlan::new(request)?;
         let _one_at_a_time = self.upkeep.changes.lock();
+        let wait = CheckpointWait::begin(&self.server, self.jobs());
         let mut wanted = Vec::new();
         let mut changes = Vec::new();
         for name in &request.targets {
             let volume = self.with_catalog(|catalog| catalog.find(name).cloned())?;
             self.check_tags_free(&volume, &plan.annotations.tags)?;
-            let unchanged = if request.if_changed { unchanged_snapshot(&self.server, &volume)? } else { None };
+            let unchanged = if request.if_changed { unchanged_snapshot(&volume, &wait)? } else { None };
             match unchanged {
                 Some(latest) => {
                     let latest = self.with_catalog(|catalog| self.describe(catalog, &latest));
