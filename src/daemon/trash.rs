@@ -1,7 +1,8 @@
 //! The trash of a pool: what was removed and can come back for a while, and what ends by itself.
 //!
 //! Nothing moves: a volume or snapshot in the trash is as it was, but nobody finds it by its name. What is held stays, in
-//! the trash too, until it is released.
+//! the trash too, until it is released. A volume that is open does not go there: whoever uses it would lose it for good with
+//! the first connection that breaks later on.
 
 use std::sync::Arc;
 
@@ -55,12 +56,16 @@ impl Trash {
     /// Puts something there.
     ///
     /// # Errors
-    /// `NotFound`, `Busy` if it is held; what the engine reports.
+    /// `NotFound`, `Busy` if it is held, or a volume that is open, as such or as a snapshot; what the engine reports.
     pub(super) fn put(&self, thing: Thing, now: u64) -> Result<()> {
         self.check_not_held(thing, now)?;
-        self.change(thing, |lifetime| {
+        let change = |lifetime: &mut Lifetime| {
             (lifetime.trashed_at, lifetime.delete_at) = (now, now.saturating_add(TRASH_SECONDS));
-        })
+        };
+        match thing {
+            Thing::Volume(id) => self.server.volumes().change_unused(id, change),
+            Thing::Snapshot(_) => self.change(thing, change),
+        }
     }
 
     /// Takes something out again. An end of its own that has passed meanwhile is forgotten.
@@ -210,4 +215,68 @@ fn trashed(catalog: &Catalog) -> Vec<(Thing, TrashItem)> {
         (Thing::Snapshot((record.volume, record.number)), item)
     };
     volumes.map(of_volume).chain(catalog.snapshots().filter(is_alone).map(of_snapshot)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::test_server::TestServer;
+
+    const NOW: u64 = 1_795_881_600;
+
+    fn is_trashed(server: &Server, id: Uuid) -> bool {
+        server.pool().with_catalog(|catalog, _| catalog.volume(id).is_some_and(|volume| volume.lifetime.is_trashed()))
+    }
+
+    /// Gives a volume an end.
+    fn expire(server: &Server, id: Uuid, expires_at: u64) {
+        let change = |volume: &mut VolumeRecord| volume.lifetime.expires_at = expires_at;
+        server.pool().change_catalog(|catalog, at| catalog.change_volume(at, id, change)).expect("it is there");
+    }
+
+    #[test]
+    fn a_volume_that_is_open_does_not_go_to_the_trash() {
+        let world = TestServer::new();
+        let (trash, id) = (Trash::new(Arc::clone(&world.server)), world.create_volume("vol1"));
+        let number = world.create_snapshot(id).number;
+
+        let open = world.server.volumes().open_reference("vol1").expect("it is there");
+        assert_eq!(trash.put(Thing::Volume(id), NOW).expect_err("it is open").kind(), ErrorKind::Busy);
+        drop(open);
+        let open = world.server.volumes().open_snapshot((id, number)).expect("it is there");
+        assert_eq!(trash.put(Thing::Volume(id), NOW).expect_err("its snapshot is open").kind(), ErrorKind::Busy);
+        assert!(!is_trashed(&world.server, id));
+        drop(open);
+        trash.put(Thing::Volume(id), NOW).expect("nobody has it open");
+
+        assert!(is_trashed(&world.server, id));
+    }
+
+    #[test]
+    fn a_volume_that_expires_while_it_is_open_stays_until_it_is_closed() {
+        let world = TestServer::new();
+        let (trash, id) = (Trash::new(Arc::clone(&world.server)), world.create_volume("vol1"));
+        expire(&world.server, id, NOW);
+        let open = world.server.volumes().open("vol1").expect("it is there");
+
+        assert_eq!(trash.tidy(NOW), (false, Some(NOW)), "it is looked at again");
+        assert!(!is_trashed(&world.server, id));
+        drop(open);
+        trash.tidy(NOW);
+
+        assert!(is_trashed(&world.server, id));
+    }
+
+    #[test]
+    fn removing_what_is_open_holds_no_write_back() {
+        let world = TestServer::new();
+        let (trash, id) = (Trash::new(Arc::clone(&world.server)), world.create_volume("vol1"));
+        let _open = world.server.volumes().open("vol1").expect("it is there");
+        // Who has the turn of this one to wait for would wait for ever.
+        let _frozen = world.server.volumes().freeze(&[id]).expect("nobody else does");
+
+        let error = trash.remove(Thing::Volume(id), NOW).expect_err("it is open");
+
+        assert!(error.message().contains("in use by 1 connection"), "{error}");
+    }
 }

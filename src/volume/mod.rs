@@ -24,6 +24,7 @@ mod remove;
 mod request;
 mod selection;
 mod shortage;
+mod unused;
 mod valid_time;
 mod versions;
 mod write;

@@ -322,6 +322,8 @@ impl Volumes {
     /// # Errors
     /// As [`Self::remove`].
     pub fn remove_id(&self, id: Uuid) -> Result<()> {
+        // Who has it open would feel that its writes are held back, although it stays.
+        self.check_id_unused(id)?;
         let frozen = self.freeze(&[id])?;
         frozen.wait(false)?;
         self.remove_frozen(&frozen)

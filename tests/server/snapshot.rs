@@ -290,3 +290,49 @@ fn what_expires_goes_to_the_trash_by_itself() {
     assert_eq!(home.run(["log", "vol1", "-q"]).success(), "vol1@1\n");
     assert_eq!(home.run(["ls", "-q"]).success(), "vol1\n");
 }
+
+#[test]
+fn what_expires_while_it_is_open_stays_until_its_clients_are_gone() {
+    let (home, serving) = serving(&["vol1"]);
+    write(&home, "vol1", 1);
+    home.run(["snapshot", "vol1"]).success();
+    // Time enough to connect before it is over.
+    home.run(["clone", "vol1@1", "short", "--expire", "5s"]).success();
+    let mut client = NbdClient::connect(&unix_socket(&home), "short").expect("the export is there");
+    home.run(["snapshot", "vol1", "--expire", "5s"]).success();
+    let deadline = std::time::Instant::now() + crate::support::WAIT_MAX;
+    let trashed = || home.run(["trash", "ls", "-q"]).success();
+
+    // The snapshot is looked at behind the clone, whose time is over before.
+    while !trashed().contains("vol1@2") {
+        assert!(std::time::Instant::now() < deadline, "nothing went to the trash");
+    }
+    assert_eq!(trashed(), "vol1@2\n");
+    assert_eq!(home.run(["ls", "-q"]).success(), "short\nvol1\n");
+    client.write(0, &[2; 4096]);
+    client.flush();
+    client.disconnect();
+    while !trashed().contains("short") {
+        assert!(std::time::Instant::now() < deadline, "it stays although its client is gone");
+        // It would be looked at again a minute later; whatever is made has that done now.
+        home.run(["snapshot", "vol1"]).success();
+    }
+
+    assert_eq!(home.run(["trash", "restore", "short"]).success(), "short\n");
+    assert_eq!(read(&home, "short"), 2);
+    serving.stop();
+    home.check();
+}
+
+#[test]
+fn a_volume_with_a_snapshot_that_is_open_is_not_removed() {
+    let (home, _serving) = serving(&["vol1"]);
+    home.run(["snapshot", "vol1"]).success();
+    let client = NbdClient::connect(&unix_socket(&home), "vol1@1").expect("the export is there");
+
+    for options in [&["rm", "vol1"][..], &["rm", "vol1", "--now"]] {
+        let refused = home.run(options).failure(7);
+        assert!(refused.contains("in use by 1 connection"), "{refused}");
+    }
+    client.disconnect();
+}
