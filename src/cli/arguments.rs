@@ -172,6 +172,10 @@ pub(super) enum Command {
     #[command(name = "df")]
     Space,
     /// List, restore and empty what rm has put away
+    #[command(
+        after_help = "What rm has put away goes for good after 14 days, once the daemon has seen it due for an hour: a clock \
+        that is ahead for a while removes nothing. trash empty removes it at once."
+    )]
     Trash {
         #[command(subcommand)]
         command: TrashCommand,

@@ -1,11 +1,11 @@
 //! The thread that does what is due: snapshots of policies are taken, what has expired goes to the trash, what was in the
-//! trash long enough goes for good.
+//! trash long enough goes for good, if the clock says so for an hour.
 //!
 //! It sleeps until the next time that something is due, and is woken when that may have changed.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Longest sleep while something is to come: the clock may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
-/// Sleep before what was due and could not be done is tried again.
+/// Sleep before what is due and was not done is tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -78,10 +78,11 @@ impl Keeper {
 
 impl Shared {
     fn work(&self, trash: &Trash, policies: &Policies, changes: &Mutex<()>, reclaim: &Arc<ReclaimJob>) {
+        let begun = Instant::now();
         loop {
             let (has_removed, next) = {
                 let _one_at_a_time = changes.lock();
-                trash.tidy(seconds_since_1970())
+                trash.tidy(seconds_since_1970(), begun.elapsed())
             };
             if has_removed && let Err(error) = reclaim.begin("") {
                 tracing::warn!(%error, "there is no job that watches space come back");

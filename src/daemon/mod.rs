@@ -41,6 +41,7 @@ mod job_table;
 mod jobs;
 mod keeper;
 mod key_routes;
+mod overdue;
 mod peer_listener;
 mod policies;
 mod policy_routes;

@@ -4,10 +4,14 @@
 //! the trash too, until it is released. A volume that is open does not go there: whoever uses it would lose it for good with
 //! the first connection that breaks later on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::overdue::Overdue;
 use super::resource::time_text;
 use super::trash_resource::{TrashItem, TrashedThing};
 use crate::error::{Error, ErrorKind, Result};
@@ -17,7 +21,7 @@ use crate::lane::Server;
 use crate::pool::{Catalog, SnapshotId};
 use crate::units::{BLOCK_SIZE_U64, Epoch, to_u64};
 
-/// How long things stay in the trash: 14 days.
+/// How long things stay in the trash at least: 14 days.
 pub const TRASH_SECONDS: u64 = 14 * 86_400;
 
 /// A volume or a snapshot.
@@ -31,11 +35,12 @@ pub(super) enum Thing {
 #[derive(Clone)]
 pub(super) struct Trash {
     server: Arc<Server>,
+    overdue: Arc<Mutex<Overdue>>,
 }
 
 impl Trash {
-    pub(super) const fn new(server: Arc<Server>) -> Self {
-        Self { server }
+    pub(super) fn new(server: Arc<Server>) -> Self {
+        Self { server, overdue: Arc::default() }
     }
 
     /// What is there, what leaves first in front.
@@ -92,13 +97,18 @@ impl Trash {
         }
     }
 
-    /// Does what is due: what has expired goes to the trash, what was there long enough goes for good. Returns whether
-    /// something went for good, and when the next thing is due.
-    pub(super) fn tidy(&self, now: u64) -> (bool, Option<u64>) {
+    /// Does what is due at `now`, in a daemon that has run for `uptime`: what has expired goes to the trash; what was there
+    /// long enough goes for good, once it is overdue. Returns whether something went for good, and when the next thing is due,
+    /// which may be past already: then it is to be looked at again soon.
+    pub(super) fn tidy(&self, now: u64, uptime: Duration) -> (bool, Option<u64>) {
+        let is_over = |time: u64| time != 0 && time <= now;
+        let all = self.server.pool().with_catalog(|catalog, _| lifetimes(catalog));
+        let is_due = |(_, lifetime): &&(Thing, Lifetime)| lifetime.is_trashed() && is_over(lifetime.delete_at);
+        let due: BTreeSet<Thing> = all.iter().filter(is_due).map(|(thing, _)| *thing).collect();
+        let overdue = self.overdue.lock().look(&due, uptime);
         let mut has_removed = false;
-        for (thing, lifetime) in self.server.pool().with_catalog(|catalog, _| lifetimes(catalog)) {
-            let is_over = |time: u64| time != 0 && time <= now;
-            let result = if lifetime.is_trashed() && is_over(lifetime.delete_at) {
+        for (thing, lifetime) in all {
+            let result = if overdue.contains(&thing) {
                 let result = self.remove(thing, now);
                 has_removed |= result.is_ok();
                 result
@@ -259,10 +269,10 @@ mod tests {
         expire(&world.server, id, NOW);
         let open = world.server.volumes().open("vol1").expect("it is there");
 
-        assert_eq!(trash.tidy(NOW), (false, Some(NOW)), "it is looked at again");
+        assert_eq!(trash.tidy(NOW, Duration::ZERO), (false, Some(NOW)), "it is looked at again");
         assert!(!is_trashed(&world.server, id));
         drop(open);
-        trash.tidy(NOW);
+        trash.tidy(NOW, Duration::ZERO);
 
         assert!(is_trashed(&world.server, id));
     }
@@ -278,5 +288,41 @@ mod tests {
         let error = trash.remove(Thing::Volume(id), NOW).expect_err("it is open");
 
         assert!(error.message().contains("in use by 1 connection"), "{error}");
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_and_is_set_back_removes_nothing() {
+        let world = TestServer::new();
+        let (trash, id) = (Trash::new(Arc::clone(&world.server)), world.create_volume("vol1"));
+        trash.put(Thing::Volume(id), NOW).expect("nobody has it open");
+        let is_there = || is_trashed(&world.server, id);
+        let (ahead, minute) = (NOW + TRASH_SECONDS, Duration::from_secs(60));
+
+        assert_eq!(trash.tidy(ahead, minute), (false, Some(ahead)), "it is looked at again soon");
+        trash.tidy(ahead, minute * 60);
+        assert!(is_there());
+        trash.tidy(NOW, minute * 61);
+        trash.tidy(ahead, minute * 62);
+        trash.tidy(ahead, minute * 121);
+        assert!(is_there(), "the hour began anew");
+        assert_eq!(trash.tidy(ahead, minute * 122), (true, None));
+
+        assert!(!is_there());
+    }
+
+    #[test]
+    fn what_is_due_is_not_removed_while_it_is_open() {
+        let world = TestServer::new();
+        let (trash, id) = (Trash::new(Arc::clone(&world.server)), world.create_volume("vol1"));
+        let number = world.create_snapshot(id).number;
+        trash.put(Thing::Snapshot((id, number)), NOW).expect("nobody has it open");
+        let open = world.server.volumes().open_snapshot((id, number)).expect("it is there");
+        let (due, hour) = (NOW + TRASH_SECONDS, Duration::from_secs(3600));
+
+        trash.tidy(due, Duration::ZERO);
+        assert_eq!(trash.tidy(due, hour), (false, Some(due)));
+        drop(open);
+
+        assert_eq!(trash.tidy(due, hour), (true, None));
     }
 }
