@@ -26,9 +26,9 @@ pub(super) enum PolicyCommand {
     #[command(
         after_help = "Snapshots are taken at the multiples of --every since 1970 in UTC: with 1h on the hour, with 1d at \
         midnight, with 7d on Thursdays. A daemon that was down then takes one when it starts again. Then those that no \
-        number keeps go to the trash: only snapshots that this policy took (label rok-blk/policy), never the newest, a \
-        held or a tagged one. --keep-daily 7 keeps the newest of each of the last 7 days that have one. Without any \
-        number all stay."
+        number keeps go to the trash: only snapshots that this policy took (label rok-blk/policy), never the newest, \
+        nor one that is held, tagged or open. --keep-daily 7 keeps the newest of each of the last 7 days that have one. \
+        Without any number all stay."
     )]
     Create(Create),
     /// List the policies

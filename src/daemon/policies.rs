@@ -16,7 +16,7 @@ use super::job_table::JobTable;
 use super::policy_resource::{KeptSnapshot, Policy, PolicyRunItem, PolicyVolume};
 use super::policy_table::PolicyTable;
 use super::resource::time_text;
-use super::retention::{Kept, Retention};
+use super::retention::{Kept, Reason, Retention};
 use super::schedule;
 use super::trash::{Thing, Trash, is_holding};
 use super::unchanged::{CheckpointWait, unchanged_snapshot};
@@ -229,7 +229,11 @@ impl Policies {
             snapshots.push(kept_of(planned, now));
         }
         let mut result = Ok(());
-        for verdict in schedule::plan(&retention_of(record.keep), timestamp_of(now_ms), &snapshots) {
+        for mut verdict in schedule::plan(&retention_of(record.keep), timestamp_of(now_ms), &snapshots) {
+            let id = (volume.id, verdict.number);
+            if !verdict.is_kept() && self.server.volumes().check_snapshot_unused(id).is_err() {
+                verdict.reasons.push(Reason::Open);
+            }
             let reference = format!("{}@{}", volume.name, verdict.number);
             if verdict.is_kept() {
                 item.kept.push(KeptSnapshot { reference, reasons: verdict.reasons });
@@ -237,7 +241,7 @@ impl Policies {
             }
             let gone = match plan {
                 Plan::Try(_) => Ok(()),
-                Plan::Do => self.trash.put(Thing::Snapshot((volume.id, verdict.number)), now),
+                Plan::Do => self.trash.put(Thing::Snapshot(id), now),
             };
             match gone {
                 Ok(()) => item.removed.push(reference),

@@ -71,6 +71,8 @@ pub enum Reason {
     Yearly,
     /// There is no rule.
     Unlimited,
+    /// A client has it open; it goes when none has and no other reason is left.
+    Open,
 }
 
 /// What a policy does with one snapshot.

@@ -1,8 +1,8 @@
 //! The trash of a pool: what was removed and can come back for a while, and what ends by itself.
 //!
 //! Nothing moves: a volume or snapshot in the trash is as it was, but nobody finds it by its name. What is held stays, in
-//! the trash too, until it is released. A volume that is open does not go there: whoever uses it would lose it for good with
-//! the first connection that breaks later on.
+//! the trash too, until it is released. What is open does not go there: whoever uses it would lose it for good with the
+//! first connection that breaks later on.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Trash {
     /// Puts something there.
     ///
     /// # Errors
-    /// `NotFound`, `Busy` if it is held, or a volume that is open, as such or as a snapshot; what the engine reports.
+    /// `NotFound`, `Busy` if it is held or open, a volume also as one of its snapshots; what the engine reports.
     pub(super) fn put(&self, thing: Thing, now: u64) -> Result<()> {
         self.check_not_held(thing, now)?;
         let change = |lifetime: &mut Lifetime| {
@@ -69,7 +69,7 @@ impl Trash {
         };
         match thing {
             Thing::Volume(id) => self.server.volumes().change_unused(id, change),
-            Thing::Snapshot(_) => self.change(thing, change),
+            Thing::Snapshot(id) => self.server.volumes().change_unused_snapshot(id, change),
         }
     }
 
@@ -131,6 +131,18 @@ impl Trash {
             lifetimes(catalog).into_iter().filter_map(due).min()
         });
         (has_removed, next)
+    }
+
+    /// Whether it could be removed now.
+    ///
+    /// # Errors
+    /// `Busy` naming what holds it, or how many have it open.
+    pub(super) fn check_removable(&self, thing: Thing, now: u64) -> Result<()> {
+        self.check_not_held(thing, now)?;
+        match thing {
+            Thing::Volume(id) => self.server.volumes().check_id_unused(id),
+            Thing::Snapshot(id) => self.server.volumes().check_snapshot_unused(id),
+        }
     }
 
     /// # Errors

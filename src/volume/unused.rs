@@ -4,7 +4,8 @@
 //! no user is alone with it until the lock is given back.
 
 use crate::error::Result;
-use crate::format::catalog::Lifetime;
+use crate::format::catalog::{Lifetime, VolumeRecord};
+use crate::format::snapshot::Annotations;
 use crate::pool::SnapshotId;
 use crate::volume::registry::busy;
 use crate::volume::{Volume, Volumes};
@@ -33,8 +34,33 @@ impl Volumes {
         let turn = self.pool.take_turn();
         let (open, open_snapshots) = (self.open.lock(), self.open_snapshots.lock());
         self.check_none_uses(&open, &open_snapshots, id)?;
-        let plan = |volume: &mut crate::format::catalog::VolumeRecord| change(&mut volume.lifetime);
+        let plan = |volume: &mut VolumeRecord| change(&mut volume.lifetime);
         self.pool.change_catalog_in(&turn, |catalog, at| catalog.change_volume(at, id, plan)).map(drop)
+    }
+
+    /// As [`Self::change_unused`], of a snapshot alone.
+    ///
+    /// # Errors
+    /// As [`Self::change_unused`].
+    pub fn change_unused_snapshot(&self, id: SnapshotId, change: impl FnOnce(&mut Lifetime)) -> Result<()> {
+        let turn = self.pool.take_turn();
+        let open = self.open_snapshots.lock();
+        self.check_none_uses_snapshot(&open, id)?;
+        let plan = |_: &mut Annotations, lifetime: &mut Lifetime| change(lifetime);
+        self.pool.change_catalog_in(&turn, |catalog, at| catalog.change_snapshot(at, id, plan)).map(drop)
+    }
+
+    /// Refuses if somebody has a snapshot open.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`](crate::error::ErrorKind::Busy).
+    pub fn check_snapshot_unused(&self, id: SnapshotId) -> Result<()> {
+        self.check_none_uses_snapshot(&self.open_snapshots.lock(), id)
+    }
+
+    fn check_none_uses_snapshot(&self, open: &BTreeMap<SnapshotId, Arc<Volume>>, id: SnapshotId) -> Result<()> {
+        let users = open.get(&id).map_or(0, |snapshot| snapshot.users.load(Ordering::Acquire));
+        if users == 0 { Ok(()) } else { Err(busy(&format!("{}@{}", self.name_of(id.0), id.1), users)) }
     }
 
     fn check_none_uses(
@@ -48,7 +74,11 @@ impl Volumes {
         if users == 0 {
             return Ok(());
         }
+        Err(busy(&self.name_of(id), users))
+    }
+
+    fn name_of(&self, id: Uuid) -> String {
         let name = self.pool.with_catalog(|catalog, _| catalog.volume(id).map(|record| record.name.clone()));
-        Err(busy(&name.unwrap_or_default(), users))
+        name.unwrap_or_default()
     }
 }

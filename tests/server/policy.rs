@@ -132,6 +132,23 @@ fn a_run_takes_one_and_removes_only_what_is_its_own_and_nobody_keeps() {
 }
 
 #[test]
+fn a_snapshot_that_a_client_has_open_stays_until_a_later_run() {
+    let (home, _serving) = serving(&["vol1"]);
+    home.run(["policy", "create", "nightly", "--every", NEVER, "--keep-last", "1"]).success();
+    home.run(["policy", "apply", "nightly", "vol1"]).success();
+    let run = || home.run(["policy", "run", "nightly", "--json"]).json()["items"][0].clone();
+    run();
+    let client = NbdClient::connect(&unix_socket(&home), "vol1@1").expect("the export is there");
+
+    let item = run();
+    assert_eq!((&item["removed"], &item["error"]), (&json!([]), &Value::Null), "{item}");
+    assert_eq!(item["kept"][1], json!({"ref": "vol1@1", "reasons": ["open"]}));
+    client.disconnect();
+
+    assert_eq!(run()["removed"], json!(["vol1@2", "vol1@1"]));
+}
+
+#[test]
 fn a_volume_that_has_not_changed_is_left_alone_if_so_wanted() {
     let (home, _serving) = serving(&["vol1"]);
     home.run(["policy", "create", "nightly", "--every", NEVER, "--if-changed", "--keep-last", "5"]).success();

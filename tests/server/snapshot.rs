@@ -325,12 +325,18 @@ fn what_expires_while_it_is_open_stays_until_its_clients_are_gone() {
 }
 
 #[test]
-fn a_volume_with_a_snapshot_that_is_open_is_not_removed() {
+fn a_snapshot_that_is_open_is_not_removed_nor_its_volume() {
     let (home, _serving) = serving(&["vol1"]);
     home.run(["snapshot", "vol1"]).success();
     let client = NbdClient::connect(&unix_socket(&home), "vol1@1").expect("the export is there");
 
-    for options in [&["rm", "vol1"][..], &["rm", "vol1", "--now"]] {
+    for options in [
+        &["rm", "vol1"][..],
+        &["rm", "vol1", "--now"],
+        &["rm", "vol1@1"],
+        &["rm", "vol1@1", "--now"],
+        &["rm", "vol1@1", "-n"],
+    ] {
         let refused = home.run(options).failure(7);
         assert!(refused.contains("in use by 1 connection"), "{refused}");
     }

@@ -47,6 +47,9 @@ impl Control {
             }
             job = self.after_removal(name, is_for_good);
         }
+        if is_dry_run {
+            self.upkeep.trash.check_removable(thing, now)?;
+        }
         let delete_at = (!is_for_good).then(|| time_text(now.saturating_add(TRASH_SECONDS)));
         Ok(Change { job, delete_at, ..Change::new(Action::Remove, is_dry_run, Some(before), None) })
     }
@@ -78,6 +81,9 @@ impl Control {
                 self.upkeep.trash.put(Thing::Snapshot(id), now)?;
             }
             job = self.after_removal(&before.reference, options.now);
+        }
+        if options.dry_run {
+            self.upkeep.trash.check_removable(Thing::Snapshot(id), now)?;
         }
         let after = if options.now {
             None
@@ -149,8 +155,11 @@ impl Control {
             if item.trashed_at > latest {
                 continue;
             }
-            let held = self.upkeep.trash.check_not_held(thing, now);
-            let result = if options.dry_run { held } else { held.and_then(|()| self.upkeep.trash.remove(thing, now)) };
+            let result = if options.dry_run {
+                self.upkeep.trash.check_removable(thing, now)
+            } else {
+                self.upkeep.trash.remove(thing, now)
+            };
             gone.extend(result.is_ok().then_some(thing));
             let error = result.err().map(|error| Failure::new(&error, Some(item.reference.clone())).error);
             items.push(EmptiedItem { item, error });
