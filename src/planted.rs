@@ -45,6 +45,8 @@ pub enum Bug {
     MoveTrustsEarlyLook,
     /// A walk over the map looks at what is stored only.
     WalkWithoutChanges,
+    /// A walk over a snapshot or a clone asks only behind its look at the store whether that had everything.
+    WalkAsksTooLate,
     /// What the stored map leaves free is given back, although the log has blocks there.
     TrimTrustsStoredMap,
     /// A write that waits for space does not see what came between its look and its wait.
@@ -77,7 +79,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -99,6 +101,7 @@ impl Bug {
         Self::MoveTrustsEarlyLook,
         Self::TrimTrustsStoredMap,
         Self::WalkWithoutChanges,
+        Self::WalkAsksTooLate,
         Self::PauseMissesSpace,
         Self::PausedWriteKeepsItsRange,
         Self::GivenBackUntold,

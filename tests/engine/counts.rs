@@ -46,6 +46,7 @@ counts! {
     restocked
     restock_failures
     blocks_walked
+    snapshot_blocks_walked
     paused
     resumed
     set_to_error

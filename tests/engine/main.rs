@@ -103,7 +103,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { no_space, injected_errors, torn_writes, lost_blocks, rot_detected, growths, .. } = counts;
     let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
     let Counts { own_key_blocks, moved_blocks, shredded, discards, restocked, .. } = counts;
-    let Counts { blocks_walked, .. } = counts;
+    let Counts { blocks_walked, snapshot_blocks_walked, .. } = counts;
     let Counts { paused, resumed, owners_left, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
@@ -147,6 +147,7 @@ fn assert_all_happened(counts: Counts) {
         discards,
         restocked,
         blocks_walked,
+        snapshot_blocks_walked,
         paused,
         resumed,
         owners_left,

@@ -44,6 +44,7 @@ enum Pending {
     Clean,
     Diff(Box<diff::Comparison>),
     ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, _handle: OpenVolume },
+    WalkSnapshot { id: (Uuid, u64), first: u64, count: u64, runs: MapRuns, _handle: OpenVolume },
 }
 
 pub struct Workload {
@@ -368,6 +369,9 @@ impl Workload {
                 Pending::Cache { .. } => {}
                 Pending::Walk { volume, first, count, runs, allowed } => {
                     self.walked(volume, (first, count), &runs, &allowed, result);
+                }
+                Pending::WalkSnapshot { id, first, count, runs, .. } => {
+                    self.snapshot_walked(id, (first, count), &runs, result);
                 }
                 Pending::Diff(comparison) => self.compared(&comparison, result),
                 Pending::ReadSnapshot { id, first, target, .. } => {

@@ -48,6 +48,21 @@ impl Snapshot {
     pub(super) fn values(&self, block: u64) -> Vec<Value> {
         self.content.get(&block).cloned().unwrap_or_else(|| vec![crate::model::ZEROS])
     }
+
+    /// Whether a block was ever written, or read.
+    pub(super) fn is_touched(&self, block: u64) -> bool {
+        self.content.contains_key(&block)
+    }
+
+    /// Notes what a block holds from now on; `false` if it cannot.
+    pub(super) fn settle(&mut self, block: u64, value: Value) -> bool {
+        let allowed = self.content.entry(block).or_insert_with(|| vec![crate::model::ZEROS]);
+        let is_allowed = allowed.contains(&value);
+        if is_allowed {
+            *allowed = vec![value];
+        }
+        is_allowed
+    }
 }
 
 impl Workload {
@@ -239,9 +254,7 @@ impl Workload {
         for (sector, bytes) in value.iter_mut().zip(content.chunks_exact(512)) {
             *sector = parse(bytes).unwrap_or_else(|| panic!("{place} holds bytes that nobody wrote"));
         }
-        let allowed = snapshot.content.entry(block).or_insert_with(|| vec![crate::model::ZEROS]);
-        assert!(allowed.contains(&value), "{place} holds {value:?}, possible are {allowed:?}");
-        *allowed = vec![value];
+        assert!(snapshot.settle(block, value), "{place} holds {value:?}, possible are {:?}", snapshot.values(block));
     }
 
     /// Reads a whole snapshot and settles what it holds.
@@ -366,6 +379,7 @@ impl Workload {
                 self.models[volume] = Model::of(&content);
                 self.sizes[volume] = size_bytes;
                 self.open_volume(volume);
+                self.walk_over(volume);
             }
             Err(error) if error.kind() == ErrorKind::NoSpace => self.open_volume(volume),
             Err(error) => {

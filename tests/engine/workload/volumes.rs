@@ -66,7 +66,10 @@ impl Workload {
             created = self.create(volume).map(|_| ());
         }
         match created {
-            Ok(()) => self.open_volume(volume),
+            Ok(()) => {
+                self.open_volume(volume);
+                self.walk_over(volume);
+            }
             Err(error) => {
                 self.not_changed(volume, error.kind());
                 self.doubtful.insert(volume);
@@ -89,7 +92,8 @@ impl Workload {
             | Pending::Walk { volume: of, .. }
             | Pending::Cache { volume: of } => *of == volume,
             Pending::Diff(comparison) => comparison.sides.iter().any(|side| side.head == Some(volume)),
-            Pending::Flush { .. } | Pending::Clean | Pending::ReadSnapshot { .. } => false,
+            Pending::Flush { .. } | Pending::Clean => false,
+            Pending::ReadSnapshot { .. } | Pending::WalkSnapshot { .. } => false,
         };
         while self.pending.values().any(is_of_volume) {
             self.step();
