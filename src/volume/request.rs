@@ -4,7 +4,7 @@ use crate::disk::IoBuffer;
 use crate::error::IoError;
 use crate::format::entry::Entry;
 use crate::pool::FlushStart;
-use crate::units::{BlockIndex, ChainSequence};
+use crate::units::{BlockIndex, ChainSequence, Sequence};
 use crate::volume::Volume;
 use crate::volume::range_lock::BlockRange;
 use futures_channel::oneshot;
@@ -99,6 +99,8 @@ pub(super) struct Part {
     pub news_seen: Option<u64>,
     /// What a lookup said: whether what is left overwrites only what is mapped.
     pub lookup: Option<bool>,
+    /// From which sequence on blocks were the head's alone when `lookup` or `is_privileged` was found.
+    pub judged_from: Sequence,
     /// Checkpoints that it waited for in vain.
     pub space_attempts: u32,
     /// What [`Pool::reserve_use`](crate::pool::Pool::reserve_use) told when it began to wait last.
@@ -128,6 +130,7 @@ impl Part {
             holds_range: true,
             news_seen: None,
             lookup: None,
+            judged_from: Sequence::default(),
             space_attempts: 0,
             seen_progress: 0,
             privileged_batches: 0,
@@ -145,6 +148,16 @@ impl Part {
     /// The first block that is not in a batch yet.
     pub fn next_block(&self) -> BlockIndex {
         self.range.block.plus(crate::units::to_u64(self.appended))
+    }
+
+    /// Forgets what is known of a write if its volume has another snapshot since: what it overwrites may be that snapshot's
+    /// now, so that it takes space for good. To be called before each look for space.
+    pub fn forget_old_judgement(&mut self) {
+        let is_judged = self.is_privileged || self.lookup.is_some();
+        if is_judged && matches!(self.kind, PartKind::Write(_)) && self.volume.own_from() != self.judged_from {
+            self.is_privileged = false;
+            self.lookup = None;
+        }
     }
 
     /// Forgets what was appended of a write: the rest is all of it.

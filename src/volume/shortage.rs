@@ -1,8 +1,9 @@
 //! Writes that find no space: who may take from the reserve, who waits for a checkpoint, and for how long.
 //!
-//! What overwrites mapped blocks only, and what frees, needs no space in the end: it is privileged, takes from the
-//! reserve, and waits as long as checkpoints help anybody like it. Everything else gets "no space", or pauses if its volume
-//! says so, after checkpoints that brought it none, unless free space is about to be made fit for use.
+//! What overwrites only blocks that the head alone maps, and what frees, needs no space in the end: it is privileged, takes
+//! from the reserve, and waits as long as checkpoints help anybody like it. A snapshot takes the blocks from the head, and
+//! with them the privilege of writes under way (`Part::forget_old_judgement`). Everything else gets "no space", or pauses if
+//! its volume says so, after checkpoints that brought it none, unless free space is about to be made fit for use.
 
 use crate::disk::Disk;
 use crate::units::to_usize;
@@ -46,7 +47,8 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// Whether a part may take from the reserve: it is said so already, or every block still to be written replaces a
-    /// mapped one. Its range is locked, so that this stays so. `None` if the part waits for a leaf that says it.
+    /// mapped one that no snapshot has. Its range is locked, so that this stays so until there is another snapshot. `None` if
+    /// the part waits for a leaf that says it.
     pub(super) fn is_privileged(&self, state: &mut State<D>, index: u32) -> Option<bool> {
         let part = &mut state.parts[to_usize(u64::from(index))];
         if part.is_privileged {
@@ -57,6 +59,7 @@ impl<D: Disk + 'static> Engine<D> {
         }
         let entries = self.cached_entries(&part.volume, part.next_block(), part.total() - part.appended);
         if let Some(entries) = entries {
+            part.judged_from = part.volume.own_from();
             return Some(part.volume.owns_all(&entries));
         }
         part.is_queued = true;
@@ -77,6 +80,7 @@ impl<D: Disk + 'static> Engine<D> {
                 let entries = engine.load_entries(&volume, first.get(), count).await;
                 let state = &mut *engine.state.borrow_mut();
                 let part = &mut state.parts[to_usize(u64::from(index))];
+                part.judged_from = volume.own_from();
                 part.lookup = Some(entries.is_ok_and(|entries| volume.owns_all(&entries)));
                 part.is_queued = false;
                 engine.append_part(state, index);

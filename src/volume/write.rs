@@ -169,7 +169,8 @@ impl<D: Disk + 'static> Engine<D> {
 
     fn append_now(&self, state: &mut State<D>, index: u32) {
         loop {
-            let part = &state.parts[usize_of(index)];
+            let part = &mut state.parts[usize_of(index)];
+            part.forget_old_judgement();
             if part.failure.is_some() || part.appended == part.total() {
                 return self.settle_part(state, index);
             }

@@ -19,6 +19,7 @@ mod sector;
 mod several_devices;
 mod shredding;
 mod tampering;
+mod snapshot_when_full;
 mod workload;
 mod world;
 
