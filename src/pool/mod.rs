@@ -11,6 +11,7 @@ mod cleaning;
 mod devices;
 #[cfg(feature = "rocksdb")]
 pub mod directory;
+mod exits;
 #[cfg(all(test, feature = "rocksdb"))]
 mod figures_tests;
 mod flushing;
@@ -46,6 +47,7 @@ pub use checkpoint::{Checkpoint, Progress};
 pub use cleaner::{Cleaner, CleanerStep};
 pub use cleaning::{AddressGroup, CleaningStatus, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
 pub use devices::PoolDevice;
+pub use exits::Exits;
 pub use flushing::FlushStart;
 pub use forecast::{Effort, Removals};
 pub use growth::NewBlocks;

@@ -196,11 +196,10 @@ fn assemble(
         lanes.push(CachePadded::new(LaneShared::new(home.start)));
         homes.push(Some(home));
     }
-    let session_keys = keys.current();
     Ok(Arc::new(Pool {
         id: parts.id,
         session,
-        session_keys,
+        session_keys: keys.current(),
         devices: RwLock::new(devices),
         header_writes: Mutex::new(()),
         // Each may have what recovery relies on in its cache.
@@ -230,6 +229,7 @@ fn assemble(
         checkpoints_done: AtomicU64::new(0),
         is_failed: AtomicBool::new(false),
         failure: RwLock::new(None),
+        exits: Arc::default(),
         reserve_uses: [AtomicU64::new(0), AtomicU64::new(0)],
         space_level: Mutex::default(),
         unreadable: UnreadableTrees::default(),

@@ -13,7 +13,7 @@ use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::is_stock_low;
 use crate::pool::turn::Turns;
 use crate::pool::watermark::SpaceLevel;
-use crate::pool::{Catalog, DoneBatch, Limits, Log, PartCounts, Placement, PoolDevice, RecoveryReport, Space};
+use crate::pool::{Catalog, DoneBatch, Exits, Limits, Log, PartCounts, Placement, PoolDevice, RecoveryReport, Space};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, SessionId, to_u64};
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -133,6 +133,7 @@ pub struct Pool {
     pub(super) checkpoints_done: AtomicU64,
     pub(super) is_failed: AtomicBool,
     pub(super) failure: RwLock<Option<String>>,
+    pub(super) exits: Arc<Exits>,
     /// Batches of privileged writes that were begun, and those that ended.
     pub(super) reserve_uses: [AtomicU64; 2],
     /// As of the last checkpoint.
@@ -404,6 +405,12 @@ impl Pool {
         self.checkpoints_done.load(Ordering::Acquire)
     }
 
+    /// What tells those who hold writes back that these have ended.
+    #[must_use]
+    pub const fn exits(&self) -> &Arc<Exits> {
+        &self.exits
+    }
+
     /// Stops writes for good: a device or `meta/` failed. Reads go on.
     pub fn fail(&self, reason: String) {
         let mut failure = self.failure.write();
@@ -417,6 +424,7 @@ impl Pool {
         let is_flushing = self.is_flushing.lock();
         self.flush_ended.notify_all();
         drop(is_flushing);
+        self.exits.fail();
         if let Some(signals) = self.signals.get() {
             signals.wake_lanes();
         }

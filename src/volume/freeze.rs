@@ -72,7 +72,7 @@ impl Frozen {
     /// Waits until no write is under way, and flushes if `is_flushed`. Never on a lane.
     ///
     /// # Errors
-    /// As [`Self::flush`], and after a failure of the pool.
+    /// As [`Self::flush`], and as soon as the pool has failed, also if writes are under way then.
     pub fn wait(&self, is_flushed: bool) -> Result<()> {
         for volume in &self.volumes {
             volume.gate.await_empty();

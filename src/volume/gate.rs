@@ -2,8 +2,9 @@
 //!
 //! Lanes enter and leave without a lock. Who closes the gate waits for the last to leave.
 
+use crate::pool::Exits;
 use crate::units::Epoch;
-use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Nothing enters for now.
@@ -27,20 +28,13 @@ pub struct Gate {
     epoch: AtomicU64,
     /// How many were refused and have not tried again since it opened.
     held_back: AtomicU64,
-    /// Held by who tells that the last one left, or tried again.
-    left: Mutex<()>,
-    all_left: Condvar,
+    /// Where it is told that the last one left, or tried again.
+    exits: Arc<Exits>,
 }
 
 impl Gate {
-    pub(super) const fn new(epoch: Epoch) -> Self {
-        Self {
-            state: AtomicU64::new(0),
-            epoch: AtomicU64::new(epoch.get()),
-            held_back: AtomicU64::new(0),
-            left: Mutex::new(()),
-            all_left: Condvar::new(),
-        }
+    pub(super) const fn new(epoch: Epoch, exits: Arc<Exits>) -> Self {
+        Self { state: AtomicU64::new(0), epoch: AtomicU64::new(epoch.get()), held_back: AtomicU64::new(0), exits }
     }
 
     /// The epoch to write, for who is to [`Self::leave`] once what it writes is laid over the map or abandoned.
@@ -57,10 +51,7 @@ impl Gate {
     pub(super) fn leave(&self) {
         let before = self.state.fetch_sub(1, Ordering::AcqRel);
         if before & (CLOSED | RETIRED) != 0 && inside(before) == 1 {
-            // Under the lock: who waits looks before it sleeps.
-            let left = self.left.lock();
-            self.all_left.notify_all();
-            drop(left);
+            self.exits.tell();
         }
     }
 
@@ -72,27 +63,21 @@ impl Gate {
     /// That one has tried, or is given up.
     pub(super) fn has_tried_again(&self) {
         if self.held_back.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Under the lock: who waits looks before it sleeps.
-            let left = self.left.lock();
-            self.all_left.notify_all();
-            drop(left);
+            self.exits.tell();
         }
     }
 
-    /// Waits until those that the last closing held back have tried again: who closes it again and again would keep them out
-    /// for ever. Never on a lane.
+    /// Waits until those that the last closing held back have tried again, or the pool has failed: who closes it again and
+    /// again would keep them out for ever. Never on a lane.
     ///
-    /// It ends if nobody closes the gate meanwhile, for which the caller's turn sees: lanes are woken when it opens, each
-    /// tries everybody again at its next turn, and one that ends drops them.
+    /// It ends if nobody closes the gate meanwhile, for which the caller's turn sees: lanes are woken when it opens, and each
+    /// tries everybody again at its next turn. One that ends drops them, unless its ring has failed, and with it the pool.
     ///
     /// # Panics
     /// If the gate is closed.
     pub(super) fn await_held_back(&self) {
         assert!(!self.is_closed(), "who is held back is let in while it is open");
-        let mut left = self.left.lock();
-        while self.held_back.load(Ordering::Acquire) > 0 {
-            self.all_left.wait(&mut left);
-        }
+        self.exits.wait_until(|| self.held_back.load(Ordering::Acquire) == 0);
     }
 
     /// Whether nothing enters for now.
@@ -130,12 +115,10 @@ impl Gate {
         inside(self.state.load(Ordering::Acquire)) == 0
     }
 
-    /// Waits until nobody is inside; all leave when the pool fails, too. Never on a lane.
+    /// Waits until nobody is inside, or the pool has failed: then not everybody leaves, since a lane may be gone whose ring
+    /// has failed. Never on a lane.
     pub(super) fn await_empty(&self) {
-        let mut left = self.left.lock();
-        while !self.is_empty() {
-            self.all_left.wait(&mut left);
-        }
+        self.exits.wait_until(|| self.is_empty());
     }
 }
 
@@ -149,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_closed_gate_is_empty_once_the_last_one_left_and_opens_with_the_next_epoch() {
-        let gate = Gate::new(Epoch::new(3));
+        let gate = Gate::new(Epoch::new(3), Arc::default());
         assert_eq!(gate.enter(), Ok(Epoch::new(3)));
 
         assert!(gate.close());
@@ -166,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_retired_gate_never_opens_again() {
-        let gate = Gate::new(Epoch::new(1));
+        let gate = Gate::new(Epoch::new(1), Arc::default());
         gate.retire();
         gate.open();
         assert_eq!(gate.enter(), Err(Shut::Retired));
@@ -175,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_closed_gate_that_was_empty_stays_so_whoever_knocks() {
-        let gate = Gate::new(Epoch::new(1));
+        let gate = Gate::new(Epoch::new(1), Arc::default());
         std::thread::scope(|scope| {
             let lane = || {
                 for _ in 0..100_000 {
@@ -196,7 +179,7 @@ mod tests {
 
     #[test]
     fn those_who_were_held_back_come_in_before_it_is_closed_again() {
-        let gate = Gate::new(Epoch::new(1));
+        let gate = Gate::new(Epoch::new(1), Arc::default());
         assert!(gate.close());
         assert_eq!(gate.enter(), Err(Shut::Closed));
         gate.hold_back();
@@ -215,8 +198,23 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_is_told_of_a_failure_behind_which_nobody_leaves() {
+        let exits = Arc::<Exits>::default();
+        let [closed, open] = [(); 2].map(|()| Gate::new(Epoch::new(1), Arc::clone(&exits)));
+        assert!(closed.enter().is_ok());
+        assert!(closed.close());
+        open.hold_back();
+        std::thread::scope(|scope| {
+            let waiting = [scope.spawn(|| closed.await_empty()), scope.spawn(|| open.await_held_back())];
+            exits.fail();
+            waiting.into_iter().for_each(|waiting| waiting.join().expect("it wakes"));
+        });
+        assert!(!closed.is_empty());
+    }
+
+    #[test]
     fn who_waits_is_told_when_the_last_one_leaves() {
-        let gate = Gate::new(Epoch::new(1));
+        let gate = Gate::new(Epoch::new(1), Arc::default());
         assert!(gate.enter().is_ok());
         assert!(gate.close());
         std::thread::scope(|scope| {

@@ -128,7 +128,7 @@ impl Volumes {
                 lineage: LineageCell::new(lineage, &self.pool),
                 domain: tree.domain,
                 generation: self.generation(tree.domain, &of.name)?,
-                gate: Gate::new(snapshot.point.1),
+                gate: Gate::new(snapshot.point.1, Arc::clone(self.pool.exits())),
                 own_from: Arc::new(AtomicU64::new(u64::MAX)),
                 id: id.0,
                 number: Some(id.1),
@@ -194,7 +194,7 @@ impl Volumes {
             domain,
             // Without its key a volume cannot be opened, but it can be removed.
             generation: self.pool.keys().newest_generation(domain).unwrap_or_default(),
-            gate: Gate::new(tree.epoch),
+            gate: Gate::new(tree.epoch, Arc::clone(self.pool.exits())),
             own_from,
             id: record.id,
             number: None,

@@ -10,6 +10,7 @@ mod counts;
 mod damaged_leaf;
 mod fill_and_free;
 mod fragmented;
+mod lost_lane;
 mod model;
 mod parts;
 mod pausing;

@@ -1,0 +1,79 @@
+//! A lane that is gone with its ring: what it has under way never ends, and with its end the pool fails. Who waits for it
+//! must hear of that.
+
+use crate::world::{Life, World};
+use rok_blk::disk::IoBuffer;
+use rok_blk::error::ErrorKind;
+use rok_blk::format::snapshot::Annotations;
+use rok_blk::pool::NewSnapshot;
+use rok_blk::units::BLOCK_SIZE;
+use rok_blk::volume::{Completion, NewVolume};
+use std::sync::Arc;
+use uuid::Uuid;
+
+const VOLUME: Uuid = Uuid::from_u128(1);
+
+/// A pool with volume "vol", open.
+fn world() -> (World, Life) {
+    let mut world = World::new(1, &[16 << 20]);
+    let mut life = world.open().expect("a new pool opens");
+    life.volumes.create(&NewVolume::new(VOLUME, "vol", 1 << 20)).expect("a new volume");
+    life.handles.push(life.volumes.open("vol").expect("it is there"));
+    (world, life)
+}
+
+/// Has a lane begin to write the first block; it has no turn behind this one.
+fn begin_write(life: &Life, lane: usize) {
+    let completion = Completion { owner: 0, cookie: 1 };
+    life.lanes[lane].write(life.handles[0].volume(), 0, IoBuffer::allocate(BLOCK_SIZE), false, completion);
+    life.lanes[lane].turn();
+}
+
+fn new_snapshot() -> NewSnapshot {
+    NewSnapshot {
+        id: Uuid::from_u128(2),
+        volume: VOLUME,
+        created_at_ms: 1,
+        time_ms: 1,
+        expires_at: 0,
+        annotations: Annotations::default(),
+    }
+}
+
+/// Fails the pool while a snapshot waits for the lane; that must end, and let others have its turn.
+fn assert_snapshot_ends(life: &Life) {
+    let (pool, volumes) = (Arc::clone(&life.pool), Arc::clone(&life.volumes));
+    std::thread::scope(|scope| {
+        let snapshot = scope.spawn(|| volumes.snapshot(vec![new_snapshot()]));
+        while !pool.is_turn_taken() {
+            std::thread::yield_now();
+        }
+        pool.fail("A lane ended".to_owned());
+        let error = snapshot.join().expect("it ends").expect_err("what was acknowledged may not be in it");
+        assert_eq!(error.kind(), ErrorKind::Other);
+    });
+    assert!(!pool.is_turn_taken());
+}
+
+#[test]
+fn snapshot_that_waits_for_a_write_of_the_lane_fails() {
+    let (_world, mut life) = world();
+    begin_write(&life, 0);
+
+    assert_snapshot_ends(&life);
+
+    // Nor does anything wait that begins later.
+    assert!(life.volumes.snapshot(vec![new_snapshot()]).is_err());
+    life.handles.clear();
+    assert!(life.volumes.remove("vol").is_err());
+}
+
+#[test]
+fn snapshot_that_waits_for_what_the_lane_was_to_try_again_fails() {
+    let (_world, life) = world();
+    let frozen = life.volumes.freeze(&[VOLUME]).expect("nobody else holds it back");
+    begin_write(&life, 0);
+    drop(frozen);
+
+    assert_snapshot_ends(&life);
+}
