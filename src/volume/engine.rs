@@ -190,6 +190,7 @@ impl<D: Disk + 'static> Engine<D> {
             }
         }
         loop {
+            self.abandon_tickets();
             let has_completions = self.take_completions();
             self.spawn_rereads();
             self.spawn_lookups();
@@ -363,7 +364,8 @@ impl<D: Disk + 'static> Engine<D> {
             match ticket {
                 Ticket::Part(part) => self.append_part(&mut self.state.borrow_mut(), part),
                 // A task holds its range until it ends, so it is there to take it.
-                Ticket::Task(sender) => drop(sender.send(())),
+                Ticket::Task(_, sender) => drop(sender.send(Ok(()))),
+                Ticket::Nobody(range) => self.locks.unlock(range, &self.pool),
             }
         }
         is_some

@@ -228,5 +228,7 @@ pub(super) enum Ticket {
     /// A part.
     Part(u32),
     /// A task.
-    Task(oneshot::Sender<()>),
+    Task(BlockRange, oneshot::Sender<Result<(), IoError>>),
+    /// Nobody any more: it is given back at once.
+    Nobody(BlockRange),
 }

@@ -114,14 +114,43 @@ impl<D: Disk + 'static> Engine<D> {
         let receiver = {
             let mut state = self.state.borrow_mut();
             let (sender, receiver) = oneshot::channel();
-            let ticket = state.tickets.insert(Ticket::Task(sender));
+            let ticket = state.tickets.insert(Ticket::Task(range, sender));
             if self.locks.lock(range, self.lane, to_u64(ticket)) {
                 state.tickets.remove(ticket);
                 return Ok(());
             }
             receiver
         };
-        receiver.await.map_err(|_| IoError::ShuttingDown)
+        receiver.await.map_err(|_| IoError::ShuttingDown)?
+    }
+
+    /// Ends what waits for a range, if the pool has failed: who holds it may be on a lane that is gone.
+    pub(super) fn abandon_tickets(&self) {
+        let state = &mut *self.state.borrow_mut();
+        if state.tickets.is_empty() || self.pool.check_writable().is_ok() {
+            return;
+        }
+        let mut parts = Vec::new();
+        for (_, ticket) in &mut state.tickets {
+            let range = match ticket {
+                Ticket::Part(part) => {
+                    parts.push(*part);
+                    state.parts[usize_of(*part)].range
+                }
+                Ticket::Task(range, _) => *range,
+                Ticket::Nobody(_) => continue,
+            };
+            if let Ticket::Task(_, sender) = std::mem::replace(ticket, Ticket::Nobody(range)) {
+                // If the task is gone, nobody waits.
+                let _is_awaited = sender.send(Err(IoError::Io)).is_ok();
+            }
+        }
+        for index in parts {
+            let part = &mut state.parts[usize_of(index)];
+            part.holds_range = false;
+            part.failure = Some(IoError::Io);
+            self.settle_part(state, index);
+        }
     }
 
     /// A request of one part whose range is locked already; the part unlocks it.

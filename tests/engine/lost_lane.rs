@@ -3,7 +3,7 @@
 
 use crate::world::{Life, World};
 use rok_blk::disk::IoBuffer;
-use rok_blk::error::ErrorKind;
+use rok_blk::error::{ErrorKind, IoError};
 use rok_blk::format::snapshot::Annotations;
 use rok_blk::pool::NewSnapshot;
 use rok_blk::units::BLOCK_SIZE;
@@ -14,8 +14,8 @@ use uuid::Uuid;
 const VOLUME: Uuid = Uuid::from_u128(1);
 
 /// A pool with volume "vol", open.
-fn world() -> (World, Life) {
-    let mut world = World::new(1, &[16 << 20]);
+fn world(seed: u64) -> (World, Life) {
+    let mut world = World::new(seed, &[16 << 20]);
     let mut life = world.open().expect("a new pool opens");
     life.volumes.create(&NewVolume::new(VOLUME, "vol", 1 << 20)).expect("a new volume");
     life.handles.push(life.volumes.open("vol").expect("it is there"));
@@ -55,9 +55,31 @@ fn assert_snapshot_ends(life: &Life) {
     assert!(!pool.is_turn_taken());
 }
 
+/// A server ends once its lanes have nothing under way.
+#[test]
+fn write_that_waits_for_blocks_of_the_lane_fails_and_leaves_its_lane_idle() {
+    let (_world, life) = (1..).map(world).find(|(_, life)| life.lanes.len() > 1).expect("most have several lanes");
+    begin_write(&life, 0);
+    let requests = [BLOCK_SIZE, BLOCK_SIZE / 2].map(IoBuffer::allocate);
+    for (source, cookie) in requests.into_iter().zip(2..) {
+        life.lanes[1].write(life.handles[0].volume(), 0, source, false, Completion { owner: 0, cookie });
+    }
+    life.lanes[1].turn();
+    assert!(!life.lanes[1].is_idle());
+
+    life.pool.fail("A lane ended".to_owned());
+    life.lanes[1].turn();
+
+    let mut done = Vec::new();
+    life.lanes[1].drain_done(&mut done);
+    let failed = |cookie| (Completion { owner: 0, cookie }, Err(IoError::Io));
+    assert_eq!(done, [failed(2), failed(3)]);
+    assert!(life.lanes[1].is_idle());
+}
+
 #[test]
 fn snapshot_that_waits_for_a_write_of_the_lane_fails() {
-    let (_world, mut life) = world();
+    let (_world, mut life) = world(1);
     begin_write(&life, 0);
 
     assert_snapshot_ends(&life);
@@ -70,7 +92,7 @@ fn snapshot_that_waits_for_a_write_of_the_lane_fails() {
 
 #[test]
 fn snapshot_that_waits_for_what_the_lane_was_to_try_again_fails() {
-    let (_world, life) = world();
+    let (_world, life) = world(1);
     let frozen = life.volumes.freeze(&[VOLUME]).expect("nobody else holds it back");
     begin_write(&life, 0);
     drop(frozen);
