@@ -119,6 +119,12 @@ impl ExportTable {
         is_reached && self.is_exported(id, client.settings.expose) && is_allowed(&policy.allow, &client.peer)
     }
 
+    /// Whether a client that has found a volume may still have it as it was told. A volume that is closed since is no matter:
+    /// who closed it sees the client as a user.
+    pub(super) fn may_serve(&self, id: Uuid, is_read_only: bool, client: &Client) -> bool {
+        self.may_open(id, client) && (is_read_only || !self.policy(id).is_read_only)
+    }
+
     fn open(&self, name: &str, client: &Client) -> Result<Found, FindError> {
         if let Some(size_bytes) = client.settings.null_size_bytes.filter(|_| name == NULL_EXPORT) {
             let id = Uuid::nil();

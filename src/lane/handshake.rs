@@ -4,7 +4,7 @@
 use super::exports::{Client, ExportPlace, ExportTable, ExportView};
 use super::settings::NbdLimits;
 use super::status::StatusContext;
-use super::target::ExportTarget;
+use super::target::{ExportTarget, Found};
 use super::tls::TlsStream;
 use rok_nbd::server::{Handshake, HandshakeBounds, Negotiated, Outcome, RequestRules};
 use std::sync::Arc;
@@ -49,11 +49,31 @@ pub(super) enum NextStep {
 /// What requests of a connection are served by.
 pub(super) struct Session {
     pub target: ExportTarget,
+    /// Whether the client was told that it cannot write.
+    pub is_read_only: bool,
     /// Its place among the connections that have the export open.
     pub _place: ExportPlace,
     pub rules: RequestRules,
     /// The metadata contexts that the client chose, in the order of their ids.
     pub contexts: Vec<StatusContext>,
+}
+
+impl HandshakeTurn {
+    /// Judges by the policies of now, on the lane, before the client is served: who has changed one ends the connections that
+    /// the lane serves, and one whose handshake was with a thread is none of these. Such a client is not answered.
+    pub(super) fn judged_again(mut self, table: &ExportTable) -> Self {
+        if let NextStep::Serve(session) = &self.next
+            && let Some(open) = session.target.volume()
+        {
+            let id = open.volume().id();
+            if !table.may_serve(id, session.is_read_only, &self.negotiation.client) {
+                tracing::info!(volume = %id, "a client is refused: the export was changed while it chose it");
+                self.next = NextStep::Close;
+                self.output.clear();
+            }
+        }
+        self
+    }
 }
 
 /// Takes a turn.
@@ -134,6 +154,7 @@ fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {
     let rules = negotiated.rules();
     // The handshake ends in the very call in which it found the export.
     view.into_found(&negotiated.contexts).map_or(NextStep::Close, |(found, contexts)| {
-        NextStep::Serve(Session { target: found.target, _place: found.place, rules, contexts })
+        let Found { target, place, is_read_only, .. } = found;
+        NextStep::Serve(Session { target, is_read_only, _place: place, rules, contexts })
     })
 }

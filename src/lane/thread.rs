@@ -343,7 +343,7 @@ impl Lane {
 
     fn take_mail(&mut self) {
         for (slot, turn) in self.mailbox.take_handshakes() {
-            self.handshake_returned(slot, turn);
+            self.handshake_returned(slot, turn.judged_again(&self.shared.exports));
         }
         for message in self.mailbox.take() {
             match message {

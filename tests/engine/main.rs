@@ -19,8 +19,8 @@ mod scenarios;
 mod sector;
 mod several_devices;
 mod shredding;
-mod tampering;
 mod snapshot_when_full;
+mod tampering;
 mod workload;
 mod world;
 

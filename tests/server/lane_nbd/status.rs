@@ -133,7 +133,7 @@ fn block_status_of_a_fragmented_volume_ends_early_and_goes_on_where_it_ended() {
 }
 
 /// Makes a snapshot of vol1; its volume and number.
-fn snapshot(running: &Running) -> (Uuid, u64) {
+pub(super) fn snapshot(running: &Running) -> (Uuid, u64) {
     let volumes = running.server.volumes();
     let (id, volume) = (Uuid::new_v4(), volumes.find("vol1").expect("it is there").id);
     let annotations = Annotations::default();
