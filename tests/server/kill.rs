@@ -26,6 +26,8 @@ const MIXED_BLOCKS: Range<u64> = 0..8192;
 const FULL_BLOCKS: Range<u64> = 8192..126_976;
 /// Changes that start a checkpoint: the longest log there is.
 const FULL_LOG_CHANGES: u64 = 100_000;
+/// Checkpoints that may begin before one does because of a full log.
+const FULL_LOG_TRIES: u32 = 60;
 /// Every so many cycles the log is filled up; twelve in a hundred would not fit into CI's time.
 const FULL_LOG_PERIOD: u64 = 20;
 /// Every so many cycles everything ever written is compared, not only what was written since the last time.
@@ -161,8 +163,9 @@ impl Run {
 
     fn choose(&mut self, cycle: u64) -> Moment {
         if cycle % FULL_LOG_PERIOD == FULL_LOG_PERIOD / 2 {
-            // Long writes make few records, short ones many.
-            return Moment::FullLog(if (cycle / FULL_LOG_PERIOD).is_multiple_of(2) { 16 } else { 1 });
+            // Long writes make few records, short ones many. Of single blocks a slow disk does not take so many in the time
+            // after which changes are stored although they are few.
+            return Moment::FullLog(if (cycle / FULL_LOG_PERIOD).is_multiple_of(2) { 16 } else { 4 });
         }
         // After a full log, so that recovery has much to do; else now and then.
         let is_after_full_log = cycle % FULL_LOG_PERIOD == FULL_LOG_PERIOD / 2 + 1;
@@ -194,7 +197,12 @@ impl Run {
 
     /// Fills the log until that starts a checkpoint, and kills the daemon therein.
     fn kill_in_full_checkpoint(&mut self, mut victim: Victim) -> Obituary {
+        let mut tries = 0..FULL_LOG_TRIES;
         while self.last_changes < FULL_LOG_CHANGES {
+            assert!(
+                tries.next().is_some(),
+                "{FULL_LOG_TRIES} checkpoints began before the log was full: too slow a disk"
+            );
             assert!(victim.wait_for(CHECKPOINT_BEGINS, WAIT_MAX), "a load makes checkpoints");
             let status = request(&self.home.socket(), "GET", "/v1/status", "").body;
             self.last_changes = status["pool"]["changes"].as_u64().expect("a number");
