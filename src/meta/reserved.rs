@@ -5,6 +5,7 @@
 //! ([`ReservedStore::is_reserve_gone`]); it is taken back when there is space again.
 
 use super::{Durability, KeyValue, MetaError, MetaOp, MetaRead, MetaStore, Table};
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,6 +29,8 @@ pub struct ReservedStore {
     store: Arc<dyn MetaStore>,
     reserve: Option<Arc<dyn SpaceReserve>>,
     is_gone: AtomicBool,
+    /// Held until `is_gone` says what was given up.
+    giving_up: Mutex<()>,
 }
 
 impl ReservedStore {
@@ -35,7 +38,7 @@ impl ReservedStore {
     #[must_use]
     pub fn new(store: Arc<dyn MetaStore>, reserve: Option<Arc<dyn SpaceReserve>>) -> Self {
         let is_gone = reserve.as_ref().is_some_and(|reserve| !reserve.is_there() && !reserve.take_back());
-        Self { store, reserve, is_gone: AtomicBool::new(is_gone) }
+        Self { store, reserve, is_gone: AtomicBool::new(is_gone), giving_up: Mutex::new(()) }
     }
 
     /// Whether the reserve is given up: nothing may be begun that needs space.
@@ -57,6 +60,7 @@ impl ReservedStore {
     /// Sees to space after a commit that found none. Whether there is some now.
     fn make_space(&self, error: &MetaError) -> bool {
         let Some(reserve) = &self.reserve else { return false };
+        let _guard = self.giving_up.lock();
         if reserve.give_up() {
             self.is_gone.store(true, Ordering::Release);
             tracing::warn!(%error, "the metadata store has no space: its reserve is given up");
@@ -122,7 +126,6 @@ impl MetaStore for ReservedStore {
 mod tests {
     use super::*;
     use crate::meta::MemoryStore;
-    use parking_lot::Mutex;
 
     const BATCH: [MetaOp; 0] = [];
 
