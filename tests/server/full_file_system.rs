@@ -32,8 +32,10 @@ impl SmallFileSystem {
         mounted.status.success().then_some(Self(place))
     }
 
-    /// Takes every free block.
+    /// Takes every free block, but not the reserve of the pool: a checkpoint that finds no space while the last blocks are
+    /// taken gives it up, and what is the pool's then must not be the filler's.
     pub fn fill(&self) {
+        let reserve_bytes = fs::metadata(self.reserve()).map_or(0, |reserve| reserve.len());
         let mut filler = File::create(self.0.join("filler")).expect("a new file");
         let chunk = vec![0x5a; 1 << 20];
         let mut len = chunk.len();
@@ -44,6 +46,12 @@ impl SmallFileSystem {
             }
         }
         filler.sync_all().expect("what was taken is there");
+        if reserve_bytes > 0 && !self.reserve().exists() {
+            let filled_bytes = filler.metadata().expect("it is open").len();
+            filler.set_len(filled_bytes - reserve_bytes).expect("nothing is written");
+            // Without it a file system with a journal would not free the blocks.
+            filler.sync_all().expect("nothing is written");
+        }
     }
 
     pub fn empty(&self) {
