@@ -7,12 +7,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::annotation_command::{AddHoldTo, Release, Tag, Unset, Untag};
+use super::attach_command::{Attach, Detach};
 use super::bench::arguments::Bench;
 use super::check_command::Check;
 use super::clone_command::{CloneArguments, RollbackArguments};
 use super::credential::CredentialArguments;
 use super::diff_command::DiffArguments;
-use super::export_command::Unexport;
+use super::export_command::{Export, Unexport};
 use super::job_command::JobCommand;
 use super::key_command::KeyCommand;
 use super::nbd_arguments::NbdArguments;
@@ -155,6 +156,12 @@ pub(super) enum Command {
         overwritten blocks."
     )]
     Remove(Remove),
+    /// Make disks of this host, /dev/ublkbN, of volumes and snapshots, and print their paths
+    Attach(Attach),
+    /// Take disks of this host away, which stops them once nobody uses them
+    Detach(Detach),
+    /// List the disks of this host that are volumes and snapshots
+    Devices,
     /// Offer a volume to NBD clients, and say to whom and how
     #[command(
         after_help = "What is not said stays as it was. Rules: a network like 10.0.0.0/8 or an address (clients over \
@@ -441,29 +448,6 @@ pub(super) struct Remove {
     /// Remove them for good and destroy their keys: for volumes made with --own-key
     #[arg(long)]
     pub(super) shred: bool,
-    #[command(flatten)]
-    pub(super) dry_run: DryRun,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Export {
-    #[command(flatten)]
-    pub(super) volume: VolumeName,
-    /// Clients cannot change it
-    #[arg(long, conflicts_with = "read_write")]
-    pub(super) read_only: bool,
-    /// Clients can change it
-    #[arg(long)]
-    pub(super) read_write: bool,
-    /// Connections that may have it open; 0 is what serve was told
-    #[arg(long, value_name = "N")]
-    pub(super) max_connections: Option<u32>,
-    /// Whether only encrypted connections may open it: require or allow
-    #[arg(long, value_name = "HOW", value_parser = ["require", "allow"])]
-    pub(super) tls: Option<String>,
-    /// Who may open it: these rules in place of the ones before; "everybody" for none
-    #[arg(long, value_name = "RULE")]
-    pub(super) allow: Vec<String>,
     #[command(flatten)]
     pub(super) dry_run: DryRun,
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use hyper::Method;
 
-use super::arguments::{Export, Target};
+use super::arguments::{DryRun, Target, VolumeName};
 use super::client::Client;
 use super::failure::Outcome;
 use super::output::Output;
@@ -15,6 +15,29 @@ use crate::daemon::resource::Change;
 
 /// Ends the rules of an export.
 const EVERYBODY: &str = "everybody";
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    volume: VolumeName,
+    /// Clients cannot change it
+    #[arg(long, conflicts_with = "read_write")]
+    read_only: bool,
+    /// Clients can change it
+    #[arg(long)]
+    read_write: bool,
+    /// Connections that may have it open; 0 is what serve was told
+    #[arg(long, value_name = "N")]
+    max_connections: Option<u32>,
+    /// Whether only encrypted connections may open it: require or allow
+    #[arg(long, value_name = "HOW", value_parser = ["require", "allow"])]
+    tls: Option<String>,
+    /// Who may open it: these rules in place of the ones before; "everybody" for none
+    #[arg(long, value_name = "RULE")]
+    allow: Vec<String>,
+    #[command(flatten)]
+    dry_run: DryRun,
+}
 
 #[derive(Debug, Args)]
 pub(super) struct Unexport {

@@ -6,6 +6,7 @@
 mod activation;
 mod annotation_command;
 mod arguments;
+mod attach_command;
 mod bench;
 mod check_command;
 mod client;
@@ -70,6 +71,9 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Remove(arguments) => return remove_command::remove(&arguments, global.yes, &client()?, output),
         Command::Trash { command } => return trash_command::run(&command, global.yes, &client()?, output),
         Command::Policy { command } => return policy_command::run(&command, &client()?, output),
+        Command::Attach(arguments) => return attach_command::attach(&arguments, &client()?, output),
+        Command::Detach(arguments) => return attach_command::detach(&arguments, &client()?, output),
+        Command::Devices => attach_command::list(&client()?, output)?,
         Command::Job { command } => return job_command::run(&command, &client()?, output),
         Command::Pool { command: PoolCommand::Create(arguments) } => pool_command::create(&arguments, output)?,
         Command::Pool { command: PoolCommand::Show { directory: Some(directory) } } => {

@@ -4,6 +4,7 @@
 //! Changes go one after the other, so that the state before, the checks and the state afterwards belong together.
 
 mod annotations;
+mod attachments;
 mod clones;
 mod differences;
 mod forecast;
@@ -19,6 +20,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rok_nbd::uri::{Address, Uri};
 use uuid::Uuid;
 
+use super::attachments::Attachments;
 use super::attention::Attention;
 use super::check_resource::CheckAnswer;
 use super::cleaning_resource::Cleaning;
@@ -32,6 +34,7 @@ use super::resource::{
     seconds_since_1970, time_text,
 };
 use super::space_resource::ShowOptions;
+use super::trash::Thing;
 use super::upkeep::Upkeep;
 use super::volume_rule;
 use super::warnings::warnings;
@@ -54,6 +57,8 @@ pub struct Control {
     key_slots: Mutex<KeySlots>,
     /// One change of devices at a time.
     device_list: Mutex<DeviceList>,
+    /// Block devices of this host that were made of volumes.
+    devices: Attachments,
 }
 
 /// Where the open pool came from.
@@ -77,8 +82,8 @@ impl Control {
         upkeep: Upkeep,
     ) -> Self {
         let (key_slots, device_list) = (Mutex::new(key_slots), Mutex::new(device_list));
-        let checks = Mutex::new(());
-        Self { server, place, listeners, checks, advice: Mutex::default(), upkeep, key_slots, device_list }
+        let (checks, devices) = (Mutex::new(()), Attachments::new(Arc::clone(&server)));
+        Self { server, place, listeners, checks, advice: Mutex::default(), upkeep, key_slots, device_list, devices }
     }
 
     /// Held while something is changed: changes go one after the other.
@@ -219,8 +224,8 @@ impl Control {
     /// Gives a volume a new size.
     ///
     /// # Errors
-    /// `Usage` for a bad size or for a smaller one that the request does not allow, `NotFound`, and what the engine
-    /// reports.
+    /// `Usage` for a bad size or for a smaller one that the request does not allow, `NotFound`, `Busy` while it is attached,
+    /// and what the engine reports.
     pub fn resize(&self, name: &str, request: &ResizeVolume, is_dry_run: bool) -> Result<Change> {
         volume_rule::check_size(request.size_bytes)?;
         let _one_at_a_time = self.upkeep.changes.lock();
@@ -231,6 +236,10 @@ impl Control {
                 before.size_bytes, request.size_bytes
             );
             return Err(Error::new(ErrorKind::Usage, message).with_hint("Add --shrink if that is what you want"));
+        }
+        if request.size_bytes != before.size_bytes {
+            let refusal = format!("{name} cannot be resized, since a device does not change its size yet");
+            self.refuse_if_attached(Thing::Volume(before.uuid), false, &refusal)?;
         }
         let after = if is_dry_run || request.size_bytes == before.size_bytes {
             Volume { size_bytes: request.size_bytes, ..before.clone() }

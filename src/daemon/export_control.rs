@@ -42,7 +42,10 @@ impl Control {
         let _one_at_a_time = self.lock_changes();
         let before = self.find(name)?;
         if !options.force {
-            refuse_if_open(&before, "hidden", "Disconnect its clients first, or end their connections with --force")?;
+            // Devices are no clients: they stay.
+            let connections = before.connections - self.device_count(before.uuid).min(before.connections);
+            let clients = Volume { connections, ..before.clone() };
+            refuse_if_open(&clients, "hidden", "Disconnect its clients first, or end their connections with --force")?;
         }
         let policy = self.server().export_policies().remove(&before.uuid).unwrap_or_default();
         let policy = ExportPolicy { is_exported: Some(false), ..policy };

@@ -137,6 +137,7 @@ impl Gate {
         match &*self.state.read() {
             State::Open(control) => {
                 control.stop_jobs();
+                control.detach_all();
                 control.server().shutdown()
             }
             State::Locked | State::Changing => Ok(()),
@@ -203,6 +204,12 @@ impl Control {
             return Err(Error::new(ErrorKind::Usage, "The pool is not encrypted: there is no key to forget")
                 .with_hint("Stop the daemon to close it"));
         }
+        let devices = self.device_paths();
+        if !devices.is_empty() && !is_forced {
+            let message = format!("The pool is not locked: volumes are attached as {}", devices.join(", "));
+            return Err(Error::new(ErrorKind::Busy, message)
+                .with_hint("Detach them first (rok-blk detach), or take them away under their users with --force"));
+        }
         let exports = self.server().exports();
         let in_use: Vec<&str> =
             exports.iter().filter(|export| export.connections > 0).map(|export| export.name.as_str()).collect();
@@ -218,6 +225,7 @@ impl Control {
     fn close(self: Box<Self>) -> Result<()> {
         let pool = Arc::downgrade(self.server().pool());
         self.stop_jobs();
+        self.detach_all();
         let ended = self.server().shutdown();
         drop(self);
         if pool.strong_count() > 0 {

@@ -4,6 +4,7 @@
 //! and answers the API until a signal. [`Control`] is what the API can do, without HTTP. It runs on tokio, never
 //! touches a pool device and is never awaited by a lane; every call into the engine goes to tokio's blocking threads.
 
+pub mod attachment_resource;
 pub mod attention;
 pub mod check_resource;
 pub mod cleaning_resource;
@@ -32,6 +33,9 @@ pub mod version_rule;
 pub mod volume_rule;
 
 mod answer;
+mod attachment_routes;
+mod attachments;
+mod device_users;
 mod diff_routes;
 mod export_control;
 mod export_routes;
@@ -58,6 +62,7 @@ mod snapshot_routes;
 mod test_server;
 mod trash;
 mod trash_routes;
+mod ublk_failure;
 mod unchanged;
 mod upkeep;
 mod volume_routes;

@@ -62,6 +62,9 @@ pub enum Kind {
     PolicyList,
     PolicyChange,
     PolicyRun,
+    AttachmentList,
+    AttachmentChange,
+    AttachmentChangeList,
 }
 
 /// A writable virtual disk.

@@ -14,8 +14,8 @@ use super::answer::Refusal;
 use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
 use super::{
-    diff_routes, export_routes, job_routes, key_routes, policy_routes, pool_routes, snapshot_routes, trash_routes,
-    volume_routes,
+    attachment_routes, diff_routes, export_routes, job_routes, key_routes, policy_routes, pool_routes, snapshot_routes,
+    trash_routes, volume_routes,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -43,6 +43,7 @@ fn all_routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::with_openapi(Description::openapi())
         .merge(volume_routes::routes())
         .merge(export_routes::routes())
+        .merge(attachment_routes::routes())
         .merge(key_routes::routes())
         .merge(job_routes::routes())
         .merge(snapshot_routes::routes())

@@ -27,6 +27,16 @@ pub enum DeviceTarget {
     Null,
     /// A volume.
     Volume(Arc<OpenVolume>),
+    /// A volume or snapshot that is only read: the block layer warns of writes to a read-only disk, and lets them through.
+    ReadOnly(Arc<OpenVolume>),
+}
+
+/// What others tell a lane about its devices.
+pub(super) enum DeviceMessage {
+    /// Serve a queue.
+    Serve(NewQueue),
+    /// The device of this number is about to be stopped: none of its writes waits for space any more. Then say so.
+    Leave { id: u32, done: mpsc::Sender<()> },
 }
 
 /// A queue that a lane is to serve.
@@ -53,8 +63,26 @@ pub(super) const fn is_device(owner: u32) -> bool {
 pub(super) struct Devices(Slab<DeviceQueue>);
 
 impl Devices {
+    /// Does what others want.
+    pub(super) fn take(&mut self, message: DeviceMessage, is_closing: bool, engine: &Engine<LaneDisk>) {
+        match message {
+            DeviceMessage::Serve(queue) if !is_closing => self.start(queue),
+            // Who waits sees that the channel is gone.
+            DeviceMessage::Serve(_) => {}
+            DeviceMessage::Leave { id, done } => {
+                for (slot, device) in &self.0 {
+                    if device.queue.device().id() == id {
+                        engine.leave(DEVICE_OWNER | u32::try_from(slot).expect("there are fewer queues than tags"));
+                    }
+                }
+                // Who has given up waiting stops the device without.
+                let _is_awaited = done.send(()).is_ok();
+            }
+        }
+    }
+
     /// Maps a queue, tells who asked for it how that went, and serves it from now on.
-    pub(super) fn start(&mut self, new: NewQueue) {
+    fn start(&mut self, new: NewQueue) {
         // Memory that this thread needs must never be won by writing to a device that this thread serves.
         if self.0.is_empty()
             && let Err(error) = ring::become_io_flusher()
@@ -207,7 +235,13 @@ impl DeviceQueue {
     }
 
     fn serve(&mut self, request: &Request, service: &mut DeviceService<'_>) -> Result<(), QueueError> {
-        let DeviceTarget::Volume(open) = &self.target else { return self.serve_null(request) };
+        let open = match &self.target {
+            DeviceTarget::Null => return self.serve_null(request),
+            DeviceTarget::ReadOnly(_) if !matches!(request.kind, RequestKind::Read | RequestKind::Flush) => {
+                return self.queue.complete(request.tag, Err(IoError::ReadOnly.errno()));
+            }
+            DeviceTarget::Volume(open) | DeviceTarget::ReadOnly(open) => open,
+        };
         let place = &mut self.data[usize::from(request.tag)];
         let data = data_of(&mut self.queue, place, request, service.buffers)?;
         self.serving_count += 1;

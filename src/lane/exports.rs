@@ -6,6 +6,7 @@ use super::settings::{Expose, ListenSettings, NbdLimits};
 use super::status::StatusContext;
 use super::target::{ExportTarget, Found, NULL_EXPORT};
 use super::tls::TlsAuthority;
+use super::users::VolumeUsers;
 use crate::error::ErrorKind;
 use crate::volume::{VolumeInfo, Volumes};
 use parking_lot::Mutex;
@@ -55,8 +56,8 @@ pub(super) struct ExportTable {
     policies: Mutex<BTreeMap<Uuid, ExportPolicy>>,
     /// Volumes that nobody may open now.
     closed: Mutex<BTreeSet<Uuid>>,
-    /// Connections that have each volume open.
-    connections: Arc<Mutex<BTreeMap<Uuid, u32>>>,
+    /// Who has each volume open.
+    pub users: Arc<VolumeUsers>,
     is_closing: AtomicBool,
 }
 
@@ -68,7 +69,7 @@ impl ExportTable {
             tls,
             policies: Mutex::default(),
             closed: Mutex::default(),
-            connections: Arc::default(),
+            users: Arc::default(),
             is_closing: AtomicBool::new(false),
         }
     }
@@ -94,6 +95,11 @@ impl ExportTable {
     /// Keeps clients away from a volume until the guard is dropped; `None` if somebody does so already.
     pub(super) fn close(&self, id: Uuid) -> Option<ClosedVolume<'_>> {
         self.closed.lock().insert(id).then_some(ClosedVolume { table: self, id })
+    }
+
+    /// Whether somebody keeps clients away from a volume.
+    pub(super) fn is_closed(&self, id: Uuid) -> bool {
+        self.closed.lock().contains(&id)
     }
 
     /// From now on no handshake gets an export.
@@ -127,10 +133,8 @@ impl ExportTable {
 
     fn open(&self, name: &str, client: &Client) -> Result<Found, FindError> {
         if let Some(size_bytes) = client.settings.null_size_bytes.filter(|_| name == NULL_EXPORT) {
-            let id = Uuid::nil();
-            let place = ExportPlace::take(&self.connections, id, self.limits.connections_per_export_max);
+            let place = self.users.connect(Uuid::nil(), self.limits.connections_per_export_max, false)?;
             let target = ExportTarget::Null(size_bytes);
-            let place = place.ok_or(FindError::Crowded)?;
             return Ok(Found { target, place, name: NULL_EXPORT.to_owned(), is_read_only: false });
         }
         let name = if name.is_empty() {
@@ -162,43 +166,14 @@ impl ExportTable {
             return Err(FindError::Forbidden);
         }
         // Asked after the opening: who closes the volume looks for users after it did.
-        if self.closed.lock().contains(&id) {
+        if self.is_closed(id) {
             return Err(FindError::Unavailable);
         }
         let connections_max = policy.connections_max.unwrap_or(self.limits.connections_per_export_max);
-        let place = ExportPlace::take(&self.connections, id, connections_max).ok_or(FindError::Crowded)?;
         let target = ExportTarget::Volume(volume);
         let is_read_only = policy.is_read_only || target.is_read_only();
+        let place = self.users.connect(id, connections_max, is_read_only)?;
         Ok(Found { target, place, name, is_read_only })
-    }
-}
-
-/// A place among the connections that have a volume open, until it is dropped.
-pub(super) struct ExportPlace {
-    connections: Arc<Mutex<BTreeMap<Uuid, u32>>>,
-    id: Uuid,
-}
-
-impl ExportPlace {
-    fn take(connections: &Arc<Mutex<BTreeMap<Uuid, u32>>>, id: Uuid, count_max: u32) -> Option<Self> {
-        let mut counts = connections.lock();
-        let count = counts.entry(id).or_default();
-        if *count >= count_max {
-            return None;
-        }
-        *count += 1;
-        Some(Self { connections: Arc::clone(connections), id })
-    }
-}
-
-impl Drop for ExportPlace {
-    fn drop(&mut self) {
-        let mut counts = self.connections.lock();
-        let count = counts.get_mut(&self.id).expect("it was counted");
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(&self.id);
-        }
     }
 }
 

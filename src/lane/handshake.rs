@@ -1,11 +1,12 @@
 //! One turn of a handshake, done by a blocking thread: it asks for volumes, whose locks are held during commits, and TLS
 //! signs and verifies.
 
-use super::exports::{Client, ExportPlace, ExportTable, ExportView};
+use super::exports::{Client, ExportTable, ExportView};
 use super::settings::NbdLimits;
 use super::status::StatusContext;
 use super::target::{ExportTarget, Found};
 use super::tls::TlsStream;
+use super::users::ConnectionPlace;
 use rok_nbd::server::{Handshake, HandshakeBounds, Negotiated, Outcome, RequestRules};
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ pub(super) struct Session {
     /// Whether the client was told that it cannot write.
     pub is_read_only: bool,
     /// Its place among the connections that have the export open.
-    pub _place: ExportPlace,
+    pub _place: ConnectionPlace,
     pub rules: RequestRules,
     /// The metadata contexts that the client chose, in the order of their ids.
     pub contexts: Vec<StatusContext>,

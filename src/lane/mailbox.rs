@@ -1,7 +1,7 @@
 //! What other threads hand to a lane.
 
 use super::alarm::Alarm;
-use super::device::NewQueue;
+use super::device::DeviceMessage;
 use super::exports::Client;
 use super::handshake::HandshakeTurn;
 use super::limits::MESSAGES_MAX;
@@ -24,8 +24,8 @@ pub(super) enum Message {
     Connect { socket: OwnedFd, permit: Permit, client: Client },
     /// Accept connections.
     Listen { listener: OwnedFd, is_tcp: bool, settings: ListenSettings },
-    /// Serve a queue of a device.
-    ServeDevice(NewQueue),
+    /// Something about the queues of devices.
+    Device(DeviceMessage),
     /// Discard a range of a volume, durably.
     Discard { volume: Arc<Volume>, range: (u64, u64), done: mpsc::Sender<std::result::Result<(), IoError>> },
     /// End the connections that have a volume open, then say so.

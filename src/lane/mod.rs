@@ -9,6 +9,7 @@ mod accepting;
 mod access;
 mod address;
 mod alarm;
+mod attaching;
 mod blocking;
 mod buffers;
 mod checkpoints;
@@ -40,11 +41,13 @@ mod thread;
 mod threads;
 mod tls;
 mod trimming;
+mod users;
 
 pub use access::{AllowRule, BadRule};
 pub use address::ListenAddress;
 #[cfg(feature = "rocksdb")]
 pub(crate) use alarm::Alarm;
+pub use attaching::{AttachedDevice, DeviceVolume};
 #[cfg(feature = "rocksdb")]
 pub(crate) use blocking::Jobs;
 pub use device::DeviceTarget;
@@ -57,6 +60,7 @@ pub use pool_events::PoolEvents;
 #[cfg(feature = "rocksdb")]
 pub(crate) use priority::work_in_background;
 pub use rok_nbd::server::TlsOffer;
-pub use server::{AttachedDevice, ExportInfo, Server, ServerOptions};
+pub use server::{ExportInfo, Server, ServerOptions};
 pub use settings::{Expose, ListenSettings, NbdLimits};
 pub use tls::TlsAuthority;
+pub use users::DeviceAccess;

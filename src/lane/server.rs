@@ -6,7 +6,6 @@ use super::address::ListenAddress;
 use super::blocking::Jobs;
 use super::checkpoints::Checkpoints;
 use super::cleaning::Cleaning;
-use super::device::{DeviceTarget, NewQueue};
 use super::exports::{ExportPolicy, ExportTable};
 use super::given_socket::GivenSocket;
 use super::io_method::{IoChoice, IoMethod};
@@ -25,12 +24,10 @@ use crate::units::{DeviceIndex, LaneIndex};
 use crate::volume::{VolumeInfo, Volumes};
 use parking_lot::Mutex;
 use rok_nbd::server::TlsOffer;
-use rok_ublk::Device;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
 use uuid::Uuid;
 
 /// How a server is started.
@@ -98,29 +95,12 @@ impl Shared {
     /// The mailbox whose turn it is.
     pub(super) fn next_mailbox(&self) -> &Mailbox {
         let turn = self.next_lane.fetch_add(1, Ordering::Relaxed);
-        &self.mailboxes[turn % self.serving_count]
+        &self.serving_mailboxes()[turn % self.serving_count]
     }
-}
 
-/// A device that lanes serve.
-pub struct AttachedDevice {
-    ends: mpsc::Receiver<()>,
-}
-
-impl AttachedDevice {
-    /// Waits until no lane serves a queue of it any more, which follows when the device was stopped.
-    ///
-    /// # Errors
-    /// [`ErrorKind::TimedOut`].
-    pub fn wait_ended(&self, time_max: Duration) -> Result<()> {
-        match self.ends.recv_timeout(time_max) {
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                Err(Error::new(ErrorKind::TimedOut, "The queues of the device are still served")
-                    .with_hint("Stop the device first"))
-            }
-            // Nobody sends: each queue drops its end of the channel.
-            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => Ok(()),
-        }
+    /// Those of the lanes that serve users.
+    pub(super) fn serving_mailboxes(&self) -> &[Arc<Mailbox>] {
+        &self.mailboxes[..self.serving_count]
     }
 }
 
@@ -135,7 +115,7 @@ struct Listening {
 /// A running server.
 pub struct Server {
     pool: Arc<Pool>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     listening: Mutex<Vec<Listening>>,
     threads: Mutex<Option<Threads>>,
 }
@@ -282,35 +262,6 @@ impl Server {
         self.shared.mailboxes[0].send(Message::Listen { listener, is_tcp, settings })?;
         listening.push(Listening { address: address.clone(), settings, is_own });
         Ok(address)
-    }
-
-    /// Serves the queues of a device, each on the lane whose turn it is. The device is not started, since the driver
-    /// waits until every queue is served: the caller does that next, and stops the device before it ends the server.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Busy`] if the server is ending or the lanes have too much to serve; [`ErrorKind::Other`] if a queue
-    /// could not be mapped; [`ErrorKind::Unsupported`] without io_uring. The device has to be deleted then.
-    pub fn attach(&self, device: &Arc<Device>, target: &DeviceTarget) -> Result<AttachedDevice> {
-        self.shared.io_method.check_devices()?;
-        let (started, answers) = mpsc::channel();
-        let (ended, ends) = mpsc::channel();
-        for id in 0..device.queue_count() {
-            let queue = NewQueue {
-                device: Arc::clone(device),
-                id,
-                target: target.clone(),
-                started: started.clone(),
-                ended: ended.clone(),
-            };
-            self.shared.next_mailbox().send(Message::ServeDevice(queue))?;
-        }
-        drop((started, ended));
-        for _ in 0..device.queue_count() {
-            // A lane that ends drops its messages, and with them the channel.
-            let answer = answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
-            answer?;
-        }
-        Ok(AttachedDevice { ends })
     }
 
     /// Has every lane have a device at `index`, so that the pool may begin to use it there.

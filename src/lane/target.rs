@@ -1,6 +1,6 @@
 //! What the requests of a connection are answered from.
 
-use super::exports::ExportPlace;
+use super::users::ConnectionPlace;
 use crate::volume::OpenVolume;
 
 /// The name of the export that stores nothing. No volume has it: a volume's name has no colon.
@@ -40,7 +40,7 @@ impl ExportTarget {
 pub(super) struct Found {
     pub target: ExportTarget,
     /// Its place among the connections that have the export open.
-    pub place: ExportPlace,
+    pub place: ConnectionPlace,
     pub name: String,
     pub is_read_only: bool,
 }

@@ -354,8 +354,7 @@ impl Lane {
                     // Who has given up waiting sees the connections go.
                     let _is_awaited = done.send(()).is_ok();
                 }
-                Message::ServeDevice(queue) if self.closing.is_none() => self.devices.start(queue),
-                Message::ServeDevice(_) => {}
+                Message::Device(message) => self.devices.take(message, self.closing.is_some(), &self.engine),
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
                 Message::Clean { group, done } => self.clean(group, done),
                 Message::SetDevice { index, device, done } => {

@@ -10,7 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
 target=${CARGO_TARGET_DIR:-target}
 # Of the whole workspace: one package alone would have its dependencies built again with other features.
-cargo build --workspace --examples
+cargo build --workspace --bins --examples
 programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
 # fio brings many libraries along, and is worth it: it verifies what it wrote.
 [ ! -x /usr/bin/fio ] || programs+=(--program /usr/bin/fio)
@@ -33,6 +33,7 @@ machine() {
 machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
   --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
 machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
 
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$status"

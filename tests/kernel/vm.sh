@@ -21,7 +21,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly memory_mib=1536 processors=2
-script='' programs=() modules=() disk_mib=0 seconds_max=240
+script='' programs=() modules=() disk_mib=0 seconds_max=360
 
 usage() { sed -n '2,5p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 

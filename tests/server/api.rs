@@ -13,7 +13,7 @@ use crate::support::{Answer, Home, finish, request, skip};
 
 /// One request for every route, in an order in which all succeed.
 /// `HOME` stands for the home's path.
-const REQUESTS: [(&str, &str, &str, &str); 53] = [
+const REQUESTS: [(&str, &str, &str, &str); 56] = [
     ("GET", "/v1/openapi.json", "/v1/openapi.json", ""),
     ("POST", "/v1/volumes", "/v1/volumes", r#"{"name":"a","size":1048576,"sector_size":4096}"#),
     ("GET", "/v1/volumes", "/v1/volumes", ""),
@@ -23,6 +23,9 @@ const REQUESTS: [(&str, &str, &str, &str); 53] = [
     ("DELETE", "/v1/exports/{name}", "/v1/exports/a", ""),
     ("PUT", "/v1/exports/{name}", "/v1/exports/a", ""),
     ("GET", "/v1/exports", "/v1/exports", ""),
+    ("GET", "/v1/devices", "/v1/devices", ""),
+    ("POST", "/v1/devices", "/v1/devices", r#"{"ref":"a","queues":1,"depth":2,"read_only":true}"#),
+    ("DELETE", "/v1/devices/{name}", "/v1/devices/a", ""),
     ("POST", "/v1/pool/grow", "/v1/pool/grow?dry_run=true", r#"{"size":83886080}"#),
     ("POST", "/v1/pool/devices", "/v1/pool/devices", r#"{"size":16777216}"#),
     ("GET", "/v1/pool", "/v1/pool", ""),
@@ -84,6 +87,10 @@ const REQUESTS: [(&str, &str, &str, &str); 53] = [
     ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?now=true", ""),
 ];
 
+/// Requests that succeed only where the kernel's ublk driver may be used: how they fail elsewhere.
+const NEED_DRIVER: [(&str, &str, &[u16]); 2] =
+    [("POST", "/v1/devices", &[403, 501]), ("DELETE", "/v1/devices/{name}", &[404])];
+
 fn document(home: &Home) -> Value {
     request(&home.socket(), "GET", "/v1/openapi.json", "").body
 }
@@ -143,7 +150,9 @@ fn answers_are_what_the_document_describes() {
 
     for (method, path, target, body) in REQUESTS {
         let answer = request(&home.socket(), method, target, &body.replace("HOME/", &home.text("")));
-        assert_eq!(answer.status, 200, "{method} {target}: {}", answer.body);
+        let needs_driver = NEED_DRIVER.iter().find(|(other, place, _)| (*other, *place) == (method, path));
+        let is_excused = needs_driver.is_some_and(|(_, _, statuses)| statuses.contains(&answer.status));
+        assert!(answer.status == 200 || is_excused, "{method} {target}: {} {}", answer.status, answer.body);
         let found = answer_violations(&document, method, path, &answer);
         assert_eq!(found, Vec::<String>::new(), "{method} {target}: {}", answer.body);
     }
@@ -195,6 +204,9 @@ fn failures_have_the_form_the_document_describes() {
         ("POST", "/v1/policies", "/v1/policies", r#"{"name":"p","every_seconds":0}"#, 400, "usage"),
         ("POST", "/v1/trash/restore", "/v1/trash/restore", r#"{"ref":"a"}"#, 404, "not-found"),
         ("DELETE", "/v1/volumes/{name}", "/v1/volumes/a?shred=true", "", 400, "usage"),
+        ("POST", "/v1/devices", "/v1/devices", r#"{"ref":"none"}"#, 404, "not-found"),
+        ("POST", "/v1/devices", "/v1/devices", r#"{"ref":"a","depth":0}"#, 400, "usage"),
+        ("DELETE", "/v1/devices/{name}", "/v1/devices/%2Fdev%2Fublkb0", "", 404, "not-found"),
         ("POST", "/v1/keys/{slot}/remove", "/v1/keys/0/remove", foreign_key, 403, "permission"),
         ("POST", "/v1/keys", "/v1/keys", r#"{"credential":{},"new":{}}"#, 400, "usage"),
         ("POST", "/v1/keys/{slot}/remove", "/v1/keys/first/remove", foreign_key, 400, "usage"),

@@ -3,6 +3,7 @@
 mod activation;
 mod advisories;
 mod api;
+mod attach;
 mod bench;
 mod boot;
 mod canary;

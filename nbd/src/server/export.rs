@@ -121,6 +121,8 @@ pub enum FindError {
     TlsRequired,
     /// It has as many connections as it may have.
     Crowded,
+    /// Somebody has it who must be the only one to write it, and this client might write too.
+    HasWriter,
     /// The server is about to end.
     ShuttingDown,
 }
@@ -133,6 +135,7 @@ impl fmt::Display for FindError {
             Self::Forbidden => "The export is not open to this client",
             Self::TlsRequired => "The export needs TLS",
             Self::Crowded => "The export has as many connections as it may have",
+            Self::HasWriter => "The export has a writer that must be the only one",
             Self::ShuttingDown => "The server is shutting down",
         })
     }

@@ -477,6 +477,13 @@ fn refuse_export(replies: &mut OptionReplies<'_>, name: &str, error: FindError) 
             let message = format!("Export {quoted:?} has as many connections as it may have; try again later");
             replies.error(OptionError::Policy, &message);
         }
+        FindError::HasWriter => {
+            let message = format!(
+                "Export {quoted:?} is a disk of the server's host, which writes it; it can be offered for reads only, or \
+                 the disk shared"
+            );
+            replies.error(OptionError::Policy, &message);
+        }
         FindError::ShuttingDown => replies.error(OptionError::Shutdown, SHUTTING_DOWN),
     }
 }

@@ -24,6 +24,7 @@ impl Exports for Catalog {
         match name {
             "forbidden" => Err(FindError::Forbidden),
             "offline" => Err(FindError::Unavailable),
+            "owned" => Err(FindError::HasWriter),
             "late" => Err(FindError::ShuttingDown),
             "" => self.exports.first().cloned().ok_or(FindError::Unknown),
             _ => self.exports.iter().find(|export| export.name == name).cloned().ok_or(FindError::Unknown),

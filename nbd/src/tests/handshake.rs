@@ -296,6 +296,7 @@ fn exports_that_are_not_to_be_had_are_refused_with_their_reason() {
         (b"nothing".as_slice(), OptionError::Unknown),
         (b"offline", OptionError::Unknown),
         (b"forbidden", OptionError::Policy),
+        (b"owned", OptionError::Policy),
         (b"late", OptionError::Shutdown),
     ];
     let mut talk = Talk::new(catalog());

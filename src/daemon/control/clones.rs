@@ -10,6 +10,7 @@ use crate::daemon::resource::{
 };
 use crate::daemon::snapshot_request::{CloneSnapshot, RollBack};
 use crate::daemon::snapshot_resource::RollbackAnswer;
+use crate::daemon::trash::Thing;
 use crate::daemon::version_rule::check_label;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::snapshot::{Annotations, SnapshotRecord};
@@ -95,6 +96,7 @@ impl Control {
         let (target, next) = self.with_catalog(|catalog| {
             Ok::<_, Error>((find_selected(catalog, &reference)?.clone(), catalog.find(name)?.next_snapshot))
         })?;
+        self.refuse_if_attached(Thing::Volume(before.uuid), false, &format!("{name} cannot be rolled back"))?;
         if before.connections > 0 {
             let message = format!("{name} cannot be rolled back: {} connections have it open", before.connections);
             return Err(Error::new(ErrorKind::Busy, message).with_hint(

@@ -33,6 +33,7 @@ impl Control {
             self.server.pool().check_shred(name)?;
         }
         self.upkeep.trash.check_not_held(thing, now)?;
+        self.refuse_if_attached(thing, true, &format!("{name} cannot be removed"))?;
         refuse_if_open(&before, "removed", "Disconnect its clients first")?;
         let is_for_good = is_now || is_shredded;
         let mut job = None;
@@ -73,6 +74,7 @@ impl Control {
         let id = (record.volume, record.number);
         let now = seconds_since_1970();
         self.upkeep.trash.check_not_held(Thing::Snapshot(id), now)?;
+        self.refuse_if_attached(Thing::Snapshot(id), false, &format!("{} cannot be removed", before.reference))?;
         let mut job = None;
         if !options.dry_run {
             if options.now {

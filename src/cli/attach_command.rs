@@ -1,0 +1,179 @@
+//! The commands on block devices of this host: `attach detach devices`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use hyper::Method;
+
+use super::arguments::DryRun;
+use super::client::Client;
+use super::failure::{EXIT_PARTIAL, Failed, Outcome};
+use super::output::Output;
+use super::table::Table;
+use crate::daemon::attachment_resource::{
+    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentChangeList, AttachmentList,
+};
+use crate::daemon::resource::{ApiVersion, Kind};
+use crate::error::{Error, ErrorKind};
+use crate::volume::Reference;
+
+/// Numbers of devices are below this (a limit of the driver).
+const DEVICE_ID_END: i64 = 1 << 20;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What is attached already stays as it is, and its path is printed. A disk has its volume for itself: \
+    while it is attached, NBD clients get it only for reads (rok-blk export VOLUME --read-only), and while they write it \
+    it is not attached; --shared is for users who agree among themselves, like cluster file systems. Disks end with the \
+    daemon: what was synced is safe, and rok-blk attach brings them back. They need the kernel's ublk driver (modprobe \
+    ublk_drv)."
+)]
+pub(super) struct Attach {
+    /// Volumes, and snapshots like vol1@7, which are read-only
+    #[arg(value_name = "REF", required = true)]
+    references: Vec<Reference>,
+    /// Queues of each disk, which lanes serve, as many as there are processors at most; by default one for each lane, at
+    /// most 4
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    queues: Option<u16>,
+    /// Requests of each queue that may be under way; by default 128
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    depth: Option<u16>,
+    /// Refuse writes
+    #[arg(short, long)]
+    read_only: bool,
+    /// Others may write the volume meanwhile
+    #[arg(long, conflicts_with = "read_only")]
+    shared: bool,
+    /// N of /dev/ublkbN, if only one is attached; by default the lowest that is free
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..DEVICE_ID_END))]
+    id: Option<u32>,
+    #[command(flatten)]
+    dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Detach {
+    /// Volumes and snapshots that are attached, or paths of their disks
+    #[arg(value_name = "REF|DEVICE", required = true)]
+    names: Vec<String>,
+    /// Also while a disk is mounted or open: what is cached is written, then its users get errors
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    dry_run: DryRun,
+}
+
+/// `attach REF…`: all are tried; prints the path of each device.
+pub(super) fn attach(arguments: &Attach, client: &Client, output: &Output) -> Outcome<ExitCode> {
+    if arguments.id.is_some() && arguments.references.len() > 1 {
+        return Err(Error::new(ErrorKind::Usage, "--id is the number of one disk, and several were to be attached")
+            .with_hint("Attach them one by one, or leave --id out")
+            .into());
+    }
+    let is_dry_run = arguments.dry_run.is_dry_run;
+    let results = arguments.references.iter().map(|reference| {
+        let reference = reference.to_string();
+        let request = AttachDevice {
+            reference: reference.clone(),
+            queues: arguments.queues,
+            depth: arguments.depth,
+            read_only: arguments.read_only,
+            shared: arguments.shared,
+            id: arguments.id,
+        };
+        client.post(&format!("/v1/devices?dry_run={is_dry_run}"), &request, &reference)
+    });
+    finish(results.collect(), output)
+}
+
+/// `detach REF|DEVICE…`: all are tried; prints the path of each device.
+pub(super) fn detach(arguments: &Detach, client: &Client, output: &Output) -> Outcome<ExitCode> {
+    let options = format!("force={}&dry_run={}", arguments.force, arguments.dry_run.is_dry_run);
+    let results = arguments
+        .names
+        .iter()
+        .map(|name| client.change(Method::DELETE, &format!("/v1/devices/{}?{options}", path_segment(name)), name));
+    finish(results.collect(), output)
+}
+
+/// `devices`.
+pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
+    let answer: AttachmentList = client.get("/v1/devices", None)?;
+    let mut table = Table::new(&["DEVICE", "REF", "SIZE", "SECTOR", "MODE", "QUEUES", "DEPTH", "STATE"], &[2, 3, 5, 6]);
+    for attachment in &answer.items {
+        let cells = vec![
+            attachment.device.clone(),
+            attachment.reference.clone(),
+            output.size(attachment.size_bytes),
+            attachment.sector_size.to_string(),
+            mode(attachment).to_owned(),
+            attachment.queues.to_string(),
+            attachment.depth.to_string(),
+            attachment.state.as_str().to_owned(),
+        ];
+        table.row(&attachment.device, cells);
+    }
+    Ok(output.list(&answer, &answer.items, &table)?)
+}
+
+/// Prints what was done, tells what was not, and gives the exit code for both.
+fn finish(results: Vec<Outcome<AttachmentChange>>, output: &Output) -> Outcome<ExitCode> {
+    let (mut items, mut failures): (Vec<AttachmentChange>, Vec<Failed>) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(change) => items.push(change),
+            Err(failed) => failures.push(failed),
+        }
+    }
+    let mut table = Table::new(&[], &[]);
+    for change in &items {
+        table.row(&change.reference, vec![change.reference.clone()]);
+        tell(change, output);
+    }
+    let codes: Vec<ExitCode> = failures.iter().map(|failed| failed.report(output)).collect();
+    let answer = AttachmentChangeList { api: ApiVersion::V1, kind: Kind::AttachmentChangeList, items };
+    if !answer.items.is_empty() {
+        output.list(&answer, &answer.items, &table)?;
+    }
+    Ok(match codes.as_slice() {
+        [] => ExitCode::SUCCESS,
+        [first, rest @ ..] if answer.items.is_empty() && rest.iter().all(|code| code == first) => *first,
+        _ if answer.items.is_empty() => ExitCode::from(ErrorKind::Other.exit_code()),
+        _ => ExitCode::from(EXIT_PARTIAL),
+    })
+}
+
+fn tell(change: &AttachmentChange, output: &Output) {
+    if change.is_dry_run && change.has_changed {
+        let verb = if change.action == AttachmentAction::Attach { "attach" } else { "detach" };
+        output.message(&format!("Would {verb} {}.", change.reference));
+    }
+}
+
+const fn mode(attachment: &Attachment) -> &'static str {
+    match (attachment.is_read_only, attachment.is_shared) {
+        (true, _) => "read-only",
+        (false, true) => "shared",
+        (false, false) => "read-write",
+    }
+}
+
+/// A name as a part of a path: what is not plain is escaped.
+fn path_segment(name: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~@:".contains(&byte);
+    let escape = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    name.bytes().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_one_part_of_a_path() {
+        assert_eq!(path_segment("/dev/ublkb0"), "%2Fdev%2Fublkb0");
+        assert_eq!(path_segment("vol1@2026-11-01T10:00+02:00"), "vol1@2026-11-01T10:00%2B02:00");
+        assert_eq!(path_segment("a?b ü"), "a%3Fb%20%C3%BC");
+    }
+}
