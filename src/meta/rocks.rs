@@ -57,6 +57,8 @@ const MANIFEST_STEP_BYTES: usize = 64 << 10;
 /// What the operating system and RocksDB say when space is out.
 const OUT_OF_SPACE_WORDS: [&str; 4] =
     ["No space left on device", "Disk quota exceeded", "Space limit reached", "Max allowed space was reached"];
+/// What RocksDB says of a failed sync.
+const SYNC_WORDS: [&str; 3] = ["While fdatasync", "While fsync", "While sync_file_range"];
 
 /// How much a [`RocksStore`] may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -475,8 +477,18 @@ fn append(_key: &[u8], value: Option<&[u8]>, appended: &MergeOperands) -> Option
 
 pub(super) fn failure(error: &rocksdb::Error) -> MetaError {
     let message = error.to_string();
-    let is_out_of_space = OUT_OF_SPACE_WORDS.iter().any(|words| message.contains(words));
-    MetaError { is_out_of_space, is_damaged: error.kind() == ErrorKind::Corruption, message }
+    MetaError {
+        is_out_of_space: is_refused_for_space(&message),
+        is_damaged: error.kind() == ErrorKind::Corruption,
+        message,
+    }
+}
+
+/// Whether a write found no space. A sync that finds none is a failed sync: what was to be written may be there after a
+/// crash, and what it would be if it were tried again nobody knows.
+fn is_refused_for_space(message: &str) -> bool {
+    let has = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    has(&OUT_OF_SPACE_WORDS) && !has(&SYNC_WORDS)
 }
 
 #[cfg(test)]

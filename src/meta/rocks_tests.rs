@@ -397,10 +397,14 @@ fn lack_of_space_is_told_apart() {
         ("IO error: Space limit reached", true),
         ("Corruption: block checksum mismatch", false),
         ("IO error: While fsync: a file: Input/output error", false),
+        ("IO error: No space left on device: While fdatasync: /x/000004.log: No space left on device", false),
+        ("IO error: No space left on device: While fsync: /x/000004.sst: No space left on device", false),
+        (
+            "IO error: No space left on device: While appending to file: /fsync/000004.log: No space left on device",
+            true,
+        ),
     ] {
-        let is_out_of_space = OUT_OF_SPACE_WORDS.iter().any(|words| message.contains(words));
-
-        assert_eq!(is_out_of_space, expected, "{message}");
+        assert_eq!(is_refused_for_space(message), expected, "{message}");
     }
 }
 
