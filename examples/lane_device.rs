@@ -112,7 +112,7 @@ fn attach(
     parameters: &DeviceParameters,
     target: &DeviceTarget,
 ) -> Result<(Arc<Device>, AttachedDevice), Failure> {
-    let device = Arc::new(control.add(None, &DeviceParameters { queue_count: QUEUE_COUNT, ..*parameters })?);
+    let device = Arc::new(control.add(None, &DeviceParameters { queue_count: QUEUE_COUNT, ..*parameters }, None)?);
     let attached = server.attach(&device, target)?;
     control.start(&device)?;
     Ok((device, attached))

@@ -24,9 +24,9 @@ const DEVICE_ID_END: i64 = 1 << 20;
 #[command(
     after_help = "What is attached already stays as it is, and its path is printed. A disk has its volume for itself: \
     while it is attached, NBD clients get it only for reads (rok-blk export VOLUME --read-only), and while they write it \
-    it is not attached; --shared is for users who agree among themselves, like cluster file systems. Disks end with the \
-    daemon: what was synced is safe, and rok-blk attach brings them back. They need the kernel's ublk driver (modprobe \
-    ublk_drv)."
+    it is not attached; --shared is for users who agree among themselves, like cluster file systems. Disks are remembered \
+    until they are detached: the daemon brings them back under the same numbers when it starts, and while it is away the \
+    requests of a disk that is in use wait. They need the kernel's ublk driver (modprobe ublk_drv)."
 )]
 pub(super) struct Attach {
     /// Volumes, and snapshots like vol1@7, which are read-only
@@ -48,6 +48,9 @@ pub(super) struct Attach {
     /// N of /dev/ublkbN, if only one is attached; by default the lowest that is free
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..DEVICE_ID_END))]
     id: Option<u32>,
+    /// Forget it when it has ended with the daemon or the host; by default it is attached again then
+    #[arg(long)]
+    once: bool,
     #[command(flatten)]
     dry_run: DryRun,
 }
@@ -81,6 +84,7 @@ pub(super) fn attach(arguments: &Attach, client: &Client, output: &Output) -> Ou
             read_only: arguments.read_only,
             shared: arguments.shared,
             id: arguments.id,
+            once: arguments.once,
         };
         client.post(&format!("/v1/devices?dry_run={is_dry_run}"), &request, &reference)
     });
@@ -113,6 +117,11 @@ pub(super) fn list(client: &Client, output: &Output) -> Outcome<()> {
             attachment.state.as_str().to_owned(),
         ];
         table.row(&attachment.device, cells);
+    }
+    for attachment in &answer.items {
+        if let Some(problem) = &attachment.problem {
+            output.message(&format!("{} ({}): {problem}.", attachment.device, attachment.reference));
+        }
     }
     Ok(output.list(&answer, &answer.items, &table)?)
 }

@@ -28,6 +28,9 @@ pub struct AttachDevice {
     /// N of `/dev/ublkbN`; by default the lowest that is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
+    /// When it has ended with the daemon or the host, it is not attached anew.
+    #[serde(default)]
+    pub once: bool,
 }
 
 /// Options of taking a device away.
@@ -51,10 +54,14 @@ pub struct DetachOptions {
 pub enum AttachmentState {
     /// It takes requests.
     Live,
+    /// Nobody serves it: its requests wait.
+    Quiesced,
     /// It was stopped, and not by this daemon.
     Dead,
     /// The driver has none of this number any more.
     Gone,
+    /// The driver has one of another program under this number.
+    Taken,
     /// Another state, or the driver did not tell.
     Unknown,
 }
@@ -65,8 +72,10 @@ impl AttachmentState {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Live => "live",
+            Self::Quiesced => "quiesced",
             Self::Dead => "dead",
             Self::Gone => "gone",
+            Self::Taken => "taken",
             Self::Unknown => "unknown",
         }
     }
@@ -97,8 +106,13 @@ pub struct Attachment {
     pub queues: u16,
     /// Requests of each that may be under way.
     pub depth: u16,
+    /// When it has ended with the daemon or the host, it is not attached anew.
+    pub is_once: bool,
     /// What the driver says of it.
     pub state: AttachmentState,
+    /// Why it is not as it was left, and what can be done; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// Attachments, ordered by number.

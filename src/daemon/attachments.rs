@@ -1,55 +1,114 @@
 //! The table of attachments: which device was made of what, and the steps of its life.
 //!
-//! Invariants: what is in the table was started and is served by lanes; a device that could not be taken away stays in it.
-//! Calls that change it come one at a time; those that look at it wait for none of the driver's commands.
+//! Invariants: what is a device in the table was started and is served by lanes; one that could not be taken away stays in
+//! it. What is in the table is in the file of [`attachment_store`], also while nobody serves it: then it waits. Calls
+//! that change it come one at a time; those that look at it wait for none of the driver's commands.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rok_ublk::control::DeviceState;
+use rok_ublk::control::{DeviceInfo, DeviceState};
+use rok_ublk::device::{block_path, write_back};
 use rok_ublk::{Control as Driver, ControlError, Device, DeviceParameters};
 use uuid::Uuid;
 
 use super::attachment_resource::AttachmentState;
+use super::attachment_store::{self, Remembered, RememberedDevices};
 use super::device_users;
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lane::{AttachedDevice, DeviceVolume, Server};
+use crate::lane::{AttachedDevice, DeviceAccess, DeviceVolume, Server};
+use crate::volume::Volume;
 
-/// How long the driver may take for a command, at most for a stop, which writes what is cached of the device.
+/// How long the driver may take for a command, at most for a stop.
 const COMMAND_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long lanes may take to end the queues of a device that the driver has stopped.
-const END_TIME_MAX: Duration = Duration::from_secs(10);
+pub(super) const END_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long the driver may take to forget a stopped device. One whose users are still there goes when they do.
 const DELETE_TIME_MAX: Duration = Duration::from_secs(2);
+/// Longest request of a device, in bytes.
+const IO_BYTES_MAX: u32 = 1 << 20;
+/// Numbers of devices are below this (a limit of the driver).
+const DEVICE_NUMBER_END: u32 = 1 << 20;
+/// Fewest requests that the block layer lets a queue be limited to.
+const REQUESTS_MIN: u16 = 4;
 
 /// The devices of an open pool.
 pub(super) struct Attachments {
-    server: Arc<Server>,
-    table: Mutex<Table>,
+    pub(super) server: Arc<Server>,
+    pool: PathBuf,
+    pub(super) table: Mutex<Table>,
 }
 
 #[derive(Default)]
-struct Table {
+pub(super) struct Table {
     /// By number.
-    devices: BTreeMap<u32, Arc<Attached>>,
+    pub(super) devices: BTreeMap<u32, Arc<Attached>>,
+    /// What is remembered and not served.
+    pub(super) waiting: BTreeMap<u32, Waiting>,
     /// Nothing is attached any more.
-    is_closed: bool,
+    pub(super) is_closed: bool,
 }
 
 /// A device that was made of something.
 pub(super) struct Attached {
-    pub thing: Thing,
+    pub remembered: Remembered,
     pub volume: DeviceVolume,
-    device: Arc<Device>,
+    /// Why it is not as it should be.
+    pub problem: Option<String>,
+    pub(super) device: Arc<Device>,
     /// Kept open, so that the device can be taken away whatever becomes of the driver's file in `/dev`.
-    driver: Driver,
+    pub(super) driver: Driver,
     // Looked at by whoever detaches it, one at a time.
-    queues: Mutex<AttachedDevice>,
+    pub(super) queues: Mutex<AttachedDevice>,
+}
+
+/// Something that is remembered as a device and is not served.
+#[derive(Clone)]
+pub(super) struct Waiting {
+    pub remembered: Remembered,
+    /// Why, and what can be done.
+    pub problem: String,
+}
+
+impl Remembered {
+    /// Parameters of a device that is so attached.
+    pub(super) fn parameters(&self, volume: &Volume) -> DeviceParameters {
+        let mut parameters = DeviceParameters {
+            logical_block_bytes: volume.sector_size(),
+            queue_count: self.queue_count,
+            queue_depth: self.queue_depth,
+            io_bytes_max: IO_BYTES_MAX,
+            ..DeviceParameters::new(volume.size_bytes())
+        };
+        if self.access == DeviceAccess::ReadOnly {
+            parameters.is_read_only = true;
+            (parameters.has_volatile_cache, parameters.has_fua) = (false, false);
+            (parameters.discard_bytes_max, parameters.write_zeroes_bytes_max) = (0, 0);
+        }
+        parameters
+    }
+
+    /// Whether it is a volume or one of its snapshots.
+    pub(super) fn is_of(&self, volume: Uuid) -> bool {
+        match self.thing {
+            Thing::Volume(id) | Thing::Snapshot((id, _)) => id == volume,
+        }
+    }
+
+    /// What the driver has under the number of a device that is remembered so, if it can tell.
+    pub(super) fn state(&self, number: u32) -> AttachmentState {
+        match Driver::open().and_then(|driver| driver.info(number)) {
+            Ok(info) if info.identity != self.identity() => AttachmentState::Taken,
+            Err(ControlError::Missing) => AttachmentState::Gone,
+            result => state_of(result),
+        }
+    }
 }
 
 impl Attached {
@@ -63,35 +122,41 @@ impl Attached {
 
     /// What the driver says of it.
     pub(super) fn state(&self) -> AttachmentState {
-        match self.driver.state(self.device.id()) {
-            Ok(DeviceState::Live) => AttachmentState::Live,
-            Ok(DeviceState::Dead) => AttachmentState::Dead,
-            Err(error) if is_gone(&error) => AttachmentState::Gone,
-            Ok(_) | Err(_) => AttachmentState::Unknown,
-        }
-    }
-
-    /// Whether it was made of a volume or of one of its snapshots.
-    pub(super) fn is_of(&self, volume: Uuid) -> bool {
-        match self.thing {
-            Thing::Volume(id) | Thing::Snapshot((id, _)) => id == volume,
-        }
+        state_of(self.driver.info(self.device.id()))
     }
 }
 
 impl Attachments {
-    pub(super) fn new(server: Arc<Server>) -> Self {
-        Self { server, table: Mutex::default() }
+    /// None yet, of the pool in a directory.
+    pub(super) fn new(server: Arc<Server>, pool: &Path) -> Self {
+        Self { server, pool: pool.to_owned(), table: Mutex::default() }
     }
 
-    /// All, by number.
+    /// All devices, by number.
     pub(super) fn list(&self) -> Vec<Arc<Attached>> {
         self.table.lock().devices.values().cloned().collect()
     }
 
+    /// What waits, by number.
+    pub(super) fn waiting(&self) -> BTreeMap<u32, Waiting> {
+        self.table.lock().waiting.clone()
+    }
+
+    /// What is remembered of what waits.
+    pub(super) fn remembered_waiting(&self) -> RememberedDevices {
+        self.table.lock().waiting.iter().map(|(number, waiting)| (*number, waiting.remembered)).collect()
+    }
+
+    /// What is remembered of all, by number.
+    pub(super) fn remembered(&self) -> RememberedDevices {
+        let mut remembered = self.remembered_waiting();
+        remembered.extend(self.list().iter().map(|attached| (attached.device.id(), attached.remembered)));
+        remembered
+    }
+
     /// The device that was made of this.
     pub(super) fn of(&self, thing: Thing) -> Option<Arc<Attached>> {
-        self.list().into_iter().find(|attached| attached.thing == thing)
+        self.list().into_iter().find(|attached| attached.remembered.thing == thing)
     }
 
     /// Whether devices can be made.
@@ -103,27 +168,40 @@ impl Attachments {
         Driver::open().map(|_| ()).map_err(failure)
     }
 
-    /// Makes a device and starts it.
+    /// The way to the driver.
+    ///
+    /// # Errors
+    /// `Unsupported` without io_uring or the driver, `Permission`.
+    pub(super) fn driver(&self) -> Result<Driver> {
+        self.server.check_devices()?;
+        Ok(Driver::open().map_err(failure)?.with_time_max(COMMAND_TIME_MAX))
+    }
+
+    /// Makes a device, remembers and starts it.
     ///
     /// # Errors
     /// Those of [`Self::check_driver`], `NoSpace` at the driver's limit of devices, `Exists` for a number that is taken,
-    /// `Usage` for parameters that cannot be, `Busy` if the daemon is ending; then there is no device.
+    /// `Usage` for parameters that cannot be, `Busy` if the daemon is ending; those of remembering it. Then there is no device.
     pub(super) fn attach(
         &self,
-        thing: Thing,
-        volume: DeviceVolume,
-        parameters: &DeviceParameters,
         id: Option<u32>,
+        remembered: Remembered,
+        volume: DeviceVolume,
     ) -> Result<Arc<Attached>> {
         if self.table.lock().is_closed {
             return Err(Error::new(ErrorKind::Busy, "The daemon is ending").with_hint("Start it again"));
         }
-        self.server.check_devices()?;
-        let driver = Driver::open().map_err(failure)?.with_time_max(COMMAND_TIME_MAX);
-        let device = Arc::new(driver.add(id, parameters).map_err(failure)?);
+        let driver = self.driver()?;
+        let id = self.number_for(&remembered, id, &driver)?;
+        let parameters = remembered.parameters(volume.open().volume());
+        let device = Arc::new(driver.add(id, &parameters, Some(remembered.identity())).map_err(failure)?);
         let number = device.id();
-        let served = self.server.attach(&device, &volume.target());
-        let started = served.and_then(|queues| driver.start(&device).map(|()| queues).map_err(failure));
+        let started = self.server.attach(&device, &volume.target()).and_then(|queues| {
+            // Before anybody can use it: a daemon that is killed then leaves nothing behind that nobody knows.
+            self.store(Some((number, remembered)))?;
+            driver.start(&device).map_err(failure)?;
+            Ok(queues)
+        });
         let queues = match started {
             Ok(queues) => queues,
             Err(error) => {
@@ -133,13 +211,54 @@ impl Attachments {
                 }
                 drop(device);
                 delete(&driver, number);
+                if let Err(error) = self.store(None) {
+                    tracing::warn!(%error, device = number, "a device that did not start is remembered");
+                }
                 return Err(error);
             }
         };
-        let attached = Arc::new(Attached { thing, volume, device, driver, queues: Mutex::new(queues) });
-        self.table.lock().devices.insert(number, Arc::clone(&attached));
+        hold_one_back(&device);
+        let attached = Attached { remembered, volume, problem: None, device, driver, queues: Mutex::new(queues) };
         tracing::info!(device = number, volume = %attached.volume.open().volume().id(), "a device was attached");
-        Ok(attached)
+        Ok(self.insert(attached))
+    }
+
+    /// The number to ask the driver for, `None` if any will do: not one that another thing waits for.
+    fn number_for(&self, remembered: &Remembered, id: Option<u32>, driver: &Driver) -> Result<Option<u32>> {
+        let waiting = self.remembered_waiting();
+        match id.map(|id| (id, waiting.get(&id))) {
+            Some((id, Some(other))) if other.thing != remembered.thing => {
+                let device = block_path(id);
+                let device = device.display();
+                Err(Error::new(ErrorKind::Exists, format!("{device} is kept for what was attached there"))
+                    .with_hint(format!("Name another number, or give that up first: rok-blk detach {device}")))
+            }
+            Some((id, _)) => Ok(Some(id)),
+            None if waiting.is_empty() => Ok(None),
+            None => {
+                let is_free = |number: u32| driver.info(number).is_err_and(|error| error.is_gone());
+                Ok((0..DEVICE_NUMBER_END).find(|number| !waiting.contains_key(number) && is_free(*number)))
+            }
+        }
+    }
+
+    /// Takes a device into the table.
+    pub(super) fn insert(&self, attached: Attached) -> Arc<Attached> {
+        let (number, attached) = (attached.device.id(), Arc::new(attached));
+        let mut table = self.table.lock();
+        table.waiting.remove(&number);
+        table.devices.insert(number, Arc::clone(&attached));
+        attached
+    }
+
+    /// Takes a device away and forgets it.
+    ///
+    /// # Errors
+    /// Those of [`Self::take_away`]: then it is attached still. Those of forgetting it: then it is gone, and comes back with
+    /// the next start.
+    pub(super) fn detach(&self, attached: Arc<Attached>, is_forced: bool) -> Result<()> {
+        self.take_away(attached, is_forced)?;
+        self.store(None)
     }
 
     /// Stops a device and deletes it.
@@ -147,18 +266,22 @@ impl Attachments {
     /// # Errors
     /// `Busy` if it is in use, unless that is `forced`; `TimedOut` if a request of it is not answered, and what the driver
     /// reports. Then it is attached still.
-    pub(super) fn detach(&self, attached: Arc<Attached>, is_forced: bool) -> Result<()> {
+    pub(super) fn take_away(&self, attached: Arc<Attached>, is_forced: bool) -> Result<()> {
         let number = attached.device.id();
+        let state = attached.state();
         // Of one that others have stopped there is no disk any more.
-        let has_disk = !matches!(attached.state(), AttachmentState::Dead | AttachmentState::Gone);
+        let has_disk = !matches!(state, AttachmentState::Dead | AttachmentState::Gone);
         let claim = if is_forced || !has_disk { None } else { Some(device_users::claim(&attached.path())?) };
         // A stop waits for the answers to all requests, and those that wait for space would come when there is some.
         if let Err(error) = self.server.leave_device(number) {
             tracing::warn!(%error, device = number, "a lane was not told that a device is to be stopped");
         }
+        if state == AttachmentState::Live {
+            write_cache(&attached.path());
+        }
         match attached.driver.stop(number) {
             Ok(()) => {}
-            Err(error) if is_gone(&error) => {}
+            Err(error) if error.is_gone() => {}
             Err(error) => return Err(failure(error)),
         }
         drop(claim);
@@ -176,35 +299,138 @@ impl Attachments {
         Ok(())
     }
 
-    /// Stops all devices, whoever uses them, and attaches nothing any more.
+    /// Forgets what is not served. A device that there is still is stopped and deleted: its users get errors.
+    ///
+    /// # Errors
+    /// `Busy` if it is in use, unless that is `forced`; what the driver reports. Those of storing it.
+    pub(super) fn forget(&self, number: u32, remembered: &Remembered, is_forced: bool) -> Result<()> {
+        end_unserved(number, remembered, is_forced)?;
+        self.table.lock().waiting.remove(&number);
+        self.store(None)
+    }
+
+    /// Stops all devices, whoever uses them, and attaches nothing any more. They are remembered.
     pub(super) fn close(&self) {
-        let devices = {
-            let mut table = self.table.lock();
-            table.is_closed = true;
-            table.devices.values().cloned().collect::<Vec<_>>()
-        };
-        for attached in devices {
+        for attached in self.close_table() {
             let device = attached.path();
-            if let Err(error) = self.detach(attached, true) {
+            if let Err(error) = self.take_away(attached, true) {
                 tracing::error!(%error, device = %device.display(), "a device was left behind");
             }
         }
     }
+
+    /// Attaches nothing any more; returns all devices.
+    pub(super) fn close_table(&self) -> Vec<Arc<Attached>> {
+        let mut table = self.table.lock();
+        table.is_closed = true;
+        table.devices.values().cloned().collect()
+    }
+
+    /// Stores what is in the table, and one more.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(super) fn store(&self, one_more: Option<(u32, Remembered)>) -> Result<()> {
+        let mut remembered = self.remembered();
+        remembered.extend(one_more);
+        self.store_all(&remembered)
+    }
+
+    /// Stores what is to be remembered.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(super) fn store_all(&self, remembered: &RememberedDevices) -> Result<()> {
+        attachment_store::write(&self.pool, remembered)
+    }
+}
+
+fn state_of(info: std::result::Result<DeviceInfo, ControlError>) -> AttachmentState {
+    match info.map(|info| info.state) {
+        Ok(DeviceState::Live) => AttachmentState::Live,
+        Ok(DeviceState::Dead) => AttachmentState::Dead,
+        Ok(DeviceState::Quiesced | DeviceState::FailIo) => AttachmentState::Quiesced,
+        Err(error) if error.is_gone() => AttachmentState::Gone,
+        Ok(DeviceState::Unknown(_)) | Err(_) => AttachmentState::Unknown,
+    }
+}
+
+/// Stops and deletes a device of ours that this daemon does not serve; nothing if there is none of ours.
+///
+/// # Errors
+/// `Busy` if it is in use, or somebody else serves it, unless that is `forced`; what the driver reports.
+pub(super) fn end_unserved(number: u32, remembered: &Remembered, is_forced: bool) -> Result<()> {
+    let driver = match Driver::open() {
+        Ok(driver) => driver.with_time_max(COMMAND_TIME_MAX),
+        // Without the driver there are no devices.
+        Err(ControlError::Missing) => return Ok(()),
+        Err(error) => return Err(failure(error)),
+    };
+    let info = match driver.info(number) {
+        Ok(info) if info.identity == remembered.identity() => info,
+        Ok(_) => return Ok(()),
+        Err(error) if error.is_gone() => return Ok(()),
+        Err(error) => return Err(failure(error)),
+    };
+    let path = block_path(number);
+    if info.state == DeviceState::Live && !is_forced {
+        let server = info.server.map_or_else(String::new, |pid| format!(" (process {pid})"));
+        return Err(Error::new(ErrorKind::Busy, format!("{} is served by another program{server}", path.display()))
+            .with_hint("End that one, or take the disk away in any case with --force: its users get errors then"));
+    }
+    let has_disk = info.state != DeviceState::Dead;
+    let claim = if is_forced || !has_disk { None } else { Some(device_users::claim(&path)?) };
+    match driver.stop(number) {
+        Ok(()) => {}
+        Err(error) if error.is_gone() => return Ok(()),
+        Err(error) => return Err(failure(error)),
+    }
+    drop(claim);
+    delete(&driver, number);
+    Ok(())
 }
 
 /// Deletes a device that was stopped. Whoever has it open still keeps it from going, and only that: it goes by itself then.
-fn delete(driver: &Driver, number: u32) {
+pub(super) fn delete(driver: &Driver, number: u32) {
     let impatient = Driver::open().map(|driver| driver.with_time_max(DELETE_TIME_MAX));
     match impatient.as_ref().unwrap_or(driver).delete(number) {
         Err(ControlError::TimeOver { .. }) => {
             tracing::info!(device = number, "a device goes when nobody has it open any more");
         }
-        Err(error) if !is_gone(&error) => tracing::warn!(%error, device = number, "a device was not deleted"),
+        Err(error) if !error.is_gone() => tracing::warn!(%error, device = number, "a device was not deleted"),
         Ok(()) | Err(_) => {}
     }
 }
 
-/// Whether the driver does not know the device.
-fn is_gone(error: &ControlError) -> bool {
-    matches!(error, ControlError::Refused { source, .. } if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)))
+/// Writes what the kernel caches of a device, as long as a command of the driver may take. On a thread of its own, which is
+/// left alone when it takes longer: a request that is never answered must not keep its device.
+fn write_cache(path: &Path) {
+    let (done, result) = mpsc::channel();
+    let own = path.to_owned();
+    let work = move || {
+        // Nobody waits any more if that fails.
+        let _is_awaited = done.send(File::open(own).and_then(|device| write_back(&device))).is_ok();
+    };
+    let device = path.display();
+    if let Err(error) = std::thread::Builder::new().name("write-back".to_owned()).spawn(work) {
+        tracing::warn!(%error, %device, "what is cached of a device is lost: a thread could not be started");
+        return;
+    }
+    match result.recv_timeout(COMMAND_TIME_MAX) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, %device, "what is cached of a device may be lost: it was not written"),
+        Err(_) => tracing::warn!(%device, "what is cached of a device may be lost: writing it takes too long"),
+    }
+}
+
+/// Has the block layer leave one command of each queue with the driver: when a daemon dies, the driver learns it from those
+/// at once, and from a queue that has none only by a timeout of half a minute, for which all requests would wait.
+fn hold_one_back(device: &Device) {
+    let path = device.block_path();
+    let name = path.file_name().unwrap_or_default();
+    let limit = device.queue_depth().saturating_sub(1).max(REQUESTS_MIN);
+    if let Err(error) = std::fs::write(Path::new("/sys/block").join(name).join("queue/nr_requests"), limit.to_string())
+    {
+        tracing::debug!(%error, device = device.id(), "the requests of a device are not limited");
+    }
 }

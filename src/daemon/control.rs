@@ -72,9 +72,10 @@ pub(super) struct PoolPlace {
 }
 
 impl Control {
-    /// Over a server that runs on the pool of `place` with these key slots and devices and listens on `listeners`.
+    /// Over the server of these devices, which runs on the pool of `place` with these key slots and devices and listens on
+    /// `listeners`.
     pub(super) fn new(
-        server: Arc<Server>,
+        devices: Attachments,
         place: PoolPlace,
         key_slots: KeySlots,
         device_list: DeviceList,
@@ -82,7 +83,7 @@ impl Control {
         upkeep: Upkeep,
     ) -> Self {
         let (key_slots, device_list) = (Mutex::new(key_slots), Mutex::new(device_list));
-        let (checks, devices) = (Mutex::new(()), Attachments::new(Arc::clone(&server)));
+        let (server, checks) = (Arc::clone(&devices.server), Mutex::new(()));
         Self { server, place, listeners, checks, advice: Mutex::default(), upkeep, key_slots, device_list, devices }
     }
 

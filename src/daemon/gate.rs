@@ -137,7 +137,7 @@ impl Gate {
         match &*self.state.read() {
             State::Open(control) => {
                 control.stop_jobs();
-                control.detach_all();
+                control.leave_devices();
                 control.server().shutdown()
             }
             State::Locked | State::Changing => Ok(()),
@@ -225,7 +225,7 @@ impl Control {
     fn close(self: Box<Self>) -> Result<()> {
         let pool = Arc::downgrade(self.server().pool());
         self.stop_jobs();
-        self.detach_all();
+        self.take_devices_away();
         let ended = self.server().shutdown();
         drop(self);
         if pool.strong_count() > 0 {

@@ -34,6 +34,7 @@ pub mod volume_rule;
 
 mod answer;
 mod attachment_routes;
+mod attachment_store;
 mod attachments;
 mod device_users;
 mod diff_routes;
@@ -54,6 +55,7 @@ mod pool_routes;
 mod pool_setup;
 mod process;
 mod reclaim_job;
+mod restoration;
 mod router;
 mod schedule;
 mod snapshot_routes;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::attachments::Attachments;
 use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
 use super::export_store;
@@ -93,10 +94,13 @@ impl PoolSetup {
         let options = ServerOptions { devices: pool.devices, io: self.io, nbd: self.nbd_limits, tls };
         let server = Server::start(pool.pool, options)?;
         policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
+        // Before clients can connect: what a device has for itself, none of them may get first.
+        let devices = Attachments::restore(&server, &self.pool);
         let started = listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, Upkeep::begin(&server)?)));
         let (listeners, upkeep) = match started {
             Ok(started) => started,
             Err(error) => {
+                devices.leave();
                 // The pool was opened, so it is closed; that this fails too would hide the cause.
                 if let Err(second) = server.shutdown() {
                     tracing::warn!(error = %second, "the pool did not close cleanly");
@@ -104,7 +108,7 @@ impl PoolSetup {
                 return Err(error);
             }
         };
-        Ok(Control::new(server, place, pool.key_slots, pool.device_list, listeners, upkeep))
+        Ok(Control::new(devices, place, pool.key_slots, pool.device_list, listeners, upkeep))
     }
 
     /// Takes where it listened, so that clients find it there again.

@@ -1,10 +1,11 @@
 //! What a server does for ublk devices: opens what they are made of, has lanes serve their queues, and lets go of them.
 //!
 //! The order of a device's life: opened here, added to the driver, [`Server::attach`], started, ...,
-//! [`Server::leave_device`], stopped, [`AttachedDevice::wait_ended`], deleted. The driver's part is the caller's.
+//! [`Server::leave_device`], stopped, [`AttachedDevice::wait_ended`], deleted. One that is to outlive the server ends with
+//! [`Server::release_device`] and [`AttachedDevice::wait_ended`] instead. The driver's part is the caller's.
 
 use super::device::{DeviceMessage, DeviceTarget, NewQueue};
-use super::mailbox::Message;
+use super::mailbox::{Mailbox, Message};
 use super::server::Server;
 use super::users::{DeviceAccess, DevicePlace};
 use crate::error::{Error, ErrorKind, Result};
@@ -133,6 +134,17 @@ impl Server {
             answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
         }
         Ok(())
+    }
+
+    /// Has lanes serve a device no more, which has to be one that outlives its server: its requests wait in the driver, those
+    /// that are not answered are sent again to the next server. Nothing can be attached afterwards: to be called before
+    /// the end of the server.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if the server is ending, or overloaded.
+    pub fn release_device(&self, id: u32) -> Result<()> {
+        let release = |mailbox: &Arc<Mailbox>| mailbox.send(Message::Device(DeviceMessage::Release { id }));
+        self.shared.serving_mailboxes().iter().try_for_each(release)
     }
 
     /// Whether it can serve devices.

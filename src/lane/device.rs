@@ -37,6 +37,8 @@ pub(super) enum DeviceMessage {
     Serve(NewQueue),
     /// The device of this number is about to be stopped: none of its writes waits for space any more. Then say so.
     Leave { id: u32, done: mpsc::Sender<()> },
+    /// Serve the device of this number no more, and let its requests wait for the next server.
+    Release { id: u32 },
 }
 
 /// A queue that a lane is to serve.
@@ -78,6 +80,21 @@ impl Devices {
                 // Who has given up waiting stops the device without.
                 let _is_awaited = done.send(()).is_ok();
             }
+            DeviceMessage::Release { id } => self.release(id, engine),
+        }
+    }
+
+    /// Answers nothing of a device any more. What is with the engine is waited for; the driver sends it again to the next
+    /// server, when this lane has ended.
+    fn release(&mut self, id: u32, engine: &Engine<LaneDisk>) {
+        let of_device = self.0.iter().filter(|(_, device)| device.queue.device().id() == id);
+        let slots: Vec<usize> = of_device.map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.0[slot].is_abandoned = true;
+            let slot = u32::try_from(slot).expect("there are fewer queues than tags");
+            // Those that wait for space fail, and nobody is told.
+            engine.leave(DEVICE_OWNER | slot);
+            self.drop_ended(slot, engine);
         }
     }
 
@@ -110,7 +127,7 @@ impl Devices {
     pub(super) fn submit(&mut self, ring: &mut IoUring) -> bool {
         let mut is_waiting = false;
         for (_, device) in &mut self.0 {
-            is_waiting |= device.queue.submit(ring) > 0;
+            is_waiting |= !device.is_abandoned && device.queue.submit(ring) > 0;
         }
         is_waiting
     }
@@ -120,6 +137,9 @@ impl Devices {
         let slot = u32::from(Prefix::of(end.user_data).value() - DEVICE_FIRST);
         // One that was abandoned may be gone before its commands are back.
         let Some(device) = self.0.get_mut(to_usize(u64::from(slot))) else { return };
+        if device.is_abandoned {
+            return;
+        }
         let mut service = DeviceService { engine, buffers, owner: DEVICE_OWNER | slot };
         device.completed(end.user_data, end.result, &mut service);
         if device.queue.is_ended() {
@@ -185,6 +205,7 @@ struct DeviceQueue {
     data: Vec<Option<Data>>,
     /// Requests that the engine has not answered.
     serving_count: usize,
+    /// Its commands are no concern of ours any more: requests that come are not served, answers do not go out.
     is_abandoned: bool,
     _ended: mpsc::Sender<()>,
 }

@@ -34,6 +34,7 @@ machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
   --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
 machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
 machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
+machine --script "$here/survive.sh" --disk-mib 1024 --seconds-max 600 --program "$target/debug/rok-blk"
 
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$status"

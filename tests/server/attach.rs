@@ -1,6 +1,7 @@
 //! Block devices of this host: what is refused before the driver is asked, what is said where there is none, and that a
 //! device's answers are what the API describes. With a driver: `tests/kernel/attach.sh`.
 
+use std::fs;
 use std::path::Path;
 
 use rok_blk::daemon::attachment_resource::{
@@ -118,6 +119,56 @@ fn nothing_is_attached_in_the_beginning_and_nothing_of_others_is_taken_away() {
 }
 
 #[test]
+fn what_is_remembered_waits_for_the_driver_and_keeps_its_volume() {
+    if has_driver() {
+        return;
+    }
+    let (home, serving) = served();
+    let volumes = home.run(["ls", "--json"]).json();
+    serving.stop();
+    let entry = |volume: &Value, is_once: bool| json!({"volume": volume, "snapshot": null, "access": "exclusive", "queues": 2, "depth": 64, "is_once": is_once});
+    let uuid = |index: usize| &volumes["items"][index]["uuid"];
+    let missing = json!(uuid::Uuid::from_u128(7));
+    let attachments = json!({"3": entry(uuid(0), false), "4": entry(uuid(1), true), "5": entry(&missing, false)});
+    let file = home.path("pool/attachments.json");
+    fs::write(&file, json!({"version": 1, "attachments": attachments}).to_string()).expect("a file");
+    let serving = home.serve(&[]);
+    // What was attached for once is not made anew, and what is not there cannot be.
+    let devices = home.run(["devices", "--json"]).json();
+    assert_eq!(devices["items"].as_array().map(Vec::len), Some(1), "{devices}");
+    let waiting = &devices["items"][0];
+    assert_eq!(
+        [&waiting["device"], &waiting["ref"], &waiting["state"], &waiting["depth"]],
+        [&json!("/dev/ublkb3"), &json!("vol1"), &json!("gone"), &json!(64)]
+    );
+    assert!(waiting["problem"].as_str().is_some_and(|problem| problem.contains("modprobe ublk_drv")), "{waiting}");
+    for arguments in [&["rm", "vol1"][..], &["resize", "vol1", "128M"], &["attach", "vol1", "--read-only"]] {
+        let refusal = home.run(arguments).failure(7);
+        assert!(refusal.contains("/dev/ublkb3"), "{refusal}");
+    }
+    home.run(["attach", "vol1"]).failure(13);
+    assert_eq!(home.run(["detach", "vol1"]).success().trim(), "/dev/ublkb3");
+    assert_eq!(home.run(["devices", "-q"]).success(), "");
+    home.run(["rm", "vol1"]).success();
+    serving.stop();
+    let stored: Value = serde_json::from_slice(&fs::read(&file).expect("it is there")).expect("JSON");
+    assert_eq!(stored, json!({"version": 1, "attachments": {}}));
+}
+
+#[test]
+fn memory_of_attachments_that_cannot_be_read_keeps_no_daemon_from_starting() {
+    let home = Home::with_pool();
+    let file = home.path("pool/attachments.json");
+    fs::write(&file, r#"{"version": 2}"#).expect("a file");
+    let serving = home.serve(&[]);
+    assert_eq!(home.run(["devices", "-q"]).success(), "");
+    serving.stop();
+    assert!(!file.exists());
+    let aside = fs::read_to_string(home.path("pool/attachments.json.unread")).expect("it was kept");
+    assert_eq!(aside, r#"{"version": 2}"#);
+}
+
+#[test]
 fn devices_of_a_locked_pool_need_its_key() {
     let home = Home::with_pool();
     let serving = home.serve(&[]);
@@ -142,7 +193,15 @@ fn attachments_have_the_form_that_the_document_describes() {
         is_shared: false,
         queues: 2,
         depth: 128,
+        is_once: false,
         state: AttachmentState::Live,
+        problem: None,
+    };
+    let waiting = Attachment {
+        is_once: true,
+        state: AttachmentState::Taken,
+        problem: Some("Why".to_owned()),
+        ..attachment.clone()
     };
     let check = |name: &str, value: Value| {
         let schema = &document["components"]["schemas"][name];
@@ -162,6 +221,6 @@ fn attachments_have_the_form_that_the_document_describes() {
         assert_eq!((change.reference.as_str(), change.has_changed), (reference, has_changed));
         check("AttachmentChange", serde_json::to_value(change).expect("plain data"));
     }
-    let list = AttachmentList { api: ApiVersion::V1, kind: Kind::AttachmentList, items: vec![attachment] };
+    let list = AttachmentList { api: ApiVersion::V1, kind: Kind::AttachmentList, items: vec![attachment, waiting] };
     check("AttachmentList", serde_json::to_value(list).expect("plain data"));
 }

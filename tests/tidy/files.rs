@@ -31,9 +31,11 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("tests/server/refusal.rs", "a filter of system calls is installed between fork and exec"),
     ("tests/server/support.rs", "signals are sent by a system call"),
     ("ublk/src/command.rs", "commands are put on a ring and must outlive their completion"),
+    ("ublk/src/device.rs", "writing back what is cached of a block device is a system call"),
     ("ublk/src/mapping.rs", "the driver's descriptors are memory that the kernel writes"),
     ("ublk/src/queue.rs", "the driver's descriptors are memory that the kernel writes"),
     ("ublk/src/ring.rs", "entries of the ring name memory that their caller keeps"),
+    ("ublk/src/stand_in.rs", "commands of a stand-in are put on a ring"),
     ("ublk/examples/null_shared_ring.rs", "puts commands on the ring that it shares with the device"),
 ];
 

@@ -81,7 +81,7 @@ fn run_device(pool_path: &str, socket_path: &str, size_bytes: u64) -> Result<(),
     let listener = UnixListener::bind(socket_path)?;
     let parameters =
         DeviceParameters { queue_count: QUEUE_COUNT, queue_depth: QUEUE_DEPTH, ..DeviceParameters::new(size_bytes) };
-    let device = Arc::new(control.add(None, &parameters)?);
+    let device = Arc::new(control.add(None, &parameters, None)?);
     let id = device.id();
 
     let is_closing = Arc::new(AtomicBool::new(false));

@@ -4,12 +4,13 @@
 //! [`Control::start`] returns only when all tags of all queues have been fetched and the partition table was read
 //! through them, and [`Control::stop`] when the requests in flight are answered. The order of a device's life:
 //! `add`, a [`crate::Queue`] on its thread for each queue, `start`, …, `stop`, queues ended and dropped, handle
-//! dropped, `delete`.
+//! dropped, `delete`. One that has outlived its server: `recover`, queues as above, `finish_recovery`, ….
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libublk_rs_sys as sys;
 
@@ -17,11 +18,14 @@ use crate::command::{Command, CommandFailure};
 use crate::device::{Device, character_path};
 use crate::features::Features;
 use crate::parameters::{DeviceParameters, ParameterError};
+use crate::stand_in;
 
 /// The driver's control device.
 pub const CONTROL_PATH: &str = "/dev/ublk-control";
 /// Bound of each command, unless another is set.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(30);
+/// Pause before the driver is asked again whether a dead server's commands are gone: it tells nobody when.
+const RECOVERY_PERIOD: Duration = Duration::from_millis(10);
 /// The driver's number for "no device yet" and "any number".
 const ANY_DEVICE: u32 = u32::MAX;
 
@@ -45,6 +49,19 @@ pub enum DeviceState {
     FailIo,
     /// A state that this crate does not know.
     Unknown(u16),
+}
+
+/// What the driver knows of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its state.
+    pub state: DeviceState,
+    /// What [`Control::add`] was given; devices of other programs have anything here, 0 most often.
+    pub identity: u64,
+    /// Process that serves it, or served it last, as that process sees its own number.
+    pub server: Option<u32>,
+    /// It outlives its server, and its requests in flight are sent again to the next one.
+    pub is_recoverable: bool,
 }
 
 /// What went wrong with the driver.
@@ -139,6 +156,13 @@ const STOP: Action =
     Action { code: sys::UBLK_U_CMD_STOP_DEV, name: "stop", hint: "requests in flight were not answered" };
 const DELETE: Action =
     Action { code: sys::UBLK_U_CMD_DEL_DEV, name: "delete", hint: "something still holds its character device open" };
+const START_RECOVERY: Action =
+    Action { code: sys::UBLK_U_CMD_START_USER_RECOVERY, name: "begin the recovery of", hint: "look at the kernel log" };
+const END_RECOVERY: Action = Action {
+    code: sys::UBLK_U_CMD_END_USER_RECOVERY,
+    name: "end the recovery of",
+    hint: "a thread that serves one of its queues is not running, or not submitting",
+};
 const GET_INFO: Action =
     Action { code: sys::UBLK_U_CMD_GET_DEV_INFO, name: "tell the state of", hint: "look at the kernel log" };
 
@@ -171,19 +195,32 @@ impl Control {
 
     /// Adds a device with parameters, not yet started. `id`: its number, or `None` for the lowest free one.
     ///
+    /// With an `identity` it outlives its server, if the driver can do that: its requests wait, those in flight are sent
+    /// again, and whoever finds the identity in [`Control::info`] can [`Control::recover`] it. Without, it ends with its server.
+    ///
     /// When something fails after the driver made the device, it is deleted again.
     ///
     /// # Errors
     /// [`ControlError::Parameters`]; [`ControlError::Refused`] with `EEXIST` when the number is taken,
     /// `ENOSPC` or `EACCES` when the driver's limit of devices is reached; what else the driver answers.
-    pub fn add(&self, id: Option<u32>, parameters: &DeviceParameters) -> Result<Device, ControlError> {
+    pub fn add(
+        &self,
+        id: Option<u32>,
+        parameters: &DeviceParameters,
+        identity: Option<u64>,
+    ) -> Result<Device, ControlError> {
         let driver_parameters = parameters.to_driver()?;
+        let survival = match identity {
+            Some(_) => self.features()?.survival_flags(),
+            None => 0,
+        };
         let wanted = sys::ublksrv_ctrl_dev_info {
             nr_hw_queues: parameters.queue_count,
             queue_depth: parameters.queue_depth,
             max_io_buf_bytes: parameters.io_bytes_max,
             dev_id: id.unwrap_or(ANY_DEVICE),
-            flags: u64::from(sys::UBLK_F_CMD_IOCTL_ENCODE),
+            flags: u64::from(sys::UBLK_F_CMD_IOCTL_ENCODE) | survival,
+            ublksrv_flags: identity.unwrap_or(0),
             ..Default::default()
         };
         let granted = self.run_with(ADD, wanted.dev_id, Box::new(wanted))?;
@@ -220,13 +257,65 @@ impl Control {
         self.run(DELETE, id, 0)
     }
 
+    /// Takes a device over whose server is gone, within `time_max`: its handle, for queues to be served. Requests wait until
+    /// [`Control::finish_recovery`].
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`]: with `EBUSY` when the device is served still, or what is left of its server is not gone in
+    /// time; with `EINVAL` when it does not outlive its server; what else the driver answers. It is as it was then.
+    pub fn recover(&self, id: u32, time_max: Duration) -> Result<Device, ControlError> {
+        let end = Instant::now() + time_max;
+        if self.features()?.needs_stand_in() {
+            let device = self.ask_until(end, |control| open_handle(&control.driver_info(id)?))?;
+            stand_in::visit(device).map_err(|source| ControlError::Ring { source })?;
+        }
+        self.ask_until(end, |control| control.run(START_RECOVERY, id, 0))?;
+        open_handle(&self.driver_info(id)?)
+    }
+
+    /// Has the requests of a device come to its new server. Returns when all tags of all its queues have been fetched.
+    ///
+    /// # Errors
+    /// [`ControlError::TimeOver`] when a queue is not being served; what the driver answers.
+    pub fn finish_recovery(&self, device: &Device) -> Result<(), ControlError> {
+        self.run(END_RECOVERY, device.id, u64::from(std::process::id()))
+    }
+
     /// In which state the driver has a device.
     ///
     /// # Errors
-    /// [`ControlError::Refused`] with `ENODEV` or `EINVAL` when there is no such device; what else the driver answers.
+    /// As [`Control::info`].
     pub fn state(&self, id: u32) -> Result<DeviceState, ControlError> {
-        let info = self.run_with(GET_INFO, id, Box::new(sys::ublksrv_ctrl_dev_info::default()))?;
-        Ok(DeviceState::from(info.state))
+        self.info(id).map(|info| info.state)
+    }
+
+    /// What the driver knows of a device.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] with `ENODEV` or `EINVAL` when there is no such device (see [`ControlError::is_gone`]); what
+    /// else the driver answers.
+    pub fn info(&self, id: u32) -> Result<DeviceInfo, ControlError> {
+        let info = self.driver_info(id)?;
+        Ok(DeviceInfo {
+            state: DeviceState::from(info.state),
+            identity: info.ublksrv_flags,
+            server: u32::try_from(info.ublksrv_pid).ok().filter(|pid| *pid > 0),
+            is_recoverable: survives(info.flags),
+        })
+    }
+
+    fn driver_info(&self, id: u32) -> Result<sys::ublksrv_ctrl_dev_info, ControlError> {
+        self.run_with(GET_INFO, id, Box::new(sys::ublksrv_ctrl_dev_info::default()))
+    }
+
+    /// Asks again while what is left of a server is in the way, until `end`.
+    fn ask_until<T>(&self, end: Instant, ask: impl Fn(&Self) -> Result<T, ControlError>) -> Result<T, ControlError> {
+        loop {
+            match ask(self) {
+                Err(error) if error.is_busy() && Instant::now() < end => thread::sleep(RECOVERY_PERIOD),
+                result => return result,
+            }
+        }
     }
 
     fn open_at(path: &Path) -> Result<Self, ControlError> {
@@ -250,19 +339,7 @@ impl Control {
         parameters: sys::ublk_params,
     ) -> Result<Device, ControlError> {
         self.run_with(SET_PARAMETERS, granted.dev_id, Box::new(parameters))?;
-        let path = character_path(granted.dev_id);
-        let opened = OpenOptions::new().read(true).write(true).open(&path);
-        let file = opened.map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => ControlError::Permission { action: "open /dev/ublkc*", source },
-            _ => ControlError::Open { path: path.display().to_string(), source },
-        })?;
-        Ok(Device {
-            file,
-            id: granted.dev_id,
-            queue_count: granted.nr_hw_queues,
-            queue_depth: granted.queue_depth,
-            io_bytes_max: granted.max_io_buf_bytes,
-        })
+        open_handle(granted)
     }
 
     fn run(&self, action: Action, device_id: u32, data: u64) -> Result<(), ControlError> {
@@ -289,6 +366,46 @@ impl Control {
             CommandFailure::Refused(source) => ControlError::Refused { action: action.name, device, source },
         }
     }
+}
+
+impl ControlError {
+    /// Whether the driver does not know the device.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)))
+    }
+
+    /// Whether somebody else serves the device, or what is left of who did is not gone yet.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::Refused { source, .. } | Self::Open { source, .. } => source.raw_os_error() == Some(libc::EBUSY),
+            _ => false,
+        }
+    }
+}
+
+/// Whether a device of these flags waits for its next server, which gets what was in flight again.
+fn survives(flags: u64) -> bool {
+    Features::from_bits(flags).survival_flags() != 0
+}
+
+/// The handle of a device that nobody serves.
+fn open_handle(info: &sys::ublksrv_ctrl_dev_info) -> Result<Device, ControlError> {
+    let path = character_path(info.dev_id);
+    let opened = OpenOptions::new().read(true).write(true).open(&path);
+    let file = opened.map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => ControlError::Permission { action: "open /dev/ublkc*", source },
+        _ => ControlError::Open { path: path.display().to_string(), source },
+    })?;
+    Ok(Device {
+        file,
+        id: info.dev_id,
+        queue_count: info.nr_hw_queues,
+        queue_depth: info.queue_depth,
+        io_bytes_max: info.max_io_buf_bytes,
+        is_recoverable: survives(info.flags),
+    })
 }
 
 impl From<u16> for DeviceState {
@@ -320,6 +437,19 @@ mod tests {
         // /dev/null takes no commands: the kernel answers EOPNOTSUPP.
         let error = Control::open_at(Path::new("/dev/null")).expect_err("it is no driver");
         assert!(matches!(error, ControlError::TooOld { .. }), "{error}");
+    }
+
+    #[test]
+    fn errors_of_devices_that_are_gone_or_served_are_told_apart() {
+        let refused = |errno| ControlError::Refused {
+            action: "begin the recovery of",
+            device: "7".to_owned(),
+            source: io::Error::from_raw_os_error(errno),
+        };
+        assert!(refused(libc::ENODEV).is_gone() && refused(libc::EINVAL).is_gone() && !refused(libc::EBUSY).is_gone());
+        assert!(refused(libc::EBUSY).is_busy() && !refused(libc::ENODEV).is_busy());
+        let path = "/dev/ublkc7".to_owned();
+        assert!(ControlError::Open { path, source: io::Error::from_raw_os_error(libc::EBUSY) }.is_busy());
     }
 
     #[test]

@@ -5,9 +5,14 @@
 //! [`crate::Control::delete`].
 
 use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-/// An open device. Made by [`crate::Control::add`], shared by the threads that serve its queues.
+/// Has the kernel write what it caches of a block device, and forget it (`BLKFLSBUF` of `linux/fs.h`).
+const FLUSH_BUFFERS: libc::Ioctl = 0x1261;
+
+/// An open device. Made by [`crate::Control::add`] and [`crate::Control::recover`], shared by the threads that serve its queues.
 #[derive(Debug)]
 pub struct Device {
     pub(crate) file: File,
@@ -15,6 +20,7 @@ pub struct Device {
     pub(crate) queue_count: u16,
     pub(crate) queue_depth: u16,
     pub(crate) io_bytes_max: u32,
+    pub(crate) is_recoverable: bool,
 }
 
 impl Device {
@@ -42,11 +48,30 @@ impl Device {
         self.io_bytes_max
     }
 
+    /// Whether it outlives its server: its requests wait then, and those in flight are sent again to the next one.
+    #[must_use]
+    pub fn is_recoverable(&self) -> bool {
+        self.is_recoverable
+    }
+
     /// Path of the block device. It exists once the device is started.
     #[must_use]
     pub fn block_path(&self) -> PathBuf {
         block_path(self.id)
     }
+}
+
+/// Writes what the kernel caches of a block device: its pages, and those of the file system that is mounted from it. The
+/// driver does not wait for that when it stops a device that can outlive its server.
+///
+/// Blocks until all is written or has failed: **never on a thread that serves the device**, nor while nobody does.
+///
+/// # Errors
+/// What the kernel answers: `EACCES` without CAP_SYS_ADMIN.
+pub fn write_back(block_device: &File) -> io::Result<()> {
+    // SAFETY: the command takes no memory.
+    let result = unsafe { libc::ioctl(block_device.as_raw_fd(), FLUSH_BUFFERS, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Path of the block device with a number.

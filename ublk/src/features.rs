@@ -57,6 +57,14 @@ impl Features {
         self.has(sys::UBLK_F_USER_RECOVERY)
     }
 
+    /// Flags of a device that outlives its server, with its requests in flight sent again to the next one; 0 if the driver
+    /// cannot do that. Without the second flag they would fail, which is no survival.
+    #[must_use]
+    pub(crate) fn survival_flags(self) -> u64 {
+        let flags = u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE);
+        if self.0 & flags == flags { flags } else { 0 }
+    }
+
     /// True when a running device can change its size (Linux 6.16).
     #[must_use]
     pub fn has_size_update(self) -> bool {
@@ -67,6 +75,13 @@ impl Features {
     #[must_use]
     pub fn has_safe_stop(self) -> bool {
         self.has(sys::UBLK_F_SAFE_STOP_DEV)
+    }
+
+    /// True when a recovery that broke off must be made whole before the next one (see `stand_in`): drivers that let each
+    /// request have a server of its own have no such need.
+    #[must_use]
+    pub(crate) fn needs_stand_in(self) -> bool {
+        !self.has(sys::UBLK_F_PER_IO_DAEMON)
     }
 
     fn has(self, feature: u32) -> bool {
@@ -95,6 +110,13 @@ mod tests {
         assert!(features.has_ioctl_encoding() && features.has_recovery());
         assert!(!features.has_size_update() && !features.has_safe_stop());
         assert!(features.to_string().starts_with("0x1fe complete-in-task need-get-data recovery "));
+    }
+
+    #[test]
+    fn device_survives_only_with_its_requests_in_flight() {
+        assert_eq!(Features::from_bits(0x1fe).survival_flags(), 0x18);
+        assert_eq!(Features::from_bits(0x8).survival_flags(), 0);
+        assert!(Features::from_bits(0x1fe).needs_stand_in() && !Features::from_bits(0x3fff).needs_stand_in());
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub mod parameters;
 pub mod queue;
 pub mod request;
 pub mod ring;
+mod stand_in;
 pub mod user_data;
 
 pub use control::{Control, ControlError};

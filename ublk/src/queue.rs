@@ -341,10 +341,7 @@ impl Queue {
             result,
             addr: u64::try_from(address).expect("an address has at most 64 bits"),
         };
-        // SAFETY: the structure is 16 bytes of numbers without padding (u16, u16, i32, u64).
-        let bytes: [u8; 16] = unsafe { std::mem::transmute(command) };
-        let entry = opcode::UringCmd16::new(Fd(self.device.file.as_raw_fd()), code).cmd(bytes).build();
-        entry.user_data(self.prefix.pack(u64::from(tag)))
+        entry_of(&self.device, code, command).user_data(self.prefix.pack(u64::from(tag)))
     }
 
     fn buffer_start(&self, tag: u16) -> NonNull<u8> {
@@ -361,6 +358,13 @@ impl Queue {
         // kernel wrote it before it posted the completion, and does not write it again before the tag is answered.
         unsafe { descriptors.add(usize::from(tag)).read_volatile() }
     }
+}
+
+/// The entry of a command for a queue of a device.
+pub(crate) fn entry_of(device: &Device, code: u32, command: sys::ublksrv_io_cmd) -> squeue::Entry {
+    // SAFETY: the structure is 16 bytes of numbers without padding (u16, u16, i32, u64).
+    let bytes: [u8; 16] = unsafe { std::mem::transmute(command) };
+    opcode::UringCmd16::new(Fd(device.file.as_raw_fd()), code).cmd(bytes).build()
 }
 
 impl Drop for Queue {
@@ -427,7 +431,14 @@ mod tests {
             file.write_all(&bytes).expect("a memory file takes bytes");
         }
         file.set_len(4096).expect("a memory file can grow");
-        let device = Device { file, id: 5, queue_count: 1, queue_depth: DEPTH, io_bytes_max: IO_BYTES_MAX };
+        let device = Device {
+            file,
+            id: 5,
+            queue_count: 1,
+            queue_depth: DEPTH,
+            io_bytes_max: IO_BYTES_MAX,
+            is_recoverable: false,
+        };
         Queue::new(Arc::new(device), 0, PREFIX).expect("a memory file can be mapped")
     }
 

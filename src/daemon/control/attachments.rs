@@ -1,19 +1,23 @@
 //! Attaching volumes and snapshots as block devices of this host, and taking them away.
 
-use rok_ublk::DeviceParameters;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rok_ublk::device::block_path;
 use uuid::Uuid;
 
 use super::Control;
 use crate::daemon::attachment_resource::{
     AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentList, AttachmentState, DetachOptions,
 };
-use crate::daemon::attachments::Attached;
+use crate::daemon::attachment_store::Remembered;
+use crate::daemon::attachments::{Attached, Waiting};
 use crate::daemon::resource::{ApiVersion, Kind};
 use crate::daemon::trash::Thing;
 use crate::daemon::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::DeviceAccess;
-use crate::volume::{Reference, Volume, find_selected};
+use crate::volume::{Reference, find_selected};
 
 /// What paths of devices begin with; no reference does.
 const DEVICES: &str = "/dev/";
@@ -21,71 +25,101 @@ const DEVICE_PREFIX: &str = "/dev/ublkb";
 /// Queues of a device unless a number is asked for: more lanes than this serve other devices better.
 const QUEUE_COUNT_DEFAULT_MAX: usize = 4;
 const QUEUE_DEPTH_DEFAULT: u16 = 128;
-/// Longest request of a device, in bytes.
-const IO_BYTES_MAX: u32 = 1 << 20;
+/// How long a device that waits may stay with the daemon before when it is asked for.
+const RETRY_TIME_MAX: Duration = Duration::from_secs(5);
 
 impl Control {
-    /// All attachments, by number.
+    /// All attachments, by number: those that are served, and those that wait.
     #[must_use]
     pub fn attachments(&self) -> AttachmentList {
-        let items = self.devices.list().iter().map(|attached| self.describe_attached(attached)).collect();
+        let mut items: Vec<Attachment> =
+            self.devices.list().iter().map(|attached| self.describe_attached(attached)).collect();
+        items.extend(
+            self.devices.waiting().into_iter().map(|(number, waiting)| self.describe_waiting(number, &waiting)),
+        );
+        items.sort_by_key(|attachment| attachment.id);
         AttachmentList { api: ApiVersion::V1, kind: Kind::AttachmentList, items }
     }
 
-    /// Makes a block device of a volume or a snapshot. One that there is stays, and is told.
+    /// Makes a block device of a volume or a snapshot. One that there is stays, and is told; one that waits is brought back.
     ///
     /// # Errors
     /// `Usage` for what is no reference, and parameters that cannot be, `NotFound`; `Busy` if others write what the device
     /// is to have for itself, or it is attached in another way; `Unsupported` without the driver, `Permission`, `NoSpace` at
-    /// the driver's limit, and what else the driver reports.
+    /// the driver's limit, and what else the driver reports; those of remembering it.
     pub fn attach(&self, request: &AttachDevice, is_dry_run: bool) -> Result<AttachmentChange> {
         let reference: Reference = request.reference.parse()?;
         let _one_at_a_time = self.upkeep.changes.lock();
         let (thing, name) = self.find_thing(&reference)?;
-        let access = if matches!(thing, Thing::Snapshot(_)) || request.read_only {
-            DeviceAccess::ReadOnly
-        } else if request.shared {
-            DeviceAccess::Shared
-        } else {
-            DeviceAccess::Exclusive
-        };
+        let remembered = self.remembered(thing, request);
         if let Some(present) = self.devices.of(thing) {
             let before = self.describe_attached(&present);
-            check_same(&before, &present, access, request.id)?;
+            check_same(&before, &present, remembered.access, request.id)?;
             let after = Some(before.clone());
             return Ok(AttachmentChange::new(AttachmentAction::Attach, is_dry_run, &name, Some(before), after));
         }
-        let volume = self.server.open_for_device(&name, access)?;
-        let parameters = self.device_parameters(volume.open().volume(), access, request);
+        let change = |after| AttachmentChange::new(AttachmentAction::Attach, is_dry_run, &name, None, after);
+        let waiting = self.devices.waiting().into_iter().find(|(_, waiting)| waiting.remembered.thing == thing);
+        if let Some((number, waiting)) = waiting {
+            check_as_remembered(&name, (number, &waiting.remembered), remembered.access, request.id)?;
+            if is_dry_run {
+                self.devices.check_driver()?;
+                return Ok(change(None));
+            }
+            if let Some(attached) =
+                self.devices.bring_back(number, waiting.remembered, Instant::now() + RETRY_TIME_MAX)?
+            {
+                return Ok(change(Some(self.describe_attached(&attached))));
+            }
+        }
+        let volume = self.server.open_for_device(&name, remembered.access)?;
+        let parameters = remembered.parameters(volume.open().volume());
         parameters.validate().map_err(|error| failure(error.into()))?;
         if is_dry_run {
             self.devices.check_driver()?;
-            return Ok(AttachmentChange::new(AttachmentAction::Attach, true, &name, None, None));
+            return Ok(change(None));
         }
-        let attached = self.devices.attach(thing, volume, &parameters, request.id)?;
-        let after = self.describe_attached(&attached);
-        Ok(AttachmentChange::new(AttachmentAction::Attach, false, &name, None, Some(after)))
+        let attached = self.devices.attach(request.id, remembered, volume)?;
+        Ok(change(Some(self.describe_attached(&attached))))
     }
 
-    /// Takes a block device away, named by its path or by what it was made of.
+    /// Takes a block device away, named by its path or by what it was made of, and forgets it.
     ///
     /// # Errors
     /// `NotFound`, `Busy` while it is mounted or open, unless that does not matter, `TimedOut` if a request of it is not
-    /// answered, and what the driver reports.
+    /// answered, and what the driver reports; those of forgetting it.
     pub fn detach(&self, name: &str, options: DetachOptions) -> Result<AttachmentChange> {
         let _one_at_a_time = self.upkeep.changes.lock();
-        let attached = self.find_attached(name)?;
-        let before = self.describe_attached(&attached);
-        if !options.dry_run {
-            self.devices.detach(attached, options.force)?;
-        }
+        let before = match self.find_attached(name)? {
+            Found::Attached(attached) => {
+                let before = self.describe_attached(&attached);
+                if !options.dry_run {
+                    self.devices.detach(attached, options.force)?;
+                }
+                before
+            }
+            Found::Waiting(number, waiting) => {
+                let before = self.describe_waiting(number, &waiting);
+                if !options.dry_run {
+                    self.devices.forget(number, &waiting.remembered, options.force)?;
+                }
+                before
+            }
+        };
         Ok(AttachmentChange::new(AttachmentAction::Detach, options.dry_run, name, Some(before), None))
     }
 
-    /// Stops all devices; nothing can be attached from then on. Behind it the server can end.
-    pub(in crate::daemon) fn detach_all(&self) {
+    /// Stops all devices, whoever uses them; nothing can be attached from then on. Behind it the server can end.
+    pub(in crate::daemon) fn take_devices_away(&self) {
         let _one_at_a_time = self.upkeep.changes.lock();
         self.devices.close();
+    }
+
+    /// Leaves the devices that are in use to the next daemon, and stops the others; nothing can be attached from then on.
+    /// Behind it the server can end.
+    pub(in crate::daemon) fn leave_devices(&self) {
+        let _one_at_a_time = self.upkeep.changes.lock();
+        self.devices.leave();
     }
 
     /// Paths of all devices.
@@ -98,14 +132,16 @@ impl Control {
         u32::from(self.devices.of(Thing::Volume(volume)).is_some())
     }
 
-    /// Refuses what must not happen to a volume or snapshot under a device. A volume goes with its snapshots.
+    /// Refuses what must not happen to a volume or snapshot under a device, also one that waits. A volume goes with its
+    /// snapshots.
     pub(super) fn refuse_if_attached(&self, thing: Thing, with_snapshots: bool, refusal: &str) -> Result<()> {
-        let is_meant = |attached: &Attached| match thing {
-            Thing::Volume(id) if with_snapshots => attached.is_of(id),
-            _ => attached.thing == thing,
+        let is_meant = |remembered: &Remembered| match thing {
+            Thing::Volume(id) if with_snapshots => remembered.is_of(id),
+            _ => remembered.thing == thing,
         };
-        let Some(attached) = self.devices.list().into_iter().find(|attached| is_meant(attached)) else { return Ok(()) };
-        let Attachment { device, reference, .. } = self.describe_attached(&attached);
+        let mut all = self.devices.remembered().into_iter();
+        let Some((number, remembered)) = all.find(|(_, remembered)| is_meant(remembered)) else { return Ok(()) };
+        let Attachment { device, reference, .. } = self.describe_remembered(number, &remembered);
         Err(Error::new(ErrorKind::Busy, format!("{refusal}: {reference} is attached as {device}"))
             .with_hint(format!("Unmount it and detach it first: rok-blk detach {reference}")))
     }
@@ -122,62 +158,108 @@ impl Control {
         })
     }
 
-    fn find_attached(&self, name: &str) -> Result<std::sync::Arc<Attached>> {
-        let found = if name.starts_with(DEVICES) {
-            let number: Option<u32> = name.strip_prefix(DEVICE_PREFIX).and_then(|number| number.parse().ok());
-            self.devices.list().into_iter().find(|attached| Some(attached.device().id()) == number)
-        } else {
-            let (thing, _) = self.find_thing(&name.parse()?)?;
-            self.devices.of(thing)
+    fn find_attached(&self, name: &str) -> Result<Found> {
+        let is_path = name.starts_with(DEVICES);
+        let number: Option<u32> = name.strip_prefix(DEVICE_PREFIX).and_then(|number| number.parse().ok());
+        let thing = if is_path { None } else { Some(self.find_thing(&name.parse()?)?.0) };
+        let is_meant = |one: u32, remembered: &Remembered| {
+            if is_path { Some(one) == number } else { Some(remembered.thing) == thing }
         };
-        found.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("{name} is not attached by this daemon"))
-                .with_hint("rok-blk devices lists what is")
-        })
+        let mut attached = self.devices.list().into_iter();
+        if let Some(attached) = attached.find(|attached| is_meant(attached.device().id(), &attached.remembered)) {
+            return Ok(Found::Attached(attached));
+        }
+        let mut waiting = self.devices.waiting().into_iter();
+        if let Some((number, waiting)) = waiting.find(|(number, waiting)| is_meant(*number, &waiting.remembered)) {
+            return Ok(Found::Waiting(number, waiting));
+        }
+        Err(Error::new(ErrorKind::NotFound, format!("{name} is not attached by this daemon"))
+            .with_hint("rok-blk devices lists what is"))
     }
 
-    fn device_parameters(&self, volume: &Volume, access: DeviceAccess, request: &AttachDevice) -> DeviceParameters {
+    /// How something is to be attached.
+    fn remembered(&self, thing: Thing, request: &AttachDevice) -> Remembered {
+        let access = if matches!(thing, Thing::Snapshot(_)) || request.read_only {
+            DeviceAccess::ReadOnly
+        } else if request.shared {
+            DeviceAccess::Shared
+        } else {
+            DeviceAccess::Exclusive
+        };
         let queue_count = self.server.lane_count().min(QUEUE_COUNT_DEFAULT_MAX);
-        let mut parameters = DeviceParameters {
-            logical_block_bytes: volume.sector_size(),
+        Remembered {
+            thing,
+            access,
             queue_count: request.queues.unwrap_or_else(|| u16::try_from(queue_count).expect("at most four")),
             queue_depth: request.depth.unwrap_or(QUEUE_DEPTH_DEFAULT),
-            io_bytes_max: IO_BYTES_MAX,
-            ..DeviceParameters::new(volume.size_bytes())
-        };
-        if access == DeviceAccess::ReadOnly {
-            parameters.is_read_only = true;
-            (parameters.has_volatile_cache, parameters.has_fua) = (false, false);
-            (parameters.discard_bytes_max, parameters.write_zeroes_bytes_max) = (0, 0);
+            is_once: request.once,
         }
-        parameters
     }
 
     fn describe_attached(&self, attached: &Attached) -> Attachment {
         let (volume, device) = (attached.volume.open().volume(), attached.device());
-        let name = self.with_catalog(|catalog| catalog.volume(volume.id()).map(|record| record.name.clone()));
-        let name = name.unwrap_or_else(|| volume.id().to_string());
-        let access = attached.volume.access();
         Attachment {
-            device: attached.path().display().to_string(),
-            id: device.id(),
-            reference: volume.snapshot_number().map_or_else(|| name.clone(), |number| format!("{name}@{number}")),
-            volume_uuid: volume.id(),
             size_bytes: volume.size_bytes(),
             sector_size: volume.sector_size(),
-            is_read_only: access == DeviceAccess::ReadOnly,
-            is_shared: access == DeviceAccess::Shared,
             queues: device.queue_count(),
             depth: device.queue_depth(),
             state: attached.state(),
+            problem: attached.problem.clone(),
+            ..self.describe_remembered(device.id(), &attached.remembered)
         }
     }
+
+    fn describe_waiting(&self, number: u32, waiting: &Waiting) -> Attachment {
+        let state = waiting.remembered.state(number);
+        let problem = Some(waiting.problem.clone());
+        Attachment { state, problem, ..self.describe_remembered(number, &waiting.remembered) }
+    }
+
+    /// What can be told without its device. A volume that is not there any more has no size.
+    fn describe_remembered(&self, id: u32, remembered: &Remembered) -> Attachment {
+        let (volume_uuid, snapshot) = match remembered.thing {
+            Thing::Volume(volume) => (volume, None),
+            Thing::Snapshot((volume, number)) => (volume, Some(number)),
+        };
+        let found = self.with_catalog(|catalog| {
+            let record = catalog.volume(volume_uuid)?;
+            let of_snapshot = snapshot.and_then(|number| catalog.snapshot_or_error((volume_uuid, number)).ok());
+            let size_bytes = of_snapshot.map_or(record.size_bytes, |snapshot| snapshot.size_bytes);
+            Some((record.name.clone(), size_bytes, record.sector_size))
+        });
+        let (name, size_bytes, sector_size) = found.unwrap_or_else(|| (volume_uuid.to_string(), 0, 512));
+        Attachment {
+            device: block_path(id).display().to_string(),
+            id,
+            reference: snapshot.map_or_else(|| name.clone(), |number| format!("{name}@{number}")),
+            volume_uuid,
+            size_bytes,
+            sector_size,
+            is_read_only: remembered.access == DeviceAccess::ReadOnly,
+            is_shared: remembered.access == DeviceAccess::Shared,
+            queues: remembered.queue_count,
+            depth: remembered.queue_depth,
+            is_once: remembered.is_once,
+            state: AttachmentState::Unknown,
+            problem: None,
+        }
+    }
+}
+
+/// An attachment that was asked for by name.
+enum Found {
+    Attached(Arc<Attached>),
+    Waiting(u32, Waiting),
 }
 
 /// Whether what is attached is what is asked for.
 fn check_same(present: &Attachment, attached: &Attached, access: DeviceAccess, id: Option<u32>) -> Result<()> {
     let Attachment { device, reference, .. } = present;
     let busy = |message: String, hint: String| Err(Error::new(ErrorKind::Busy, message).with_hint(hint));
+    if present.state == AttachmentState::Quiesced {
+        let message = format!("{reference} is attached as {device}, and nobody serves its requests");
+        return busy(message, format!("Give it up, its users get errors then: rok-blk detach --force {reference}"));
+    }
     if !matches!(present.state, AttachmentState::Live | AttachmentState::Unknown) {
         let message = format!("{reference} was attached as {device}, which others have stopped");
         return busy(
@@ -185,14 +267,33 @@ fn check_same(present: &Attachment, attached: &Attached, access: DeviceAccess, i
             format!("Take away what is left of it: rok-blk detach {reference}; then attach it again"),
         );
     }
-    let how = match attached.volume.access() {
-        DeviceAccess::ReadOnly => "read-only",
-        DeviceAccess::Exclusive => "for writes, and not shared",
-        DeviceAccess::Shared => "shared",
-    };
+    let how = how(attached.volume.access());
     if attached.volume.access() != access || id.is_some_and(|id| id != present.id) {
         let message = format!("{reference} is attached already, as {device}, {how}");
         return busy(message, format!("Use that one, or detach it first: rok-blk detach {reference}"));
     }
     Ok(())
+}
+
+/// Whether what waits is to be attached as it was.
+fn check_as_remembered(
+    name: &str,
+    (number, remembered): (u32, &Remembered),
+    access: DeviceAccess,
+    id: Option<u32>,
+) -> Result<()> {
+    if remembered.access == access && id.is_none_or(|id| id == number) {
+        return Ok(());
+    }
+    let (device, how) = (block_path(number), how(remembered.access));
+    Err(Error::new(ErrorKind::Busy, format!("{name} was attached as {}, {how}, and waits for that", device.display()))
+        .with_hint(format!("Give that up first: rok-blk detach {name}")))
+}
+
+const fn how(access: DeviceAccess) -> &'static str {
+    match access {
+        DeviceAccess::ReadOnly => "read-only",
+        DeviceAccess::Exclusive => "for writes, and not shared",
+        DeviceAccess::Shared => "shared",
+    }
 }
