@@ -13,7 +13,7 @@ POOL_SIZE ?=
 # Options of the command `bench`; see `rok-blk bench --help`.
 BENCH ?=
 
-.PHONY: help run test fuzz bench compare hostile kernel uninstall-data
+.PHONY: help run test fuzz bench compare hostile kernel kernel-long uninstall-data
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,10 @@ hostile: ## Measure what hostile and flooding NBD clients cost an honest one (RO
 kernel: ## Test against a real kernel with ublk and nbd drivers, in an emulated machine
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh
+
+kernel-long: ## The same with a hundred kills of the daemon under load and twenty restarts (twenty minutes; ROK_KILLS=100)
+	@deploy/install-deps.sh build test
+	@exec tests/kernel/run.sh --long
 
 uninstall-data: ## Delete the pool that `make run` created, after asking
 	@exec deploy/uninstall-data.sh

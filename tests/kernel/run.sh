@@ -2,6 +2,10 @@
 # Tests that need a kernel with ublk: builds what they run, boots an emulated machine (vm.sh) for each script, and runs
 # them there.
 #
+#   run.sh           what every change must pass
+#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts; ROK_KILLS and
+#                    ROK_PLANNED_RESTARTS say otherwise
+#
 # Closes on "N passed, N failed, N skipped", the sum of all machines. Exit status as in vm.sh: 77 and "SKIP" with a reason
 # when qemu or a kernel cannot be had, unless ROK_REQUIRE_KERNEL=1 or ROK_REQUIRE_ALL=1.
 set -euo pipefail
@@ -30,11 +34,27 @@ machine() {
   [ "$result" = 0 ] || status=$result
 }
 
-machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
-  --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
-machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
-machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
-machine --script "$here/survive.sh" --disk-mib 1024 --seconds-max 600 --program "$target/debug/rok-blk"
+# survive SECONDS_MAX [ARGUMENT]...
+survive() {
+  machine --script "$here/survive.sh" --disk-mib 1024 --seconds-max "$1" --program "$target/debug/rok-blk" "${@:2}"
+}
+
+case ${1:-} in
+  '')
+    machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
+      --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
+    machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+    machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
+    survive 600
+    ;;
+  --long)
+    survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
+    ;;
+  *)
+    sed -n '2,9p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac
 
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$status"

@@ -4,8 +4,8 @@
 # shellcheck source=tests/kernel/daemon.sh
 . /etc/daemon.sh
 
-kills=10
-planned_restarts=3
+kills=${ROK_KILLS:-10}
+planned_restarts=${ROK_PLANNED_RESTARTS:-3}
 files=24
 
 make_volumes() {

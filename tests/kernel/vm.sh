@@ -1,12 +1,13 @@
 #!/bin/bash
 # Boots a Debian kernel with the ublk and nbd drivers in an emulated machine, with the given programs and a script.
 #
-#   vm.sh --script GUEST.sh [--program FILE]... [--module NAME]... [--disk-mib N] [--seconds-max N]
+#   vm.sh --script GUEST.sh [--program FILE]... [--module NAME]... [--setting NAME=VALUE]... [--disk-mib N]
+#         [--seconds-max N]
 #
 # The machine's own kernel needs no driver, and nothing is run as root on it: the kernel package is downloaded and
 # unpacked into a cache, never installed. The guest has busybox, each --program in /bin with the libraries it loads
-# (an absolute system path such as /sbin/mke2fs keeps its place), each --module loaded, and with --disk-mib a scratch
-# disk /dev/vda.
+# (an absolute system path such as /sbin/mke2fs keeps its place), each --module loaded, each --setting exported, and with
+# --disk-mib a scratch disk /dev/vda.
 #
 # The guest script is sourced by a busybox shell, after tests/kernel/guest.sh, which has its vocabulary: stage, skip,
 # say. It finds tests/kernel/daemon.sh as /etc/daemon.sh.
@@ -21,9 +22,9 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly memory_mib=1536 processors=2
-script='' programs=() modules=() disk_mib=0 seconds_max=360
+script='' programs=() modules=() settings=() disk_mib=0 seconds_max=360
 
-usage() { sed -n '2,5p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+usage() { sed -n '2,6p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
 # A need is missing: skipped with a reason, unless the caller insists.
 missing() {
@@ -43,6 +44,7 @@ while [ $# -gt 0 ]; do
     --script) script=$2 ;;
     --program) programs+=("$2") ;;
     --module) modules+=("$2") ;;
+    --setting) settings+=("$2") ;;
     --disk-mib) disk_mib=$2 ;;
     --seconds-max) seconds_max=$2 ;;
     *) usage ;;
@@ -109,7 +111,7 @@ for module in ${modules[@]+"${modules[@]}"}; do
 done
 # Where programs find libraries that are in no standard directory.
 libraries=$(cd "$root" && find . -name '*.so*' -printf '/%P\n' | xargs -r -n1 dirname | sort -u | paste -sd: -)
-echo "export LD_LIBRARY_PATH=$libraries" >"$root/etc/environment"
+for setting in "LD_LIBRARY_PATH=$libraries" "${settings[@]}"; do echo "export $setting"; done >"$root/etc/environment"
 echo 'root:x:0:0:root:/:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 install -m 755 "$here/init" "$root/init"
