@@ -1,12 +1,14 @@
 //! All programs that NBD users have, of this distribution and of a newer one whose clients speak extended headers, each
 //! without and with TLS.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::clients::{self, are_there, sha256, unix_uri};
 use crate::support::{Home, finish, finish_within, skip, tcp_address};
@@ -55,6 +57,20 @@ impl Programs {
     /// Runs one of them; it must succeed. Its stdout.
     #[track_caller]
     fn run(&self, program: &str, arguments: &[&str]) -> String {
+        self.run_with(None, program, arguments)
+    }
+
+    /// Runs a command of theirs as a user without privileges, who has this home directory.
+    #[track_caller]
+    fn run_as_user(&self, user_home: &Path, command: &[&str]) -> String {
+        let no_user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let is_root = matches!(self, Self::Tree { .. }) || fs::metadata(user_home).is_ok_and(|home| home.uid() == 0);
+        let become_user: &[&str] = if is_root { &no_user } else { &["--no-new-privs"] };
+        self.run_with(Some(user_home), "setpriv", &[become_user, command].concat())
+    }
+
+    #[track_caller]
+    fn run_with(&self, user_home: Option<&Path>, program: &str, arguments: &[&str]) -> String {
         let mut command = match self {
             Self::Installed => clients::command(program),
             Self::Tree { script, directory } => {
@@ -63,7 +79,7 @@ impl Programs {
                 command
             }
         };
-        command.args(arguments);
+        command.args(arguments).envs(user_home.map(|home| ("HOME", home)));
         finish(command).success()
     }
 
@@ -120,22 +136,40 @@ fn exercise(home: &Home, programs: &Programs, access: &Access) {
     let script = [&script[..], &["-c", "read -P 0 2M 1M", "-c", "write -z 3M 1M", "-c", "read -P 0 3M 1M"]].concat();
     let printed = programs.run_qemu(access, "qemu-io", &script, &[]);
     assert!(!printed.contains("failed") && printed.matches("read ").count() == 3, "{printed}");
-    // Its engine takes no directory of certificates, only what is in the system's.
-    if access.object.is_none() {
-        run_fio(home, programs, uri);
-    }
+    run_fio(home, programs, uri, access.object.is_some());
 }
 
-fn run_fio(home: &Home, programs: &Programs, uri: &str) {
-    let (uri, output) = (format!("--uri={uri}"), format!("--output={}", home.text("report")));
+fn run_fio(home: &Home, programs: &Programs, uri: &str, is_tls: bool) {
     let fixed = ["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=16M"];
     let given = ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--output-format=json"];
-    programs.run("fio", &[&fixed[..], &given[..], &[uri.as_str(), output.as_str()]].concat());
-    let report = fs::read_to_string(home.path("report")).expect("a report");
+    let report = if is_tls {
+        // Its engine takes no directory of certificates in an address. libnbd finds the user's, unless that is root.
+        let (uri, _) = uri.split_once('?').expect("the directory is named");
+        let user = user_with_certificates(&home.path("hv1"));
+        let uri = format!("--uri={uri}");
+        let arguments = [&["fio"][..], &fixed, &given, &[&uri]].concat();
+        programs.run_as_user(user.path(), &arguments)
+    } else {
+        programs.run("fio", &[&fixed[..], &given, &[&format!("--uri={uri}")]].concat())
+    };
     // Above the document fio may print remarks of its engine.
     let report: Value = serde_json::from_str(&report[report.find('{').expect("JSON")..]).expect("JSON");
     assert_eq!(report["jobs"][0]["error"], 0, "{report}");
     assert_eq!(report["jobs"][0]["read"]["io_bytes"], 16 << 20, "all is verified: {report}");
+}
+
+/// A home directory that anybody may read, with the certificates of a client where libnbd looks for a user's.
+fn user_with_certificates(certificates: &Path) -> TempDir {
+    let user = TempDir::new().expect("the temporary folder is writable");
+    let place = user.path().join(".pki/libnbd");
+    fs::create_dir_all(&place).expect("space");
+    for entry in fs::read_dir(certificates).expect("they were made") {
+        let copy = place.join(entry.as_ref().expect("readable").file_name());
+        fs::copy(entry.expect("readable").path(), &copy).expect("space");
+        fs::set_permissions(copy, Permissions::from_mode(0o644)).expect("it is ours");
+    }
+    fs::set_permissions(user.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    user
 }
 
 /// The map must be data at the front and nothing behind it.
