@@ -7,7 +7,7 @@ use hyper::Method;
 
 use super::arguments::DryRun;
 use super::client::Client;
-use super::failure::{EXIT_PARTIAL, Failed, Outcome};
+use super::failure::{Failed, Outcome, exit_code};
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::attachment_resource::{
@@ -145,12 +145,7 @@ fn finish(results: Vec<Outcome<AttachmentChange>>, output: &Output) -> Outcome<E
     if !answer.items.is_empty() {
         output.list(&answer, &answer.items, &table)?;
     }
-    Ok(match codes.as_slice() {
-        [] => ExitCode::SUCCESS,
-        [first, rest @ ..] if answer.items.is_empty() && rest.iter().all(|code| code == first) => *first,
-        _ if answer.items.is_empty() => ExitCode::from(ErrorKind::Other.exit_code()),
-        _ => ExitCode::from(EXIT_PARTIAL),
-    })
+    Ok(exit_code(&codes, answer.items.is_empty()))
 }
 
 fn tell(change: &AttachmentChange, output: &Output) {

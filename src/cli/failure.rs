@@ -60,6 +60,16 @@ impl From<io::Error> for Failed {
     }
 }
 
+/// The exit code of a command for several things, from those of the failures: theirs if nothing was done and they agree.
+pub(super) fn exit_code(failures: &[ExitCode], is_nothing_done: bool) -> ExitCode {
+    match failures {
+        [] => ExitCode::SUCCESS,
+        [first, rest @ ..] if is_nothing_done && rest.iter().all(|code| code == first) => *first,
+        _ if is_nothing_done => ExitCode::from(ErrorKind::Other.exit_code()),
+        _ => ExitCode::from(EXIT_PARTIAL),
+    }
+}
+
 /// Tells an error on stderr.
 pub(super) fn report_error(error: &Error, reference: Option<String>, is_json: bool) {
     let text = if is_json {

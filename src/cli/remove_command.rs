@@ -7,14 +7,13 @@ use serde::Serialize;
 
 use super::arguments::Remove;
 use super::client::Client;
-use super::failure::{EXIT_PARTIAL, Failed, Outcome};
+use super::failure::{Failed, Outcome, exit_code};
 use super::output::Output;
 use super::table::Table;
 use super::volume_command::confirm;
 use crate::daemon::resource::{ApiVersion, Change, Kind};
 use crate::daemon::snapshot_resource::SnapshotChange;
 use crate::daemon::space_resource::{ForecastRemoval, RemovalForecast};
-use crate::error::ErrorKind;
 use crate::volume::Reference;
 
 /// What was done to one of them.
@@ -85,12 +84,7 @@ pub(super) fn remove(arguments: &Remove, is_confirmed: bool, client: &Client, ou
     }
     let answer = RemovedList { api: ApiVersion::V1, kind: Kind::ChangeList, items, freed };
     output.list(&answer, &answer.items, &table)?;
-    Ok(match codes.as_slice() {
-        [] => ExitCode::SUCCESS,
-        [first, rest @ ..] if answer.items.is_empty() && rest.iter().all(|code| code == first) => *first,
-        _ if answer.items.is_empty() => ExitCode::from(ErrorKind::Other.exit_code()),
-        _ => ExitCode::from(EXIT_PARTIAL),
-    })
+    Ok(exit_code(&codes, answer.items.is_empty()))
 }
 
 fn remove_one(name: &Reference, arguments: &Remove, client: &Client) -> Outcome<Removed> {

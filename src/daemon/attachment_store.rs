@@ -3,14 +3,14 @@
 //! Volumes are named by their ids: names do not appear in clear on the disk. The file is replaced whole, durably.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind as IoErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io::ErrorKind as IoErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::durable_file;
 use super::trash::Thing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::DeviceAccess;
@@ -162,21 +162,12 @@ pub(super) fn write(pool: &Path, remembered: &RememberedDevices) -> Result<()> {
     let attachments = remembered.iter().map(|(number, remembered)| (*number, remembered.into())).collect();
     let bytes = serde_json::to_vec_pretty(&Content { version: VERSION, attachments }).expect("plain data");
     let (path, draft) = (pool.join(FILE_NAME), pool.join(DRAFT_NAME));
-    replace(&path, &draft, &bytes).map_err(|error| {
+    durable_file::replace(&path, &draft, &bytes).map_err(|error| {
         let kind = if error.kind() == IoErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Other };
         Error::new(kind, format!("Writing {} failed: {error}", path.display()))
             .with_hint("See to the file system and try again")
             .with_source(error)
     })
-}
-
-fn replace(path: &Path, draft: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(draft, path)?;
-    let directory = path.parent().expect("the file is in the pool's directory");
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 //! Volumes are named by their ids: names do not appear in clear on the disk. The file is replaced whole, durably.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind as IoErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind as IoErrorKind;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::durable_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ExportPolicy;
 
@@ -96,21 +96,12 @@ pub(super) fn write(pool: &Path, policies: &BTreeMap<Uuid, ExportPolicy>) -> Res
     let content = Content { version: VERSION, exports: policies.iter().map(entry).collect() };
     let bytes = serde_json::to_vec_pretty(&content).expect("plain data");
     let (path, draft) = (pool.join(FILE_NAME), pool.join(DRAFT_NAME));
-    replace(&path, &draft, &bytes).map_err(|error| {
+    durable_file::replace(&path, &draft, &bytes).map_err(|error| {
         let kind = if error.kind() == IoErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Other };
         Error::new(kind, format!("Writing {} failed: {error}", path.display()))
             .with_hint("Nothing was changed; see to the file system and try again")
             .with_source(error)
     })
-}
-
-fn replace(path: &PathBuf, draft: &PathBuf, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(draft)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(draft, path)?;
-    let directory = path.parent().expect("the file is in the pool's directory");
-    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ mod attachment_store;
 mod attachments;
 mod device_users;
 mod diff_routes;
+mod durable_file;
 mod export_control;
 mod export_routes;
 mod export_store;
