@@ -177,7 +177,7 @@ impl Connection {
             (Target::Payload, incoming.buffer.slice(incoming.filled..incoming.len()).lend_to_device())
         } else {
             self.stream.make_room(self.open_requests == 0, buffers);
-            (Target::Stream, self.stream.buffer.slice(self.stream.end..self.stream.buffer.len()).lend_to_device())
+            (Target::Stream, self.stream.room().lend_to_device())
         };
         let is_whole = target == Target::Payload;
         let call = Call::Receive { socket: self.raw_fd(), memory: loan.as_mut_ptr(), len: loan.len(), is_whole };

@@ -49,6 +49,9 @@ pub(super) const JOBS_MAX: usize = CONNECTIONS_MAX * (REQUESTS_MAX + 1) + LANES_
 pub(super) const IDLE_STREAM_BYTES: usize = 16 << 10;
 /// What it receives into while a lot comes; holds about as much as 32 writes of 4 KiB, twice.
 pub(super) const STREAM_BYTES: usize = 256 << 10;
+/// Room in the stream behind a long write, in bytes: where another follows, no more than this of its payload is received there
+/// and copied, and the rest is received where it belongs.
+pub(super) const STREAM_BYTES_BETWEEN_PAYLOADS: usize = 4 << 10;
 /// What an encrypted connection receives into: four of the longest records.
 pub(super) const RECORDS_BYTES: usize = 64 << 10;
 /// Payloads up to this size are copied out of the stream; longer ones are received where they belong.

@@ -161,6 +161,7 @@ impl Connection {
             return Step::Blocked;
         }
         let is_write = request.kind == RequestKind::Write && data_len > 0;
+        self.stream.is_between_payloads = is_write && data_len > COPIED_PAYLOAD_BYTES_MAX;
         if is_write && data_len <= COPIED_PAYLOAD_BYTES_MAX && self.stream.len() < front + data_len {
             return Step::Starved;
         }
@@ -222,12 +223,14 @@ impl Connection {
         if request.is_fast_zero() && !request.may_punch_hole() {
             return self.fail(&request, WireError::NotSupported, "Zeroing of provisioned space is not fast here");
         }
-        let data = buffer.as_ref().map(|buffer| buffer.slice(0..payload_len(&request)));
-        let cookie = self.pending.insert(Pending { request, buffer, status: None });
         let Phase::Transmission(session) = &self.phase else { unreachable!("requests come in this phase only") };
         let ExportTarget::Volume(open) = &session.target else {
+            let cookie = self.pending.insert(Pending { request, buffer, status: None });
             return self.answered(cookie, Ok(()), service.buffers);
         };
+        // Made for a volume only: a buffer that somebody has a slice of is not kept for the next request.
+        let data = buffer.as_ref().map(|buffer| buffer.slice(0..payload_len(&request)));
+        let cookie = self.pending.insert(Pending { request, buffer, status: None });
         let volume = open.volume();
         let (engine, is_fua) = (service.engine, request.is_durable());
         let completion = Completion { owner: service.owner, cookie: to_u64(cookie) };

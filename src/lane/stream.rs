@@ -6,7 +6,7 @@
 //! Invariant: while a receive is in the kernel nobody calls anything here that moves the buffer.
 
 use super::buffers::Buffers;
-use super::limits::{IDLE_STREAM_BYTES, STREAM_BYTES};
+use super::limits::{IDLE_STREAM_BYTES, STREAM_BYTES, STREAM_BYTES_BETWEEN_PAYLOADS};
 use crate::disk::IoBuffer;
 
 /// Bytes of the stream in a buffer, from `start` to `end`.
@@ -16,11 +16,19 @@ pub(super) struct Stream {
     pub end: usize,
     /// The last receive could have been longer.
     is_growing: bool,
+    /// The last request was a write whose payload was received where it belongs.
+    pub is_between_payloads: bool,
 }
 
 impl Stream {
     pub(super) fn new() -> Self {
-        Self { buffer: IoBuffer::allocate(IDLE_STREAM_BYTES), start: 0, end: 0, is_growing: false }
+        Self {
+            buffer: IoBuffer::allocate(IDLE_STREAM_BYTES),
+            start: 0,
+            end: 0,
+            is_growing: false,
+            is_between_payloads: false,
+        }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -33,6 +41,17 @@ impl Stream {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         }
+    }
+
+    /// Where the next receive puts what comes, once there is room.
+    pub(super) fn room(&self) -> IoBuffer {
+        let size_bytes = self.buffer.len();
+        let end = if self.is_between_payloads {
+            size_bytes.min(self.end + STREAM_BYTES_BETWEEN_PAYLOADS)
+        } else {
+            size_bytes
+        };
+        self.buffer.slice(self.end..end)
     }
 
     /// Takes `len` bytes that were received behind what was there.
@@ -92,6 +111,16 @@ mod tests {
 
         assert_eq!(stream.buffer.len(), STREAM_BYTES);
         assert_eq!(content(&stream), vec![7; IDLE_STREAM_BYTES - 100]);
+    }
+
+    #[test]
+    fn little_is_received_between_long_payloads() {
+        let mut stream = Stream::new();
+        fill(&mut stream, 28, 7);
+        stream.is_between_payloads = true;
+        assert_eq!(stream.room().len(), STREAM_BYTES_BETWEEN_PAYLOADS);
+        stream.is_between_payloads = false;
+        assert_eq!(stream.room().len(), IDLE_STREAM_BYTES - 28);
     }
 
     #[test]
