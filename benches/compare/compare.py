@@ -174,9 +174,9 @@ def run(command, environment=None):
     return done.stdout
 
 
-def start_ours(server, options, data):
-    """An encrypted pool in a directory, and one thin volume."""
-    environment = serve_ours(server, options, data, options.volume_mib * POOL_SIZE_FACTOR)
+def start_ours(server, options, data, *further):
+    """An encrypted pool in a directory, and one thin volume; `further` are arguments of `serve`."""
+    environment = serve_ours(server, options, data, options.volume_mib * POOL_SIZE_FACTOR, *further)
     run([options.ours, "create", VOLUME_NAME, "--size", f"{options.volume_mib}MiB"], environment)
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What hostile and greedy clients cost an honest one, over NBD with fio, and prints one table.
 
-Serves one encrypted volume. Each round measures the honest client alone, beside eight hostile connections, alone again,
+Serves one encrypted volume, and the export that stores nothing, which tells what the server costs where the disk does not
+decide. Each round measures the honest client alone, beside eight hostile connections, alone again,
 and beside eight clients that flood the server. The hostile ones break no rule that would end them at once: two say
 one byte a second, two say nothing, two ask for more than the server reads, and two connect and leave, each at most 50 times
 a second. The ratio is to the mean of the two measurements alone in the same round; figures are medians over the rounds.
@@ -19,9 +20,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-from compare import Failure, ROOT, Server, VOLUME_NAME, run_fio, start_ours, verdict
+from compare import NULL_NAME, Failure, ROOT, Server, VOLUME_NAME, run_fio, start_ours, verdict
 
-PROFILES = ("random-read-qd32", "random-write-qd32")
+# Profile and export of the honest client. The others use the volume.
+HONEST = (("random-read-qd32", VOLUME_NAME), ("random-write-qd32", VOLUME_NAME), ("random-write-qd32", NULL_NAME))
 FLOODING_COUNT = 8
 RECONNECTIONS_PER_SECOND = 50
 # What hostile connections may cost, and the part of its fair share (a ninth) that flooding ones must leave.
@@ -150,24 +152,26 @@ class Flood:
             raise Failure(f"a flooding client ended early: {ended}")
 
 
-def iops(server, profile, options, scratch):
+def iops(server, honest, options, scratch):
+    profile, server.export = honest
     job = run_fio(server, profile, options, 1, scratch)
+    server.export = VOLUME_NAME
     return job["read"]["iops"] + job["write"]["iops"]
 
 
 def measure(server, options, scratch):
-    """Ratios to the honest client alone, by profile: beside hostile connections, and beside flooding ones."""
-    ratios = {profile: ([], []) for profile in PROFILES}
+    """Ratios to the honest client alone, beside hostile connections, and beside flooding ones."""
+    ratios = {honest: ([], []) for honest in HONEST}
     run_fio(server, "prefill", options, 1, scratch)
     for number in range(options.rounds):
-        for profile, (hostile, flooded) in ratios.items():
-            print(f"round {number + 1} of {options.rounds}: {profile}", file=sys.stderr, flush=True)
-            alone = [iops(server, profile, options, scratch)]
+        for honest, (hostile, flooded) in ratios.items():
+            print(f"round {number + 1} of {options.rounds}: {' to '.join(honest)}", file=sys.stderr, flush=True)
+            alone = [iops(server, honest, options, scratch)]
             with Hostile(server.socket_path):
-                beside_hostile = iops(server, profile, options, scratch)
-            alone.append(iops(server, profile, options, scratch))
+                beside_hostile = iops(server, honest, options, scratch)
+            alone.append(iops(server, honest, options, scratch))
             with Flood(server, scratch):
-                beside_flood = iops(server, profile, options, scratch)
+                beside_flood = iops(server, honest, options, scratch)
             hostile.append(beside_hostile / statistics.mean(alone))
             flooded.append(beside_flood / statistics.mean(alone))
     return ratios
@@ -177,10 +181,10 @@ def print_table(ratios, options):
     print("| honest client | beside | ratio to alone | target | |")
     print("|---|---|---:|---:|---|")
     fair_share = 1 / (FLOODING_COUNT + 1)
-    for profile, (hostile, flooded) in ratios.items():
+    for honest, (hostile, flooded) in ratios.items():
         for what, values, least in (("8 hostile connections", hostile, HOSTILE_RATIO_MIN),
                                     ("8 flooding clients", flooded, FLOODED_SHARE_MIN * fair_share)):
-            print(f"| {profile} | {what} | {verdict(values, least)}")
+            print(f"| {' to '.join(honest)} | {what} | {verdict(values, least)}")
     print(f"\nMedian of {options.rounds} rounds of {options.runtime} s, {os.cpu_count()} processors, which the clients use too.")
 
 
@@ -199,7 +203,7 @@ def main():
             data = Path(data_name)
             server = Server("ours", "rok-blk", Path(socket_name) / "nbd", data / "log")
             try:
-                start_ours(server, options, data)
+                start_ours(server, options, data, "--nbd-null", f"{options.volume_mib}MiB")
                 print_table(measure(server, options, data), options)
             finally:
                 server.stop()
