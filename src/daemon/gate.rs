@@ -137,6 +137,7 @@ impl Gate {
         match &*self.state.read() {
             State::Open(control) => {
                 control.stop_jobs();
+                control.server().prepare_shutdown();
                 control.leave_devices();
                 control.server().shutdown()
             }

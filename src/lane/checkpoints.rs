@@ -16,6 +16,9 @@ struct Wishes {
     /// When changes are to be stored that nobody asked for.
     due: Option<Instant>,
     is_closing: bool,
+    /// How many the thread has begun, and how many of them have ended.
+    begun: u64,
+    ended: u64,
 }
 
 /// What the thread is told.
@@ -23,6 +26,8 @@ struct Wishes {
 pub(super) struct Checkpoints {
     wishes: Mutex<Wishes>,
     changed: Condvar,
+    /// One has ended.
+    ended: Condvar,
     /// Mirror of `due`, so that a lane need not take the lock in each of its turns.
     has_due: AtomicBool,
     /// A checkpoint that waited for space when its thread had to end. Its changes are frozen: the next one begins only
@@ -35,6 +40,16 @@ impl Checkpoints {
     pub(super) fn want(&self) {
         self.wishes.lock().is_wanted = true;
         self.changed.notify_one();
+    }
+
+    /// Has the thread run one that begins from now on, and waits for its end; whether that came within `time_max`.
+    pub(super) fn await_next(&self, time_max: Duration) -> bool {
+        let mut wishes = self.wishes.lock();
+        let awaited = wishes.begun + 1;
+        wishes.is_wanted = true;
+        self.changed.notify_one();
+        let is_awaited = |wishes: &mut Wishes| wishes.ended < awaited;
+        !self.ended.wait_while_for(&mut wishes, is_awaited, time_max).timed_out()
     }
 
     /// There are changes.
@@ -60,6 +75,8 @@ impl Checkpoints {
             {
                 tracing::error!(%error, "a checkpoint failed");
             }
+            self.wishes.lock().ended += 1;
+            self.ended.notify_all();
         }
     }
 
@@ -109,6 +126,7 @@ impl Checkpoints {
             }
             if wishes.is_wanted || wishes.due.is_some_and(|due| due <= now) {
                 wishes.is_wanted = false;
+                wishes.begun += 1;
                 wishes.due = None;
                 // Before the cut: changes that come behind it are noted anew.
                 self.has_due.store(false, Ordering::Release);
@@ -158,6 +176,25 @@ mod tests {
         let key = crate::map::ChangeKey { tree: TreeId::new(1), block: BlockIndex::new(0), epoch: Epoch::new(1) };
         let change = crate::map::Change { sequence: Sequence::new(sequence), entry: None };
         pool.changes().lay().lay(key, change);
+    }
+
+    #[test]
+    fn who_awaits_the_next_checkpoint_has_everything_of_before_stored() {
+        let pool = open_pool(&Arc::new(MemoryStore::new()));
+        let checkpoints = Checkpoints::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| checkpoints.work(&pool));
+            let left_after = |sequence| {
+                lay_removal(&pool, sequence);
+                let is_done = checkpoints.await_next(Duration::from_secs(60));
+                (is_done, pool.changes().active_count(), pool.changes().frozen_count())
+            };
+            let left: Vec<_> = (1000..1010).map(left_after).collect();
+            // Before anything is asserted: the thread must end in any case.
+            checkpoints.close();
+            assert_eq!(left, [(true, 0, 0); 10]);
+        });
+        assert!(!checkpoints.await_next(Duration::ZERO), "nobody runs one any more");
     }
 
     #[test]

@@ -335,6 +335,14 @@ impl Server {
         infos.map(describe).collect()
     }
 
+    /// Stores the changes that there are while everybody is served, so that the end that follows takes little time: who
+    /// waits for the next server waits for all of the end. At most as long as the end itself may take.
+    pub fn prepare_shutdown(&self) {
+        if !self.shared.checkpoints.await_next(SHUTDOWN_TIME_MAX) {
+            tracing::warn!("a checkpoint before the end takes long: the end may do so too");
+        }
+    }
+
     /// Ends the server: nothing more is accepted, requests under way are finished, everything is stored. The second
     /// call does nothing.
     ///
