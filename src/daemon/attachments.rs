@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rok_ublk::control::{DeviceInfo, DeviceState};
 use rok_ublk::device::{block_path, write_back};
-use rok_ublk::{Control as Driver, ControlError, Device, DeviceParameters};
+use rok_ublk::{Control as Driver, ControlError, Device, DeviceParameters, Features};
 use uuid::Uuid;
 
 use super::attachment_resource::AttachmentState;
@@ -123,6 +123,19 @@ impl Attached {
     /// What the driver says of it.
     pub(super) fn state(&self) -> AttachmentState {
         state_of(self.driver.info(self.device.id()))
+    }
+
+    /// Whether it can have another size while it is used.
+    pub(super) fn can_grow(&self) -> bool {
+        self.state() == AttachmentState::Live && self.driver.features().is_ok_and(Features::has_size_update)
+    }
+
+    /// Gives it the size of its volume, which it may have already.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub(super) fn follow_size(&self) -> Result<()> {
+        self.driver.set_size(&self.device, self.volume.open().volume().size_bytes()).map_err(failure)
     }
 }
 

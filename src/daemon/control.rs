@@ -34,7 +34,6 @@ use super::resource::{
     seconds_since_1970, time_text,
 };
 use super::space_resource::ShowOptions;
-use super::trash::Thing;
 use super::upkeep::Upkeep;
 use super::volume_rule;
 use super::warnings::warnings;
@@ -222,11 +221,11 @@ impl Control {
         Ok(Change::new(Action::Rename, is_dry_run, Some(before), Some(after)))
     }
 
-    /// Gives a volume a new size.
+    /// Gives a volume a new size, and its disk if it is attached.
     ///
     /// # Errors
-    /// `Usage` for a bad size or for a smaller one that the request does not allow, `NotFound`, `Busy` while it is attached,
-    /// and what the engine reports.
+    /// `Usage` for a bad size or for a smaller one that the request does not allow, `NotFound`; `Busy` while it is attached, if
+    /// it is to be smaller or the driver cannot change the size of a disk; what the engine and the driver report.
     pub fn resize(&self, name: &str, request: &ResizeVolume, is_dry_run: bool) -> Result<Change> {
         volume_rule::check_size(request.size_bytes)?;
         let _one_at_a_time = self.upkeep.changes.lock();
@@ -238,15 +237,20 @@ impl Control {
             );
             return Err(Error::new(ErrorKind::Usage, message).with_hint("Add --shrink if that is what you want"));
         }
-        if request.size_bytes != before.size_bytes {
-            let refusal = format!("{name} cannot be resized, since a device does not change its size yet");
-            self.refuse_if_attached(Thing::Volume(before.uuid), false, &refusal)?;
-        }
+        let disk = self.disk_to_resize(&before, request.size_bytes)?;
         let after = if is_dry_run || request.size_bytes == before.size_bytes {
             Volume { size_bytes: request.size_bytes, ..before.clone() }
         } else {
             with_export(self.server.resize(name, request.size_bytes)?, &self.server.exports())
         };
+        if let Some(disk) = disk.filter(|_| !is_dry_run) {
+            disk.follow_size().map_err(|error| {
+                let disk = disk.path();
+                let message =
+                    format!("{name} has {} bytes now, and its disk {} does not", request.size_bytes, disk.display());
+                Error::new(error.kind(), message).with_hint("Detach it and attach it anew").with_source(error)
+            })?;
+        }
         Ok(Change::new(Action::Resize, is_dry_run, Some(before), Some(after)))
     }
 

@@ -144,7 +144,14 @@ impl Attachments {
             ),
         }
         let queues = Mutex::new(queues);
-        Ok(self.insert(Attached { remembered, volume, problem, device, driver, queues }))
+        let attached = Attached { remembered, volume, problem, device, driver, queues };
+        // The daemon before may have been killed between the volume and its device.
+        if attached.can_grow()
+            && let Err(error) = attached.follow_size()
+        {
+            tracing::warn!(%error, device = number, "a disk may be smaller than its volume until it is attached anew");
+        }
+        Ok(self.insert(attached))
     }
 
     /// What is remembered, open for a device.

@@ -89,7 +89,6 @@ volume_that_is_attached_is_not_taken_away() {
   fails 7 'attached as /dev/ublkb0' rok-blk rm vol1
   fails 7 'attached as /dev/ublkb0' rok-blk rm vol1 --now
   fails 7 'attached as /dev/ublkb0' rok-blk rollback vol1 --to 1
-  fails 7 'attached as /dev/ublkb0' rok-blk resize vol1 1G
   fails 7 '/dev/ublkb0' rok-blk key lock
   fails 7 'in use' rok-blk detach vol1
   fails 7 'in use' rok-blk detach /dev/ublkb0
@@ -99,6 +98,25 @@ volume_that_is_attached_is_not_taken_away() {
   rok-blk devices | grep other
   [ "$(rok-blk attach other)" = /dev/ublkb0 ]
   rok-blk rename other vol1
+}
+
+# Where the driver cannot do that (before Linux 6.16), it is refused with the way out, and nothing has changed.
+disk_grows_with_its_volume() {
+  fails 7 'smaller under its users' rok-blk resize vol1 64M --shrink --yes
+  size=$((160 << 20))
+  if rok-blk resize vol1 192M >/run/resized 2>/run/refusal; then
+    size=$((192 << 20))
+    say 'the disk grew under its file system'
+    /sbin/resize2fs /dev/ublkb0
+    [ "$(df -k /mnt | awk '/ublkb0/ { print $2 }')" -gt $((165 << 10)) ]
+    dd if=/dev/zero of=/mnt/grown bs=1M count=110 conv=fsync
+    rm /mnt/grown
+  else
+    cat /run/refusal
+    grep 'leaves a disk its size' /run/refusal | grep 'rok-blk detach vol1'
+  fi
+  [ "$(blockdev --getsize64 /dev/ublkb0)" = "$size" ]
+  [ "$(rok-blk ls -o jsonl | sed -n 's/.*"name":"vol1",.*"size":\([0-9]*\),.*/\1/p')" = "$size" ]
 }
 
 device_that_is_open_is_not_taken_away() {
@@ -249,6 +267,7 @@ if start_daemon; then
   stage filesystem filesystem_is_made_and_written
   stage snapshot snapshot_attaches_beside_the_mounted_volume
   stage kept volume_that_is_attached_is_not_taken_away
+  stage grown disk_grows_with_its_volume
   stage open device_that_is_open_is_not_taken_away
   if stop_daemon && start_daemon; then pass restart; else fail restart "$(tail -5 /run/daemon.log)"; fi
   stage same-files files_are_there_after_a_restart

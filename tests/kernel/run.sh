@@ -15,7 +15,7 @@ cd "$here/../.."
 target=${CARGO_TARGET_DIR:-target}
 # Of the whole workspace: one package alone would have its dependencies built again with other features.
 cargo build --workspace --bins --examples
-programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
+programs=(--program /sbin/mke2fs --program /sbin/e2fsck --program /sbin/resize2fs)
 # fio brings many libraries along, and is worth it: it verifies what it wrote.
 [ ! -x /usr/bin/fio ] || programs+=(--program /usr/bin/fio)
 

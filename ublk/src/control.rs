@@ -18,6 +18,7 @@ use crate::command::{Command, CommandFailure};
 use crate::device::{Device, character_path};
 use crate::features::Features;
 use crate::parameters::{DeviceParameters, ParameterError};
+use crate::request::SECTOR_BYTES;
 use crate::stand_in;
 
 /// The driver's control device.
@@ -163,6 +164,8 @@ const END_RECOVERY: Action = Action {
     name: "end the recovery of",
     hint: "a thread that serves one of its queues is not running, or not submitting",
 };
+const UPDATE_SIZE: Action =
+    Action { code: sys::UBLK_U_CMD_UPDATE_SIZE, name: "change the size of", hint: "look at the kernel log" };
 const GET_INFO: Action =
     Action { code: sys::UBLK_U_CMD_GET_DEV_INFO, name: "tell the state of", hint: "look at the kernel log" };
 
@@ -279,6 +282,17 @@ impl Control {
     /// [`ControlError::TimeOver`] when a queue is not being served; what the driver answers.
     pub fn finish_recovery(&self, device: &Device) -> Result<(), ControlError> {
         self.run(END_RECOVERY, device.id, u64::from(std::process::id()))
+    }
+
+    /// Gives a live device another size, in bytes, a multiple of 512; its users see it at once. The driver does not look at
+    /// what is on the device: who makes it smaller cuts off what is there.
+    ///
+    /// Only for drivers with [`Features::has_size_update`].
+    ///
+    /// # Errors
+    /// What the driver answers.
+    pub fn set_size(&self, device: &Device, size_bytes: u64) -> Result<(), ControlError> {
+        self.run(UPDATE_SIZE, device.id, size_bytes / SECTOR_BYTES)
     }
 
     /// In which state the driver has a device.

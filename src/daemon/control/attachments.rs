@@ -12,7 +12,7 @@ use crate::daemon::attachment_resource::{
 };
 use crate::daemon::attachment_store::Remembered;
 use crate::daemon::attachments::{Attached, Waiting};
-use crate::daemon::resource::{ApiVersion, Kind};
+use crate::daemon::resource::{ApiVersion, Kind, Volume};
 use crate::daemon::trash::Thing;
 use crate::daemon::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -144,6 +144,26 @@ impl Control {
         let Attachment { device, reference, .. } = self.describe_remembered(number, &remembered);
         Err(Error::new(ErrorKind::Busy, format!("{refusal}: {reference} is attached as {device}"))
             .with_hint(format!("Unmount it and detach it first: rok-blk detach {reference}")))
+    }
+
+    /// The disk that a volume's new size is to be given to, `None` if it has none or keeps its size.
+    ///
+    /// # Errors
+    /// `Busy` if it cannot be given to the disk.
+    pub(super) fn disk_to_resize(&self, volume: &Volume, size_bytes: u64) -> Result<Option<Arc<Attached>>> {
+        if size_bytes == volume.size_bytes {
+            return Ok(None);
+        }
+        let (name, thing) = (&volume.name, Thing::Volume(volume.uuid));
+        if size_bytes < volume.size_bytes {
+            self.refuse_if_attached(thing, false, &format!("{name} cannot be made smaller under its users"))?;
+        }
+        if let Some(attached) = self.devices.of(thing).filter(|attached| attached.can_grow()) {
+            return Ok(Some(attached));
+        }
+        let refusal = format!("{name} cannot be resized, since this kernel's ublk driver leaves a disk its size");
+        self.refuse_if_attached(thing, false, &refusal)?;
+        Ok(None)
     }
 
     /// What a reference means, and its name with a number where there was a selector.
