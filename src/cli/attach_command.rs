@@ -1,5 +1,6 @@
 //! The commands on block devices of this host: `attach detach devices`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -13,6 +14,7 @@ use super::table::Table;
 use crate::daemon::attachment_resource::{
     AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentChangeList, AttachmentList,
 };
+use crate::daemon::device_users::is_unused;
 use crate::daemon::resource::{ApiVersion, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::volume::Reference;
@@ -93,12 +95,25 @@ pub(super) fn attach(arguments: &Attach, client: &Client, output: &Output) -> Ou
 
 /// `detach REF|DEVICE…`: all are tried; prints the path of each device.
 pub(super) fn detach(arguments: &Detach, client: &Client, output: &Output) -> Outcome<ExitCode> {
-    let options = format!("force={}&dry_run={}", arguments.force, arguments.dry_run.is_dry_run);
-    let results = arguments
-        .names
-        .iter()
-        .map(|name| client.change(Method::DELETE, &format!("/v1/devices/{}?{options}", path_segment(name)), name));
+    let results = arguments.names.iter().map(|name| detach_one(name, arguments, client));
     finish(results.collect(), output)
+}
+
+/// Looks for users of the disk too: this process may be allowed to see more of them than the daemon is.
+fn detach_one(name: &str, arguments: &Detach, client: &Client) -> Outcome<AttachmentChange> {
+    let is_dry_run = arguments.dry_run.is_dry_run;
+    let request = |is_dry_run: bool, no_process_has_it: bool| {
+        let force = arguments.force;
+        let options = format!("force={force}&dry_run={is_dry_run}&no_process_has_it={no_process_has_it}");
+        client.change(Method::DELETE, &format!("/v1/devices/{}?{options}", path_segment(name)), name)
+    };
+    if arguments.force || is_dry_run {
+        return request(is_dry_run, false);
+    }
+    let plan: AttachmentChange = request(true, false)?;
+    let no_process_has_it = is_unused(Path::new(&plan.reference))
+        .map_err(|error| Failed::Error { error, reference: Some(name.to_owned()) })?;
+    request(false, no_process_has_it)
 }
 
 /// `devices`.

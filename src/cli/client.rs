@@ -35,13 +35,18 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// At `socket`, or at the default one.
+    /// At `socket`, or at the default one; for root, also that of the host's service.
     ///
     /// # Errors
     /// `Permission` if somebody else could have made the directory of the default socket.
     pub(super) fn new(socket: Option<&Path>) -> Result<Self> {
-        let path = socket_path(socket);
+        let mut path = socket_path(socket);
+        let service = control_socket::path_of_service(host::effective_uid());
         if socket.is_none()
+            && let Some(service) = service.filter(|service| path == *service || !path.exists())
+        {
+            path = service;
+        } else if socket.is_none()
             && let Some(directory) = path.parent().filter(|directory| directory.exists())
         {
             control_socket::check_private_directory(directory, host::effective_uid())?;

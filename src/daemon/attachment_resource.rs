@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::device_users::Care;
 use super::resource::{ApiVersion, Kind};
 
 /// Makes a block device of a volume or a snapshot.
@@ -46,6 +47,23 @@ pub struct DetachOptions {
     #[serde(default)]
     #[param(required = false)]
     pub force: bool,
+    /// The caller has looked for processes that have it open, and found none. A daemon that is not root may not look into those of
+    /// others, and refuses without.
+    #[serde(default)]
+    #[param(required = false)]
+    pub no_process_has_it: bool,
+}
+
+impl DetachOptions {
+    /// How its users are regarded.
+    #[must_use]
+    pub const fn care(self) -> Care {
+        match self {
+            Self { force: true, .. } => Care::None,
+            Self { no_process_has_it: true, .. } => Care::KernelOnly,
+            Self { .. } => Care::Full,
+        }
+    }
 }
 
 /// What the driver says of a device.

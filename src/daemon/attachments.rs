@@ -18,7 +18,8 @@ use uuid::Uuid;
 
 use super::attachment_resource::AttachmentState;
 use super::attachment_store::{self, Remembered, RememberedDevices};
-use super::device_users;
+use super::device_names::{DeviceName, DeviceNames};
+use super::device_users::{self, Care};
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,6 +43,7 @@ const REQUESTS_MIN: u16 = 4;
 pub(super) struct Attachments {
     pub(super) server: Arc<Server>,
     pool: PathBuf,
+    pub(super) names: DeviceNames,
     pub(super) table: Mutex<Table>,
 }
 
@@ -141,8 +143,8 @@ impl Attached {
 
 impl Attachments {
     /// None yet, of the pool in a directory.
-    pub(super) fn new(server: Arc<Server>, pool: &Path) -> Self {
-        Self { server, pool: pool.to_owned(), table: Mutex::default() }
+    pub(super) fn new(server: Arc<Server>, pool: &Path, names: DeviceNames) -> Self {
+        Self { server, pool: pool.to_owned(), names, table: Mutex::default() }
     }
 
     /// All devices, by number.
@@ -170,6 +172,34 @@ impl Attachments {
     /// The device that was made of this.
     pub(super) fn of(&self, thing: Thing) -> Option<Arc<Attached>> {
         self.list().into_iter().find(|attached| attached.remembered.thing == thing)
+    }
+
+    /// What a volume or snapshot is called now, if it is there still.
+    pub(super) fn reference_of(&self, thing: Thing) -> Option<String> {
+        let (volume, number) = match thing {
+            Thing::Volume(volume) => (volume, None),
+            Thing::Snapshot((volume, number)) => (volume, Some(number)),
+        };
+        let pool = self.server.pool();
+        let name = pool.with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))?;
+        Some(number.map_or_else(|| name.clone(), |number| format!("{name}@{number}")))
+    }
+
+    /// Has the links of a volume that was renamed, and of its snapshots, follow. Those of what waits do when it is served.
+    pub(super) fn rename(&self, volume: Uuid) {
+        for attached in self.list().iter().filter(|attached| attached.remembered.is_of(volume)) {
+            if let Some(reference) = self.reference_of(attached.remembered.thing) {
+                let name = DeviceName { reference: &reference, requests_max: requests_max(&attached.device) };
+                self.names.renew(attached.device.id(), name);
+            }
+        }
+    }
+
+    /// Takes the name of a device back that is not there any more, unless another program has its number.
+    pub(super) fn withdraw_name(&self, number: u32, remembered: &Remembered) {
+        if remembered.state(number) != AttachmentState::Taken {
+            self.names.withdraw(number);
+        }
     }
 
     /// Whether devices can be made.
@@ -209,9 +239,11 @@ impl Attachments {
         let parameters = remembered.parameters(volume.open().volume());
         let device = Arc::new(driver.add(id, &parameters, Some(remembered.identity())).map_err(failure)?);
         let number = device.id();
+        let reference = self.reference_of(remembered.thing).unwrap_or_default();
         let started = self.server.attach(&device, &volume.target()).and_then(|queues| {
             // Before anybody can use it: a daemon that is killed then leaves nothing behind that nobody knows.
             self.store(Some((number, remembered)))?;
+            self.names.announce(number, DeviceName { reference: &reference, requests_max: requests_max(&device) });
             driver.start(&device).map_err(failure)?;
             Ok(queues)
         });
@@ -224,12 +256,14 @@ impl Attachments {
                 }
                 drop(device);
                 delete(&driver, number);
+                self.names.withdraw(number);
                 if let Err(error) = self.store(None) {
                     tracing::warn!(%error, device = number, "a device that did not start is remembered");
                 }
                 return Err(error);
             }
         };
+        self.names.confirm(number);
         hold_one_back(&device);
         let attached = Attached { remembered, volume, problem: None, device, driver, queues: Mutex::new(queues) };
         tracing::info!(device = number, volume = %attached.volume.open().volume().id(), "a device was attached");
@@ -269,22 +303,22 @@ impl Attachments {
     /// # Errors
     /// Those of [`Self::take_away`]: then it is attached still. Those of forgetting it: then it is gone, and comes back with
     /// the next start.
-    pub(super) fn detach(&self, attached: Arc<Attached>, is_forced: bool) -> Result<()> {
-        self.take_away(attached, is_forced)?;
+    pub(super) fn detach(&self, attached: Arc<Attached>, care: Care) -> Result<()> {
+        self.take_away(attached, care)?;
         self.store(None)
     }
 
     /// Stops a device and deletes it.
     ///
     /// # Errors
-    /// `Busy` if it is in use, unless that is `forced`; `TimedOut` if a request of it is not answered, and what the driver
+    /// `Busy` if it is in use, or that cannot be told, as far as there is care; `TimedOut` if a request of it is not answered, and what the driver
     /// reports. Then it is attached still.
-    pub(super) fn take_away(&self, attached: Arc<Attached>, is_forced: bool) -> Result<()> {
+    pub(super) fn take_away(&self, attached: Arc<Attached>, care: Care) -> Result<()> {
         let number = attached.device.id();
         let state = attached.state();
         // Of one that others have stopped there is no disk any more.
         let has_disk = !matches!(state, AttachmentState::Dead | AttachmentState::Gone);
-        let claim = if is_forced || !has_disk { None } else { Some(device_users::claim(&attached.path())?) };
+        let claim = if has_disk { device_users::claim(&attached.path(), care)? } else { None };
         // A stop waits for the answers to all requests, and those that wait for space would come when there is some.
         if let Err(error) = self.server.leave_device(number) {
             tracing::warn!(%error, device = number, "a lane was not told that a device is to be stopped");
@@ -300,6 +334,7 @@ impl Attachments {
         drop(claim);
         attached.queues.lock().wait_ended(END_TIME_MAX)?;
         self.table.lock().devices.remove(&number);
+        self.names.withdraw(number);
         // The driver keeps the number while anybody has a handle of the device: the last of them goes here, unless somebody
         // is telling of it.
         if let Some(Attached { device, driver, .. }) = Arc::into_inner(attached) {
@@ -315,10 +350,11 @@ impl Attachments {
     /// Forgets what is not served. A device that there is still is stopped and deleted: its users get errors.
     ///
     /// # Errors
-    /// `Busy` if it is in use, unless that is `forced`; what the driver reports. Those of storing it.
-    pub(super) fn forget(&self, number: u32, remembered: &Remembered, is_forced: bool) -> Result<()> {
-        end_unserved(number, remembered, is_forced)?;
+    /// `Busy` if it is in use, or that cannot be told, as far as there is care; what the driver reports. Those of storing it.
+    pub(super) fn forget(&self, number: u32, remembered: &Remembered, care: Care) -> Result<()> {
+        end_unserved(number, remembered, care)?;
         self.table.lock().waiting.remove(&number);
+        self.withdraw_name(number, remembered);
         self.store(None)
     }
 
@@ -326,7 +362,7 @@ impl Attachments {
     pub(super) fn close(&self) {
         for attached in self.close_table() {
             let device = attached.path();
-            if let Err(error) = self.take_away(attached, true) {
+            if let Err(error) = self.take_away(attached, Care::None) {
                 tracing::error!(%error, device = %device.display(), "a device was left behind");
             }
         }
@@ -371,8 +407,8 @@ fn state_of(info: std::result::Result<DeviceInfo, ControlError>) -> AttachmentSt
 /// Stops and deletes a device of ours that this daemon does not serve; nothing if there is none of ours.
 ///
 /// # Errors
-/// `Busy` if it is in use, or somebody else serves it, unless that is `forced`; what the driver reports.
-pub(super) fn end_unserved(number: u32, remembered: &Remembered, is_forced: bool) -> Result<()> {
+/// `Busy` if it is in use, or that cannot be told, or somebody else serves it, as far as there is care; what the driver reports.
+pub(super) fn end_unserved(number: u32, remembered: &Remembered, care: Care) -> Result<()> {
     let driver = match Driver::open() {
         Ok(driver) => driver.with_time_max(COMMAND_TIME_MAX),
         // Without the driver there are no devices.
@@ -386,13 +422,13 @@ pub(super) fn end_unserved(number: u32, remembered: &Remembered, is_forced: bool
         Err(error) => return Err(failure(error)),
     };
     let path = block_path(number);
-    if info.state == DeviceState::Live && !is_forced {
+    if info.state == DeviceState::Live && care != Care::None {
         let server = info.server.map_or_else(String::new, |pid| format!(" (process {pid})"));
         return Err(Error::new(ErrorKind::Busy, format!("{} is served by another program{server}", path.display()))
             .with_hint("End that one, or take the disk away in any case with --force: its users get errors then"));
     }
     let has_disk = info.state != DeviceState::Dead;
-    let claim = if is_forced || !has_disk { None } else { Some(device_users::claim(&path)?) };
+    let claim = if has_disk { device_users::claim(&path, care)? } else { None };
     match driver.stop(number) {
         Ok(()) => {}
         Err(error) if error.is_gone() => return Ok(()),
@@ -438,12 +474,18 @@ fn write_cache(path: &Path) {
 
 /// Has the block layer leave one command of each queue with the driver: when a daemon dies, the driver learns it from those
 /// at once, and from a queue that has none only by a timeout of half a minute, for which all requests would wait.
+///
+/// Only root may write that: of a daemon that is not, udev does it.
 fn hold_one_back(device: &Device) {
     let path = device.block_path();
     let name = path.file_name().unwrap_or_default();
-    let limit = device.queue_depth().saturating_sub(1).max(REQUESTS_MIN);
-    if let Err(error) = std::fs::write(Path::new("/sys/block").join(name).join("queue/nr_requests"), limit.to_string())
-    {
+    let limit = Path::new("/sys/block").join(name).join("queue/nr_requests");
+    if let Err(error) = std::fs::write(limit, requests_max(device).to_string()) {
         tracing::debug!(%error, device = device.id(), "the requests of a device are not limited");
     }
+}
+
+/// Requests that the block layer may have under way in each queue of a device: see [`hold_one_back`].
+pub(super) fn requests_max(device: &Device) -> u16 {
+    device.queue_depth().saturating_sub(1).max(REQUESTS_MIN)
 }

@@ -216,7 +216,9 @@ impl Control {
         let after = if is_dry_run || from == to {
             Volume { reference: to.to_owned(), name: to.to_owned(), ..before.clone() }
         } else {
-            with_export(self.server.volumes().rename(from, to)?, &self.server.exports())
+            let renamed = with_export(self.server.volumes().rename(from, to)?, &self.server.exports());
+            self.devices.rename(before.uuid);
+            renamed
         };
         Ok(Change::new(Action::Rename, is_dry_run, Some(before), Some(after)))
     }

@@ -29,6 +29,14 @@ pub fn default_path(runtime_directory: Option<&Path>, uid: u32) -> PathBuf {
     directory.join(FILE)
 }
 
+/// Where a client of root's finds the daemon of the host, which systemd runs as a user of its own, if there is none at the default
+/// path. Only root makes directories in `/run`: whose it is was root's decision.
+#[must_use]
+pub fn path_of_service(uid: u32) -> Option<PathBuf> {
+    let path = Path::new("/run").join(DIRECTORY).join(FILE);
+    (uid == 0 && path.exists()).then_some(path)
+}
+
 /// Checks that nobody else can have put the directory of a default socket there: it is a directory, not a link,
 /// belongs to `uid` and is closed to others. `/tmp` is everybody's.
 ///

@@ -1,7 +1,8 @@
 //! Who uses a block device of ours: the kernel (a mount, swap, LVM, a loop device) or a process that has it open.
 //!
-//! Processes are looked for in `/proc`, so only those are seen that this process may look into. One that opens the device
-//! between the look and its end is not seen; nobody can mount it meanwhile.
+//! Processes are looked for in `/proc`. A daemon that is not root may look into its own only, which is not taken for an answer:
+//! then a caller who may see them all has to look. One that opens the device between the look and its end is not seen; nobody can
+//! mount it meanwhile.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,14 +14,31 @@ use crate::error::{Error, ErrorKind, Result};
 /// Processes that a message names.
 const NAMED_COUNT_MAX: usize = 4;
 
+/// What the first process runs, which is root's: who may follow this link may look into all processes.
+const FIRST_PROGRAM: &str = "/proc/1/exe";
+
+/// How users of a device are regarded before it is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Care {
+    /// There must be none, and that must be certain.
+    Full,
+    /// The caller has looked into the processes.
+    KernelOnly,
+    /// They get errors.
+    None,
+}
+
 /// Nobody else can mount the device, or claim it otherwise, while this lives.
 pub(super) struct Claim(#[expect(dead_code, reason = "it is held")] File);
 
-/// Claims a device that nobody uses.
+/// Claims a device that nobody uses; without care nothing is claimed.
 ///
 /// # Errors
-/// `Busy` naming who uses it, as far as that can be told.
-pub(super) fn claim(path: &Path) -> Result<Claim> {
+/// `Busy` naming who uses it, as far as that can be told, or if that cannot be told.
+pub(super) fn claim(path: &Path, care: Care) -> Result<Option<Claim>> {
+    if care == Care::None {
+        return Ok(None);
+    }
     let device = path.display();
     // Without O_CREAT, for a block device: fails if a file system or another part of the kernel has it, or a partition of it.
     let claimed = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
@@ -33,9 +51,26 @@ pub(super) fn claim(path: &Path) -> Result<Claim> {
         _ => in_use(format!("Whether {device} is in use cannot be told: opening it failed: {error}"))
             .with_hint("Take it away in any case with --force"),
     })?;
+    if is_unused(path)? || care == Care::KernelOnly {
+        return Ok(Some(Claim(file)));
+    }
+    Err(in_use(format!(
+        "Whether a process has {device} open cannot be told: this daemon may not look into those of other users"
+    ))
+    .with_hint(
+        "Run rok-blk detach as root, which looks itself, or take it away in any case with --force: its users get errors then",
+    ))
+}
+
+/// Whether it is certain that no process and no loop device has a device open.
+///
+/// # Errors
+/// `Busy` naming those that have.
+pub fn is_unused(path: &Path) -> Result<bool> {
+    let device = path.display();
     let users = users(path);
     if users.is_empty() {
-        return Ok(Claim(file));
+        return Ok(fs::read_link(FIRST_PROGRAM).is_ok());
     }
     let named = users.iter().take(NAMED_COUNT_MAX).cloned().collect::<Vec<_>>().join(", ");
     let more = if users.len() > NAMED_COUNT_MAX { ", and others" } else { "" };
@@ -121,7 +156,7 @@ mod tests {
 
     #[test]
     fn device_that_is_not_there_is_not_taken_for_unused() {
-        let error = claim(Path::new("/dev/no-such-device")).err().expect("it is not there");
+        let error = claim(Path::new("/dev/no-such-device"), Care::KernelOnly).err().expect("it is not there");
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(error.hint().is_some_and(|hint| hint.contains("--force")), "{error}");
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::attachments::Attachments;
 use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
+use super::device_names::DeviceNames;
 use super::export_store;
 use super::upkeep::Upkeep;
 use crate::crypto::Suite;
@@ -43,6 +44,8 @@ pub struct GivenListen {
 pub(super) struct PoolSetup {
     /// The pool's directory.
     pub pool: PathBuf,
+    /// Where udev is told the names of disks.
+    pub device_names: DeviceNames,
     /// The NBD socket; its directory is there.
     pub nbd_unix: Option<PathBuf>,
     /// How that listener treats its clients.
@@ -95,7 +98,7 @@ impl PoolSetup {
         let server = Server::start(pool.pool, options)?;
         policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
         // Before clients can connect: what a device has for itself, none of them may get first.
-        let devices = Attachments::restore(&server, &self.pool);
+        let devices = Attachments::restore(&server, &self.pool, self.device_names.clone());
         let started = listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, Upkeep::begin(&server)?)));
         let (listeners, upkeep) = match started {
             Ok(started) => started,

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::control_socket::ControlSocket;
+use super::device_names::DeviceNames;
 use super::gate::Gate;
 use super::peer_listener::PeerListener;
 use super::pool_setup::{GivenListen, PoolSetup, TcpListen, check_can_be_locked, check_credential};
@@ -106,6 +107,7 @@ impl Daemon {
         let nbd_unix = options.nbd_unix.clone();
         let gate = Arc::new(Gate::locked(PoolSetup {
             pool: options.pool,
+            device_names: DeviceNames::beside(&options.socket),
             nbd_unix: options.nbd_unix,
             nbd_unix_settings: options.nbd_unix_settings,
             nbd_limits: options.nbd_limits,

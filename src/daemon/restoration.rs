@@ -16,7 +16,9 @@ use rok_ublk::{Control as Driver, ControlError};
 
 use super::attachment_resource::AttachmentState;
 use super::attachment_store::{self, Remembered, RememberedDevices};
-use super::attachments::{Attached, Attachments, END_TIME_MAX, Waiting, delete, end_unserved};
+use super::attachments::{Attached, Attachments, END_TIME_MAX, Waiting, delete, end_unserved, requests_max};
+use super::device_names::{DeviceName, DeviceNames};
+use super::device_users::Care;
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,8 +30,8 @@ const RECOVERY_TIME_MAX: Duration = Duration::from_secs(40);
 
 impl Attachments {
     /// Brings back what is remembered of the pool in a directory.
-    pub(super) fn restore(server: &Arc<Server>, pool: &Path) -> Self {
-        let attachments = Self::new(Arc::clone(server), pool);
+    pub(super) fn restore(server: &Arc<Server>, pool: &Path, names: DeviceNames) -> Self {
+        let attachments = Self::new(Arc::clone(server), pool, names);
         let remembered = attachment_store::read(pool).unwrap_or_else(|error| {
             let aside = attachment_store::set_aside(pool);
             let kept = aside.map_or_else(|error| error.to_string(), |path| format!("it is kept as {}", path.display()));
@@ -45,6 +47,7 @@ impl Attachments {
             .collect();
         let end = Instant::now() + RECOVERY_TIME_MAX;
         for (number, remembered) in remembered {
+            attachments.names.withdraw_start(number);
             if let Err(error) = attachments.bring_back(number, remembered, end) {
                 let device = block_path(number);
                 tracing::error!(
@@ -72,6 +75,7 @@ impl Attachments {
             Ok(Some(attached)) => Ok(Some(attached)),
             Ok(None) => {
                 self.table.lock().waiting.remove(&number);
+                self.withdraw_name(number, &remembered);
                 self.store(None)?;
                 Ok(None)
             }
@@ -86,7 +90,7 @@ impl Attachments {
     fn take_over_or_make(&self, number: u32, remembered: Remembered, end: Instant) -> Result<Option<Arc<Attached>>> {
         let volume = match self.open(&remembered) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                end_unserved(number, &remembered, true)?;
+                end_unserved(number, &remembered, Care::None)?;
                 tracing::error!(
                     device = %block_path(number).display(),
                     "the volume of a disk is not there any more: the disk was taken away, its users get errors"
@@ -143,6 +147,9 @@ impl Attachments {
                 "a disk was not taken over, and its requests wait: {problem}. rok-blk detach --force ends that"
             ),
         }
+        if let Some(reference) = self.reference_of(remembered.thing) {
+            self.names.renew(number, DeviceName { reference: &reference, requests_max: requests_max(&device) });
+        }
         let queues = Mutex::new(queues);
         let attached = Attached { remembered, volume, problem, device, driver, queues };
         // The daemon before may have been killed between the volume and its device.
@@ -156,16 +163,10 @@ impl Attachments {
 
     /// What is remembered, open for a device.
     fn open(&self, remembered: &Remembered) -> Result<DeviceVolume> {
-        let (volume, number) = match remembered.thing {
-            Thing::Volume(volume) => (volume, None),
-            Thing::Snapshot((volume, number)) => (volume, Some(number)),
-        };
-        let name = self
-            .server
-            .pool()
-            .with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))
+        let (Thing::Volume(volume) | Thing::Snapshot((volume, _))) = remembered.thing;
+        let reference = self
+            .reference_of(remembered.thing)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume with the id {volume}")))?;
-        let reference = number.map_or_else(|| name.clone(), |number| format!("{name}@{number}"));
         self.server.open_for_device(&reference, remembered.access)
     }
 
@@ -202,14 +203,14 @@ impl Attachments {
     /// Whether a device was ended; else the next daemon takes it over, if it can be.
     fn end_or_release(&self, attached: Arc<Attached>) -> bool {
         let (number, can_stay) = (attached.device().id(), attached.device().is_recoverable());
-        let Err(error) = self.take_away(attached, false) else { return true };
+        let Err(error) = self.take_away(attached, Care::Full) else { return true };
         // It is in the table still.
         let Some(attached) = self.list().into_iter().find(|attached| attached.device().id() == number) else {
             return true;
         };
         if can_stay && attached.state() != AttachmentState::Dead {
             tracing::debug!(%error, device = number, "a device stays for the next daemon");
-        } else if let Err(error) = self.take_away(Arc::clone(&attached), true) {
+        } else if let Err(error) = self.take_away(Arc::clone(&attached), Care::None) {
             tracing::error!(%error, device = number, "a device was left behind");
         } else {
             return true;

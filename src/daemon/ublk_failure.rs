@@ -25,8 +25,8 @@ pub(super) fn failure(error: ControlError) -> Error {
             ErrorKind::Permission,
             format!("The ublk driver does not let this daemon {action}: {source}"),
             format!(
-                "Run the daemon as root or with CAP_SYS_ADMIN; a container also needs /dev/ublk-control and /dev/ublkc*. \
-                 Or {NBD}"
+                "Run the daemon as root, or with CAP_SYS_ADMIN as the user to whom the udev rule 60-rok-blk.rules gives \
+                 /dev/ublk-control and /dev/ublkc*; a container also needs both. Or {NBD}"
             ),
         ),
         ControlError::TooOld { features } => new(

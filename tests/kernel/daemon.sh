@@ -3,11 +3,14 @@
 
 pool=/run/pool
 key=/run/pool.key
+# Words in front of the daemon's command, which become it (exec).
+as=''
 
 # start_daemon: in the background; its messages are in /run/daemon.log. Sets $daemon.
 start_daemon() {
   mkfifo /run/messages
-  rok-blk -v serve --pool "$pool" --key-file "$key" --lanes 2 </dev/null >/run/uris 2>/run/messages &
+  # shellcheck disable=SC2086 # words
+  $as rok-blk -v serve --pool "$pool" --key-file "$key" --lanes 2 </dev/null >/run/uris 2>/run/messages &
   daemon=$!
   exec 8</run/messages
   rm /run/messages

@@ -39,6 +39,15 @@ survive() {
   machine --script "$here/survive.sh" --disk-mib 1024 --seconds-max "$1" --program "$target/debug/rok-blk" "${@:2}"
 }
 
+# deployed: as deploy/ installs it.
+deployed() {
+  # Without fio, which would only make the machine larger.
+  local programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
+  machine --script "$here/deploy.sh" --disk-mib 512 --program "$target/debug/rok-blk" --program /usr/bin/setpriv \
+    --program /bin/udevadm --file deploy/60-rok-blk.rules --file /lib/udev/rules.d/50-udev-default.rules \
+    --file /lib/udev/rules.d/60-block.rules
+}
+
 case ${1:-} in
   '')
     machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
@@ -46,6 +55,7 @@ case ${1:-} in
     machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
     machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
     survive 600
+    deployed
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"

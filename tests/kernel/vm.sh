@@ -1,13 +1,13 @@
 #!/bin/bash
 # Boots a Debian kernel with the ublk and nbd drivers in an emulated machine, with the given programs and a script.
 #
-#   vm.sh --script GUEST.sh [--program FILE]... [--module NAME]... [--setting NAME=VALUE]... [--disk-mib N]
-#         [--seconds-max N]
+#   vm.sh --script GUEST.sh [--program FILE]... [--file FILE]... [--module NAME]... [--setting NAME=VALUE]...
+#         [--disk-mib N] [--seconds-max N]
 #
 # The machine's own kernel needs no driver, and nothing is run as root on it: the kernel package is downloaded and
 # unpacked into a cache, never installed. The guest has busybox, each --program in /bin with the libraries it loads
-# (an absolute system path such as /sbin/mke2fs keeps its place), each --module loaded, each --setting exported, and with
-# --disk-mib a scratch disk /dev/vda.
+# (an absolute system path such as /sbin/mke2fs keeps its place), each --file in /etc/files, each --module loaded, each
+# --setting exported, and with --disk-mib a scratch disk /dev/vda.
 #
 # The guest script is sourced by a busybox shell, after tests/kernel/guest.sh, which has its vocabulary: stage, skip,
 # say. It finds tests/kernel/daemon.sh as /etc/daemon.sh.
@@ -22,7 +22,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly memory_mib=1536 processors=2
-script='' programs=() modules=() settings=() disk_mib=0 seconds_max=360
+script='' programs=() files=() modules=() settings=() disk_mib=0 seconds_max=360
 
 usage() { sed -n '2,6p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
@@ -43,6 +43,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --script) script=$2 ;;
     --program) programs+=("$2") ;;
+    --file) files+=("$2") ;;
     --module) modules+=("$2") ;;
     --setting) settings+=("$2") ;;
     --disk-mib) disk_mib=$2 ;;
@@ -94,6 +95,11 @@ copy_with_libraries() {
 
 install "$busybox" "$root/bin/busybox"
 for program in ${programs[@]+"${programs[@]}"}; do copy_with_libraries "$program"; done
+mkdir "$root/etc/files"
+for file in ${files[@]+"${files[@]}"}; do
+  [ -r "$file" ] || missing "$file is not there"
+  cp "$file" "$root/etc/files/"
+done
 [ "$disk_mib" = 0 ] || modules=(virtio_blk ${modules[@]+"${modules[@]}"})
 for module in ${modules[@]+"${modules[@]}"}; do
   file=$(find "$module_root" -name "$module.ko*" -print -quit)

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use libublk_rs_sys as sys;
 
+use crate::awaited_file::{self, UDEV_TIME_MAX};
 use crate::command::{Command, CommandFailure};
 use crate::device::{Device, character_path};
 use crate::features::Features;
@@ -404,12 +405,14 @@ fn survives(flags: u64) -> bool {
     Features::from_bits(flags).survival_flags() != 0
 }
 
-/// The handle of a device that nobody serves.
+/// The handle of a device that nobody serves. A daemon that is not root waits until udev has given it the file.
 fn open_handle(info: &sys::ublksrv_ctrl_dev_info) -> Result<Device, ControlError> {
     let path = character_path(info.dev_id);
-    let opened = OpenOptions::new().read(true).write(true).open(&path);
+    let opened = awaited_file::open(&path, OpenOptions::new().read(true).write(true), UDEV_TIME_MAX);
     let file = opened.map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => ControlError::Permission { action: "open /dev/ublkc*", source },
+        io::ErrorKind::PermissionDenied => {
+            ControlError::Permission { action: "open /dev/ublkc*, which udev gave to nobody else within 5 s", source }
+        }
         _ => ControlError::Open { path: path.display().to_string(), source },
     })?;
     Ok(Device {

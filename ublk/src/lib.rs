@@ -28,6 +28,7 @@
 //! control command carries 32 bytes (`ublksrv_ctrl_cmd`) and needs a ring of 128-byte entries. The two therefore
 //! never share a ring, and the shared ring stays one of 64-byte entries.
 
+pub mod awaited_file;
 mod command;
 pub mod control;
 pub mod device;

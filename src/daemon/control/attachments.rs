@@ -94,14 +94,14 @@ impl Control {
             Found::Attached(attached) => {
                 let before = self.describe_attached(&attached);
                 if !options.dry_run {
-                    self.devices.detach(attached, options.force)?;
+                    self.devices.detach(attached, options.care())?;
                 }
                 before
             }
             Found::Waiting(number, waiting) => {
                 let before = self.describe_waiting(number, &waiting);
                 if !options.dry_run {
-                    self.devices.forget(number, &waiting.remembered, options.force)?;
+                    self.devices.forget(number, &waiting.remembered, options.care())?;
                 }
                 before
             }
