@@ -58,6 +58,7 @@ procps            command ps
 openssl           command openssl
 valgrind          command valgrind
 strace            command strace
+systemd           command systemd-analyze
 udev              file /bin/udevadm /usr/bin/udevadm
 '
 readonly CI_NEEDS='

@@ -20,6 +20,7 @@ mod job_command;
 mod key_command;
 mod lock_command;
 mod nbd_arguments;
+mod notification;
 mod output;
 mod policy_command;
 mod pool_command;

@@ -11,6 +11,7 @@ use super::activation::given_sockets;
 use super::arguments::{Global, Resources, Serve};
 use super::client::socket_path;
 use super::failure::{EXIT_INTERRUPTED, Outcome, tell};
+use super::notification::{State, notify};
 use super::output::Output;
 use crate::daemon::control_socket::{make_private_directory, nbd_path_beside};
 use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host};
@@ -154,7 +155,9 @@ pub(super) fn finish(mut daemon: Daemon, introduced: Outcome<()>, ready: &str, o
         return Err(failed);
     }
     tell(ready);
+    notify(State::Ready);
     let signal = daemon.wait_for_signal();
+    notify(State::Stopping);
     output.message(&format!(
         "{signal}: finishing connections and writing a checkpoint. A second signal stops at once; no acknowledged \
          write is lost then either."

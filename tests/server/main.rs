@@ -50,6 +50,7 @@ mod support;
 mod thin;
 mod tls;
 mod trimming;
+mod unit;
 mod versions;
 mod victim;
 mod watermarks;

@@ -80,6 +80,12 @@ fn check(path: &Path, metadata: &Metadata) -> Result<()> {
     Ok(())
 }
 
+/// How systemd may give a service that is not root a credential (`LoadCredential=`): the file is root's, and the service's user is in
+/// its access control list, whose mask shows as the rights of the group. That is root's too, so the file is closed to others.
+fn is_credential(metadata: &Metadata) -> bool {
+    (metadata.uid(), metadata.gid(), metadata.mode() & 0o777) == (0, 0, 0o440)
+}
+
 /// Checks that a file with a secret, which errors call `name`, is this user's or root's, and closed to others.
 pub(super) fn check_is_private(name: &str, path: &Path, metadata: &Metadata) -> Result<()> {
     let refuse = |reason: &str| Error::new(ErrorKind::Key, format!("{name} {reason}"));
@@ -89,7 +95,7 @@ pub(super) fn check_is_private(name: &str, path: &Path, metadata: &Metadata) -> 
         let reason = format!("belongs to user {}, and this process is user {user}", metadata.uid());
         return Err(refuse(&reason).with_hint(format!("Run: chown {user} {}", path.display())));
     }
-    if metadata.mode() & FOREIGN_PERMISSIONS != 0 {
+    if metadata.mode() & FOREIGN_PERMISSIONS != 0 && !(user != 0 && is_credential(metadata)) {
         let reason = format!("can be used by others (mode {:03o})", metadata.mode() & 0o777);
         return Err(refuse(&reason).with_hint(format!("Run: chmod 600 {}", path.display())));
     }
