@@ -50,6 +50,7 @@ cpio              command cpio
 xz-utils          command xz
 zstd              command zstd
 e2fsprogs         command mke2fs
+xfsprogs          command mkfs.xfs
 mmdebstrap        command mmdebstrap
 uidmap            command newuidmap
 debian-archive-keyring  file /usr/share/keyrings/debian-archive-keyring.gpg

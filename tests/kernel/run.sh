@@ -19,19 +19,38 @@ programs=(--program /sbin/mke2fs --program /sbin/e2fsck --program /sbin/resize2f
 # fio brings many libraries along, and is worth it: it verifies what it wrote.
 [ ! -x /usr/bin/fio ] || programs+=(--program /usr/bin/fio)
 
-passed=0 failed=0 skipped=0 status=0
+# As many machines at a time, since each keeps little more than one processor busy.
+machines_max=${ROK_MACHINES:-2}
+logs=$(mktemp -d "${TMPDIR:-/tmp}/rok-kernel.XXXXXX")
+# Called by the trap.
+# shellcheck disable=SC2317
+finish() {
+  local running
+  mapfile -t running < <(jobs -p)
+  [ ${#running[@]} = 0 ] || kill "${running[@]}" 2>/dev/null || true
+  wait
+  rm -rf "$logs"
+}
+trap finish EXIT
+machine_count=0
 
-# machine ARGUMENT...: one machine, whose counts are added to the sums.
+# Before several look for it at once. Each machine tells of what is missing.
+bash -c 'missing() { exit 0; }; source "$1"; find_kernel' find-kernel "$here/find-kernel.sh"
+
+# run_machine LOG ARGUMENT...: its output comes out as one piece.
+run_machine() {
+  local log=$1 result=0
+  shift
+  "$here/vm.sh" --module configfs --module ublk_drv "${programs[@]}" "$@" >"$log" 2>&1 || result=$?
+  echo "$result" >"$log.result"
+  flock "$logs" cat "$log"
+}
+
+# machine ARGUMENT...: one machine, as soon as there is a place for it.
 machine() {
-  local log counts result=0
-  log=$(mktemp "${TMPDIR:-/tmp}/rok-kernel.XXXXXX")
-  "$here/vm.sh" --module configfs --module ublk_drv "${programs[@]}" "$@" | tee "$log" || result=$?
-  read -ra counts < <(sed -nE 's/^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) skipped$/\1 \2 \3/p' "$log" | tail -n 1)
-  rm -f "$log"
-  # A machine without a closing line has failed, whatever its status.
-  [ "${#counts[@]}" = 3 ] || counts=(0 1 0)
-  passed=$((passed + counts[0])) failed=$((failed + counts[1])) skipped=$((skipped + counts[2]))
-  [ "$result" = 0 ] || status=$result
+  while [ "$(jobs -rp | wc -l)" -ge "$machines_max" ]; do wait -n || true; done
+  machine_count=$((machine_count + 1))
+  run_machine "$logs/$machine_count" "$@" &
 }
 
 # survive SECONDS_MAX [ARGUMENT]...
@@ -48,13 +67,22 @@ deployed() {
     --file /lib/udev/rules.d/60-block.rules
 }
 
+# It has no use for fio.
+filesystems() {
+  local programs=(--program /sbin/mke2fs --program /sbin/e2fsck --program /sbin/mkfs.xfs --program /sbin/xfs_repair)
+  machine --script "$here/filesystems.sh" --disk-mib 1024 --module xfs --program "$target/debug/rok-blk"
+}
+
 case ${1:-} in
   '')
+    # Alone, since it tells how long requests wait.
+    survive 600
+    wait
     machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
       --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
     machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
     machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
-    survive 600
+    filesystems
     deployed
     ;;
   --long)
@@ -66,5 +94,17 @@ case ${1:-} in
     ;;
 esac
 
+wait
+passed=0 failed=0 skipped=0 status=0
+for log in $(seq -f "$logs/%.0f" "$machine_count"); do
+  # A machine without a closing line has failed, whatever its status.
+  counts=(0 1 0) result=1
+  if line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1) && [ -n "$line" ]; then
+    read -ra counts <<<"${line//[!0-9 ]/}"
+    result=$(cat "$log.result")
+  fi
+  passed=$((passed + counts[0])) failed=$((failed + counts[1])) skipped=$((skipped + counts[2]))
+  [ "$result" = 0 ] || status=$result
+done
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$status"

@@ -5,7 +5,7 @@
 . /etc/daemon.sh
 
 kills=${ROK_KILLS:-10}
-planned_restarts=${ROK_PLANNED_RESTARTS:-3}
+planned_restarts=${ROK_PLANNED_RESTARTS:-1}
 files=24
 
 make_volumes() {
@@ -28,7 +28,7 @@ kill_daemon() {
 }
 
 # The daemon's end must not come at the same point each time; there is nothing to wait for.
-random_pause() { sleep "$((RANDOM % 3)).$((RANDOM % 10))"; }
+random_pause() { sleep "$((RANDOM % 2)).$((RANDOM % 10))"; }
 
 # write_and_check: writes files until /run/end is there, keeps what each must be, and reads another one back each time. Ends
 # at the first that fails or differs.

@@ -2,12 +2,12 @@
 # Boots a Debian kernel with the ublk and nbd drivers in an emulated machine, with the given programs and a script.
 #
 #   vm.sh --script GUEST.sh [--program FILE]... [--file FILE]... [--module NAME]... [--setting NAME=VALUE]...
-#         [--disk-mib N] [--seconds-max N]
+#         [--disk-mib N] [--memory-mib N] [--seconds-max N]
 #
 # The machine's own kernel needs no driver, and nothing is run as root on it: the kernel package is downloaded and
 # unpacked into a cache, never installed. The guest has busybox, each --program in /bin with the libraries it loads
-# (an absolute system path such as /sbin/mke2fs keeps its place), each --file in /etc/files, each --module loaded, each
-# --setting exported, and with --disk-mib a scratch disk /dev/vda.
+# (an absolute system path such as /sbin/mke2fs keeps its place), each --file in /etc/files, each --module loaded behind
+# those that it needs, each --setting exported, and with --disk-mib a scratch disk /dev/vda.
 #
 # The guest script is sourced by a busybox shell, after tests/kernel/guest.sh, which has its vocabulary: stage, skip,
 # say. It finds tests/kernel/daemon.sh as /etc/daemon.sh.
@@ -21,8 +21,8 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-readonly memory_mib=1536 processors=2
-script='' programs=() files=() modules=() settings=() disk_mib=0 seconds_max=360
+readonly processors=2
+script='' programs=() files=() modules=() settings=() disk_mib=0 memory_mib=1536 seconds_max=360
 
 usage() { sed -n '2,6p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
@@ -47,6 +47,7 @@ while [ $# -gt 0 ]; do
     --module) modules+=("$2") ;;
     --setting) settings+=("$2") ;;
     --disk-mib) disk_mib=$2 ;;
+    --memory-mib) memory_mib=$2 ;;
     --seconds-max) seconds_max=$2 ;;
     *) usage ;;
   esac
@@ -88,9 +89,33 @@ copy_with_libraries() {
   [ -x "$program" ] || missing "$program is not there"
   case $program in /bin/* | /sbin/* | /usr/*) ;; *) place=/bin/$(basename "$program") ;; esac
   install -D "$(readlink -f "$program")" "$root$place"
+  # The emulated machine reads all of it before it starts, and what is for debuggers is most of it.
+  ! command -v strip >/dev/null || strip --strip-debug "$root$place"
   while read -r library; do
     [ -e "$root$library" ] || install -D "$(readlink -f "$library")" "$root$library"
   done < <(ldd "$program" 2>/dev/null | grep -oE '/[^ ]+' || true)
+}
+
+# add_module NAME: those that it needs first, as it says itself, since a kernel that is only unpacked has no modules.dep.
+add_module() {
+  local module=$1 file needed
+  [ ! -e "$root/modules/$module.ko" ] || return 0
+  # Names of files have either of the two.
+  file=$(find "$module_root" -name "${module//[-_]/[-_]}.ko*" -print -quit)
+  # What is built in has no file.
+  if [ -z "$file" ]; then
+    grep -q "/${module//[-_]/[-_]}\.ko$" "$module_root/modules.builtin" || missing "$kernel has no module $module"
+    return 0
+  fi
+  case $file in
+    *.xz) xz -dc "$file" >"$root/modules/$module.ko" ;;
+    *.zst) need_program zstd zstd; zstd -qdc "$file" >"$root/modules/$module.ko" ;;
+    *) cp "$file" "$root/modules/$module.ko" ;;
+  esac
+  for needed in $(tr '\0' '\n' <"$root/modules/$module.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do
+    add_module "$needed"
+  done
+  echo "$module" >>"$root/modules/order"
 }
 
 install "$busybox" "$root/bin/busybox"
@@ -101,20 +126,7 @@ for file in ${files[@]+"${files[@]}"}; do
   cp "$file" "$root/etc/files/"
 done
 [ "$disk_mib" = 0 ] || modules=(virtio_blk ${modules[@]+"${modules[@]}"})
-for module in ${modules[@]+"${modules[@]}"}; do
-  file=$(find "$module_root" -name "$module.ko*" -print -quit)
-  # What is built in has no file.
-  if [ -z "$file" ]; then
-    grep -q "/$module\.ko$" "$module_root/modules.builtin" || missing "$kernel has no module $module"
-    continue
-  fi
-  case $file in
-    *.xz) xz -dc "$file" >"$root/modules/$module.ko" ;;
-    *.zst) need_program zstd zstd; zstd -qdc "$file" >"$root/modules/$module.ko" ;;
-    *) cp "$file" "$root/modules/$module.ko" ;;
-  esac
-  echo "$module" >>"$root/modules/order"
-done
+for module in ${modules[@]+"${modules[@]}"}; do add_module "$module"; done
 # Where programs find libraries that are in no standard directory.
 libraries=$(cd "$root" && find . -name '*.so*' -printf '/%P\n' | xargs -r -n1 dirname | sort -u | paste -sd: -)
 for setting in "LD_LIBRARY_PATH=$libraries" "${settings[@]}"; do echo "export $setting"; done >"$root/etc/environment"
