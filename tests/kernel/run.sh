@@ -5,6 +5,9 @@
 #   run.sh           what every change must pass
 #   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts; ROK_KILLS and
 #                    ROK_PLANNED_RESTARTS say otherwise
+#   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
+#                    and twenty points; ROK_POWER_CUTS says otherwise, and tests/power/main.rs what else there is.
+#                    ROK_POWER_RECORDING=DIRECTORY cuts an earlier recording
 #
 # Closes on "N passed, N failed, N skipped", the sum of all machines. Exit status as in vm.sh: 77 and "SKIP" with a reason
 # when qemu or a kernel cannot be had, unless ROK_REQUIRE_KERNEL=1 or ROK_REQUIRE_ALL=1.
@@ -32,26 +35,29 @@ finish() {
   rm -rf "$logs"
 }
 trap finish EXIT
-machine_count=0
+begun_count=0
 
 # Before several look for it at once. Each machine tells of what is missing.
 bash -c 'missing() { exit 0; }; source "$1"; find_kernel' find-kernel "$here/find-kernel.sh"
 
-# run_machine LOG ARGUMENT...: its output comes out as one piece.
-run_machine() {
+# run LOG COMMAND...: its output comes out as one piece.
+run() {
   local log=$1 result=0
   shift
-  "$here/vm.sh" --module configfs --module ublk_drv "${programs[@]}" "$@" >"$log" 2>&1 || result=$?
+  "$@" >"$log" 2>&1 || result=$?
   echo "$result" >"$log.result"
   flock "$logs" cat "$log"
 }
 
-# machine ARGUMENT...: one machine, as soon as there is a place for it.
-machine() {
+# begin COMMAND...: in the background, as soon as there is a place for it. It closes on the counts, as everything here does.
+begin() {
   while [ "$(jobs -rp | wc -l)" -ge "$machines_max" ]; do wait -n || true; done
-  machine_count=$((machine_count + 1))
-  run_machine "$logs/$machine_count" "$@" &
+  begun_count=$((begun_count + 1))
+  run "$logs/$begun_count" "$@" &
 }
+
+# machine ARGUMENT...: one machine with a kernel that has the driver.
+machine() { begin "$here/vm.sh" --module configfs --module ublk_drv "${programs[@]}" "$@"; }
 
 # survive SECONDS_MAX [ARGUMENT]...
 survive() {
@@ -73,6 +79,30 @@ filesystems() {
   machine --script "$here/filesystems.sh" --disk-mib 1024 --module xfs --program "$target/debug/rok-blk"
 }
 
+# power_cuts: a machine whose disks are recorded, and the cuts. A recording that has failed is kept.
+power_cuts() {
+  local recording=${ROK_POWER_RECORDING:-} programs=(--program /sbin/mke2fs)
+  if [ -z "$recording" ]; then
+    recording=$(mktemp -d "${TMPDIR:-/tmp}/rok-power.XXXXXX")
+    machine --script "$here/power.sh" --disk-mib 512 --meta-disk-mib 192 --recording "$recording" --seconds-max 1800 \
+      --program "$target/debug/rok-blk" --setting "ROK_POWER_ROUNDS=${ROK_POWER_ROUNDS:-80}" \
+      --setting "ROK_POWER_KILLS=${ROK_POWER_KILLS:-3}"
+    wait
+    if [ "$(cat "$logs/$begun_count.result")" != 0 ]; then
+      echo "NOTE the recording is in $recording"
+      return
+    fi
+  fi
+  begin env "ROK_POWER_CUTS=${ROK_POWER_CUTS:-120}" "ROK_POWER_CONTROLS=${ROK_POWER_CONTROLS:-12}" \
+    "$target/debug/examples/power_cuts" "$recording" "$target/debug/rok-blk"
+  wait
+  if [ "$(cat "$logs/$begun_count.result")" = 0 ] && [ -z "${ROK_POWER_RECORDING:-}" ]; then
+    rm -rf "$recording"
+  else
+    echo "NOTE the recording is in $recording (ROK_POWER_RECORDING=$recording)"
+  fi
+}
+
 case ${1:-} in
   '')
     # Alone, since it tells how long requests wait.
@@ -88,15 +118,16 @@ case ${1:-} in
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
     ;;
+  --power) power_cuts ;;
   *)
-    sed -n '2,9p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,12p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac
 
 wait
 passed=0 failed=0 skipped=0 status=0
-for log in $(seq -f "$logs/%.0f" "$machine_count"); do
+for log in $(seq -f "$logs/%.0f" "$begun_count"); do
   # A machine without a closing line has failed, whatever its status.
   counts=(0 1 0) result=1
   if line=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 1) && [ -n "$line" ]; then

@@ -2,12 +2,14 @@
 # Boots a Debian kernel with the ublk and nbd drivers in an emulated machine, with the given programs and a script.
 #
 #   vm.sh --script GUEST.sh [--program FILE]... [--file FILE]... [--module NAME]... [--setting NAME=VALUE]...
-#         [--disk-mib N] [--memory-mib N] [--seconds-max N]
+#         [--disk-mib N] [--recording DIRECTORY --meta-disk-mib N] [--memory-mib N] [--seconds-max N]
 #
 # The machine's own kernel needs no driver, and nothing is run as root on it: the kernel package is downloaded and
 # unpacked into a cache, never installed. The guest has busybox, each --program in /bin with the libraries it loads
 # (an absolute system path such as /sbin/mke2fs keeps its place), each --file in /etc/files, each --module loaded behind
-# those that it needs, each --setting exported, and with --disk-mib a scratch disk /dev/vda.
+# those that it needs, each --setting exported, and with --disk-mib a scratch disk /dev/vda. With --recording there are
+# /dev/vdb, of --meta-disk-mib, and a small /dev/vdc as well, and all that is done to the three is recorded in DIRECTORY
+# (recorded-disks.sh).
 #
 # The guest script is sourced by a busybox shell, after tests/kernel/guest.sh, which has its vocabulary: stage, skip,
 # say. It finds tests/kernel/daemon.sh as /etc/daemon.sh.
@@ -22,7 +24,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly processors=2
-script='' programs=() files=() modules=() settings=() disk_mib=0 memory_mib=1536 seconds_max=360
+script='' programs=() files=() modules=() settings=() disk_mib=0 memory_mib=1536 recording='' meta_disk_mib=0
+seconds_max=360
 
 usage() { sed -n '2,6p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 
@@ -48,6 +51,8 @@ while [ $# -gt 0 ]; do
     --setting) settings+=("$2") ;;
     --disk-mib) disk_mib=$2 ;;
     --memory-mib) memory_mib=$2 ;;
+    --recording) recording=$2 ;;
+    --meta-disk-mib) meta_disk_mib=$2 ;;
     --seconds-max) seconds_max=$2 ;;
     *) usage ;;
   esac
@@ -75,9 +80,10 @@ module_root=$(find "$kernel/lib/modules" "$kernel/usr/lib/modules" -mindepth 1 -
 # --- the guest's files -----------------------------------------------------------------------------------------------
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/rok-vm.XXXXXX")
-machine=''
+machine='' recorder=''
 finish() {
   if [ -n "$machine" ]; then kill "$machine" 2>/dev/null || true; fi
+  if [ -n "$recorder" ]; then kill "$recorder" 2>/dev/null || true; fi
   if [ "${ROK_VM_KEEP:-0}" = 1 ]; then echo "kept $work"; else rm -rf "$work"; fi
 }
 trap finish EXIT
@@ -139,8 +145,12 @@ cp "$script" "$root/etc/script.sh"
 
 # --- the machine -----------------------------------------------------------------------------------------------------
 
+# shellcheck source=tests/kernel/recorded-disks.sh
+source "$here/recorded-disks.sh"
 disk=()
-if [ "$disk_mib" != 0 ]; then
+if [ -n "$recording" ]; then
+  need_program qemu-nbd qemu-utils
+elif [ "$disk_mib" != 0 ]; then
   truncate -s "${disk_mib}M" "$work/disk"
   cache_mode=none
   # A directory in memory takes no O_DIRECT.
@@ -152,6 +162,7 @@ started=$SECONDS
 # boot: runs the machine to its end, with what it says in the file "console".
 boot() {
   status=0
+  [ -z "$recording" ] || record_disks "$recording" "$disk_mib" "$meta_disk_mib"
   timeout --signal=KILL "$seconds_max" qemu-system-x86_64 \
     -accel "${ROK_VM_ACCELERATOR:-tcg,thread=multi}" -cpu max -smp "$processors" \
     -m "$memory_mib" -machine q35 -nodefaults -display none -no-reboot -serial stdio -monitor none \
@@ -161,6 +172,7 @@ boot() {
   machine=$!
   wait "$machine" || status=$?
   machine=''
+  [ -z "$recording" ] || end_recording
 }
 
 # Where the emulator runs processors side by side, a kernel that patches its own code while it boots may run into its own
