@@ -4,7 +4,8 @@
 #
 #   run.sh           what every change must pass
 #   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts; ROK_KILLS and
-#                    ROK_PLANNED_RESTARTS say otherwise
+#                    ROK_PLANNED_RESTARTS say otherwise; and --kernels with the newer ones
+#   run.sh --kernels what runs the program itself, on each kernel series of ROK_KERNEL_SERIES (6.12 6.18 7.x), with a few kills
 #   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
 #                    and twenty points; ROK_POWER_CUTS says otherwise, and tests/power/main.rs what else there is.
 #                    ROK_POWER_RECORDING=DIRECTORY cuts an earlier recording
@@ -103,6 +104,21 @@ power_cuts() {
   fi
 }
 
+# on_kernel SERIES: the program itself on another kernel, with a few kills. A kernel that cannot be had is a skip.
+on_kernel() {
+  local before=$status
+  echo "NOTE kernel series $1"
+  export ROK_KERNEL_SERIES=$1 ROK_REQUIRE_KERNEL=0 ROK_REQUIRE_ALL=0
+  status=0
+  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
+  if [ "$status" = 77 ]; then
+    status=$before
+    return
+  fi
+  survive 1800 --setting ROK_KILLS=5 --setting ROK_PLANNED_RESTARTS=3
+  [ "$status" != 0 ] || status=$before
+}
+
 case ${1:-} in
   '')
     # Alone, since it tells how long requests wait.
@@ -117,10 +133,12 @@ case ${1:-} in
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
+    for series in 6.18 7.x; do on_kernel "$series"; done
     ;;
+  --kernels) for series in ${ROK_KERNEL_SERIES:-6.12 6.18 7.x}; do on_kernel "$series"; done ;;
   --power) power_cuts ;;
   *)
-    sed -n '2,12p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac

@@ -157,7 +157,7 @@ elif [ "$disk_mib" != 0 ]; then
   case $(stat -f -c %T "$work") in tmpfs | overlayfs) cache_mode=writeback ;; esac
   disk=(-drive "file=$work/disk,format=raw,if=virtio,cache=$cache_mode,aio=threads")
 fi
-echo "kernel $(basename "$image"), initramfs $(($(stat -c %s "$work/initramfs") >> 20)) MiB"
+echo "kernel $(basename "${module_root:-$image}"), initramfs $(($(stat -c %s "$work/initramfs") >> 20)) MiB"
 started=$SECONDS
 # boot: runs the machine to its end, with what it says in the file "console".
 boot() {
