@@ -28,6 +28,10 @@ impl DeviceVolume {
         &self.open
     }
 
+    pub(super) const fn shared_open(&self) -> &Arc<OpenVolume> {
+        &self.open
+    }
+
     /// How the device uses it. A snapshot is only read.
     #[must_use]
     pub const fn access(&self) -> DeviceAccess {

@@ -8,6 +8,7 @@ use super::buffers::Buffers;
 use super::driver::Call;
 use super::exports::Client;
 use super::handshake::{Negotiation, Session};
+use super::kernel_client::KernelLink;
 use super::limits::RECORDS_BYTES;
 use super::sender::{Head, Reply, Sender, Sent};
 use super::server::Permit;
@@ -129,19 +130,35 @@ pub(super) struct Connection {
     progress: u64,
     /// When the last look at deadlines found other progress than the one before, and what that was.
     last_seen: (Instant, u64),
-    _permit: Permit,
+    /// Whom its end is told, if it is one of the kernel's client.
+    kernel_link: Option<KernelLink>,
+    /// Clients need one; the kernel's does not.
+    _permit: Option<Permit>,
 }
 
 impl Connection {
     pub(super) fn new(socket: OwnedFd, permit: Permit, client: Client, limits: NbdLimits, now: Instant) -> Self {
         let handshake = Some(Box::new(Negotiation::new(client, &limits)));
+        let deadline = now + limits.handshake_time_max;
+        let phase = Phase::Handshake { handshake, deadline, step: HandshakeStep::Advance };
+        Self { _permit: Some(permit), ..Self::begin(socket, phase, limits, now) }
+    }
+
+    /// One of the kernel's client, which begins with its requests.
+    pub(super) fn of_kernel(
+        socket: OwnedFd,
+        session: Session,
+        link: KernelLink,
+        limits: NbdLimits,
+        now: Instant,
+    ) -> Self {
+        Self { kernel_link: Some(link), ..Self::begin(socket, Phase::Transmission(session), limits, now) }
+    }
+
+    fn begin(socket: OwnedFd, phase: Phase, limits: NbdLimits, now: Instant) -> Self {
         Self {
             socket,
-            phase: Phase::Handshake {
-                handshake,
-                deadline: now + limits.handshake_time_max,
-                step: HandshakeStep::Advance,
-            },
+            phase,
             stream: Stream::new(),
             incoming: None,
             drop_left: 0,
@@ -162,7 +179,8 @@ impl Connection {
             tls: None,
             progress: 0,
             last_seen: (now, 0),
-            _permit: permit,
+            kernel_link: None,
+            _permit: None,
         }
     }
 
@@ -331,10 +349,24 @@ impl Connection {
         }
     }
 
-    /// Whether requests of this connection are served by the volume.
+    /// Takes no more requests, since the server ends. The kernel's client gets no answer any more: those that fail because of
+    /// the end are for the next server, to which it sends all that were not answered.
+    pub(super) fn begin_end(&mut self) {
+        self.is_draining = true;
+        if self.kernel_link.is_some() {
+            self.break_off();
+        }
+    }
+
+    /// Whom its end is told, if it is one of the kernel's client.
+    pub(super) const fn kernel_link(&self) -> Option<&KernelLink> {
+        self.kernel_link.as_ref()
+    }
+
+    /// Whether it is a client's that has the volume open.
     pub(super) fn has_open(&self, volume: Uuid) -> bool {
         let Phase::Transmission(session) = &self.phase else { return false };
-        session.target.volume().is_some_and(|open| open.volume().id() == volume)
+        self.kernel_link.is_none() && session.target.volume().is_some_and(|open| open.volume().id() == volume)
     }
 
     /// Whether it has to do something within some time.

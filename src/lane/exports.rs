@@ -170,7 +170,7 @@ impl ExportTable {
             return Err(FindError::Unavailable);
         }
         let connections_max = policy.connections_max.unwrap_or(self.limits.connections_per_export_max);
-        let target = ExportTarget::Volume(volume);
+        let target = ExportTarget::Volume(Arc::new(volume));
         let is_read_only = policy.is_read_only || target.is_read_only();
         let place = self.users.connect(id, connections_max, is_read_only)?;
         Ok(Found { target, place, name, is_read_only })

@@ -52,8 +52,8 @@ pub(super) struct Session {
     pub target: ExportTarget,
     /// Whether the client was told that it cannot write.
     pub is_read_only: bool,
-    /// Its place among the connections that have the export open.
-    pub _place: ConnectionPlace,
+    /// Its place among the connections that have the export open; a device's is not here.
+    pub _place: Option<ConnectionPlace>,
     pub rules: RequestRules,
     /// The metadata contexts that the client chose, in the order of their ids.
     pub contexts: Vec<StatusContext>,
@@ -156,6 +156,6 @@ fn begin(negotiated: &Negotiated, view: ExportView<'_>) -> NextStep {
     // The handshake ends in the very call in which it found the export.
     view.into_found(&negotiated.contexts).map_or(NextStep::Close, |(found, contexts)| {
         let Found { target, place, is_read_only, .. } = found;
-        NextStep::Serve(Session { target, is_read_only, _place: place, rules, contexts })
+        NextStep::Serve(Session { target, is_read_only, _place: Some(place), rules, contexts })
     })
 }

@@ -37,6 +37,8 @@ pub(super) const MESSAGES_MAX: usize = 1024;
 pub(crate) const BLOCKING_THREADS: usize = 2;
 /// Threads that do the transfers of all lanes where there is no io_uring: as many go on at once.
 pub(super) const TRANSFER_THREADS: usize = 16;
+/// Longest request of the kernel's NBD client, in bytes: its `max_hw_sectors`.
+pub(super) const KERNEL_REQUEST_BYTES_MAX: u32 = 32 << 20;
 /// Control requests under way on a lane (shrinking of volumes).
 pub(super) const CONTROLS_MAX: usize = 64;
 /// Tags of the devices' queues that a lane serves: requests that it can have under way for them.

@@ -4,6 +4,7 @@ use super::alarm::Alarm;
 use super::device::DeviceMessage;
 use super::exports::Client;
 use super::handshake::HandshakeTurn;
+use super::kernel_client::KernelClientMessage;
 use super::limits::MESSAGES_MAX;
 use super::server::Permit;
 use super::settings::ListenSettings;
@@ -24,6 +25,8 @@ pub(super) enum Message {
     Connect { socket: OwnedFd, permit: Permit, client: Client },
     /// Accept connections.
     Listen { listener: OwnedFd, is_tcp: bool, settings: ListenSettings },
+    /// Something about connections of the kernel's client.
+    KernelClient(KernelClientMessage),
     /// Something about the queues of devices.
     Device(DeviceMessage),
     /// Discard a range of a volume, durably.

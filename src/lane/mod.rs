@@ -23,6 +23,7 @@ mod exports;
 mod given_socket;
 mod handshake;
 mod io_method;
+mod kernel_client;
 pub mod limits;
 mod listeners;
 mod mailbox;
@@ -54,6 +55,7 @@ pub use device::DeviceTarget;
 pub use exports::ExportPolicy;
 pub use given_socket::GivenSocket;
 pub use io_method::{IoChoice, IoMethod};
+pub use kernel_client::{KernelClient, KernelClientEnd, KernelClientId};
 #[cfg(feature = "rocksdb")]
 pub(crate) use limits::BLOCKING_THREADS;
 pub use pool_events::PoolEvents;

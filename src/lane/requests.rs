@@ -167,6 +167,9 @@ impl Connection {
         }
         self.stream.take(front);
         if request.kind == RequestKind::Disconnect {
+            if let Some(link) = self.kernel_link() {
+                link.say_goodbye();
+            }
             self.is_draining = true;
             return Step::Starved;
         }

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use rok_nbd::server::TlsOffer;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use uuid::Uuid;
 
@@ -73,6 +73,8 @@ pub(super) struct Shared {
     pub transfers: Arc<TransferQueue>,
     connection_count: Arc<AtomicUsize>,
     next_lane: AtomicUsize,
+    /// What the next connection of the kernel's client is named by.
+    pub next_kernel_client: AtomicU64,
 }
 
 /// Leave to have one connection; counts until it is dropped.
@@ -156,6 +158,7 @@ impl Server {
             transfers: Arc::default(),
             connection_count: Arc::new(AtomicUsize::new(0)),
             next_lane: AtomicUsize::new(0),
+            next_kernel_client: AtomicU64::new(0),
         });
         pool.set_signals(Arc::new(LaneSignals { alarms, checkpoints, cleaning, trimming, events }));
         let threads = spawn_threads(&pool, &shared, &options)?;

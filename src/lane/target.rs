@@ -2,6 +2,7 @@
 
 use super::users::ConnectionPlace;
 use crate::volume::OpenVolume;
+use std::sync::Arc;
 
 /// The name of the export that stores nothing. No volume has it: a volume's name has no colon.
 pub(super) const NULL_EXPORT: &str = "rok:null";
@@ -11,12 +12,12 @@ pub(super) enum ExportTarget {
     /// Nothing, of a size in bytes: reads as zeros, and forgets what is written. Tells what the protocol costs by itself.
     Null(u64),
     /// A volume, or one of its snapshots.
-    Volume(OpenVolume),
+    Volume(Arc<OpenVolume>),
 }
 
 impl ExportTarget {
     /// The volume or snapshot, if it is made of one.
-    pub(super) const fn volume(&self) -> Option<&OpenVolume> {
+    pub(super) fn volume(&self) -> Option<&OpenVolume> {
         match self {
             Self::Null(_) => None,
             Self::Volume(open) => Some(open),

@@ -5,19 +5,20 @@
 
 #![expect(unsafe_code, reason = "takes the sockets that the kernel gives")]
 
+mod connecting;
+
 use super::accepting::hand_out;
 use super::buffers::Buffers;
 use super::connection::{Connection, Encrypted, HandshakeStep, Phase};
 use super::controls::{Answer, Controls};
 use super::device::{Devices, is_device};
 use super::driver::{Call, CallEnd, Driver, LaneDisk, Submission, Uring};
-use super::exports::Client;
 use super::handshake::{HandshakeTurn, NextStep, advance};
 use super::limits::SHUTDOWN_TIME_MAX;
 use super::listeners::{Listeners, Next};
 use super::mailbox::{Mailbox, Message};
 use super::requests::Service;
-use super::server::{Permit, Shared};
+use super::server::Shared;
 use super::settings::ListenSettings;
 use crate::disk::{Disk, IoBuffer, LentToDevice};
 use crate::error::IoError;
@@ -33,7 +34,6 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use uuid::Uuid;
 
 /// Pool I/O.
 pub(super) const DISK: Prefix = Prefix::new(1);
@@ -354,6 +354,7 @@ impl Lane {
                     // Who has given up waiting sees the connections go.
                     let _is_awaited = done.send(()).is_ok();
                 }
+                Message::KernelClient(message) => self.take_kernel_client(message),
                 Message::Device(message) => self.devices.take(message, self.closing.is_some(), &self.engine),
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
                 Message::Clean { group, done } => self.clean(group, done),
@@ -365,28 +366,6 @@ impl Lane {
                 Message::Close => self.close(),
             }
         }
-    }
-
-    /// Ends the connections that have a volume open.
-    fn disconnect(&mut self, volume: Uuid) {
-        let having = self.connections.iter_mut().filter(|(_, connection)| connection.has_open(volume));
-        let slots: Vec<usize> = having.map(|(slot, connection)| (slot, connection.break_off()).0).collect();
-        slots.into_iter().filter_map(|slot| u32::try_from(slot).ok()).for_each(|slot| self.mark(slot));
-    }
-
-    fn connect(&mut self, socket: OwnedFd, permit: Permit, client: Client) {
-        if self.closing.is_some() {
-            return;
-        }
-        let slot = self.connections.insert(Box::new(Connection::new(
-            socket,
-            permit,
-            client,
-            self.shared.exports.limits,
-            Instant::now(),
-        )));
-        self.is_tick_wanted = true;
-        self.mark(u32::try_from(slot).expect("a lane has few connections"));
     }
 
     fn discard(&mut self, volume: &Arc<Volume>, range: (u64, u64), done: Answer) {
@@ -410,7 +389,7 @@ impl Lane {
         }
         let slots: Vec<u32> = self.connections.iter().filter_map(|(slot, _)| u32::try_from(slot).ok()).collect();
         for slot in slots {
-            self.connections[slot_of(slot)].is_draining = true;
+            self.connections[slot_of(slot)].begin_end();
             self.mark(slot);
         }
     }

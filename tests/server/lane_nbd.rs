@@ -7,6 +7,7 @@ mod client;
 mod control;
 mod gate;
 mod handshake_time;
+mod kernel_client;
 mod late_policy;
 mod programs;
 mod status;
