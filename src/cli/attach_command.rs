@@ -12,7 +12,8 @@ use super::failure::{Failed, Outcome, exit_code};
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::attachment_resource::{
-    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentChangeList, AttachmentList,
+    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentChangeList, AttachmentDriver,
+    AttachmentList,
 };
 use crate::daemon::device_users::is_unused;
 use crate::daemon::resource::{ApiVersion, Kind};
@@ -28,12 +29,16 @@ const DEVICE_ID_END: i64 = 1 << 20;
     while it is attached, NBD clients get it only for reads (rok-blk export VOLUME --read-only), and while they write it \
     it is not attached; --shared is for users who agree among themselves, like cluster file systems. Disks are remembered \
     until they are detached: the daemon brings them back under the same numbers when it starts, and while it is away the \
-    requests of a disk that is in use wait. They need the kernel's ublk driver (modprobe ublk_drv)."
+    requests of a disk that is in use wait. They need the kernel's ublk driver (modprobe ublk_drv) or, with --nbd, its NBD \
+    client (modprobe nbd, Linux 5.14 or newer)."
 )]
 pub(super) struct Attach {
     /// Volumes, and snapshots like vol1@7, which are read-only
     #[arg(value_name = "REF", required = true)]
     references: Vec<Reference>,
+    /// By the kernel's NBD client, as /dev/nbdN, where there is no ublk: slower, with one queue of 128 requests
+    #[arg(long, conflicts_with_all = ["queues", "depth"])]
+    nbd: bool,
     /// Queues of each disk, which lanes serve, as many as there are processors at most; by default one for each lane, at
     /// most 4
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -47,7 +52,7 @@ pub(super) struct Attach {
     /// Others may write the volume meanwhile
     #[arg(long, conflicts_with = "read_only")]
     shared: bool,
-    /// N of /dev/ublkbN, if only one is attached; by default the lowest that is free
+    /// N of /dev/ublkbN or /dev/nbdN, if only one is attached; by default the lowest that is free
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..DEVICE_ID_END))]
     id: Option<u32>,
     /// Forget it when it has ended with the daemon or the host; by default it is attached again then
@@ -81,6 +86,7 @@ pub(super) fn attach(arguments: &Attach, client: &Client, output: &Output) -> Ou
         let reference = reference.to_string();
         let request = AttachDevice {
             reference: reference.clone(),
+            driver: if arguments.nbd { AttachmentDriver::Nbd } else { AttachmentDriver::Ublk },
             queues: arguments.queues,
             depth: arguments.depth,
             read_only: arguments.read_only,

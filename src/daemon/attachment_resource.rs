@@ -6,6 +6,25 @@ use utoipa::{IntoParams, ToSchema};
 use super::device_users::Care;
 use super::resource::{ApiVersion, Kind};
 
+/// The kernel's driver that has a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachmentDriver {
+    /// `/dev/ublkbN`.
+    #[default]
+    Ublk,
+    /// `/dev/nbdN`, by the kernel's NBD client.
+    Nbd,
+}
+
+impl AttachmentDriver {
+    /// Whether it is the one that is meant where none is named.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Makes a block device of a volume or a snapshot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -13,6 +32,9 @@ pub struct AttachDevice {
     /// The volume, or a snapshot of one, which is read-only.
     #[serde(rename = "ref")]
     pub reference: String,
+    /// The driver; by default ublk. A device of the NBD client has one queue of 128 requests.
+    #[serde(default, skip_serializing_if = "AttachmentDriver::is_default")]
+    pub driver: AttachmentDriver,
     /// Queues, each of which a lane serves; the driver gives no more than there are processors. By default one for each
     /// lane, at most 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,7 +48,7 @@ pub struct AttachDevice {
     /// Others may write it meanwhile: its users see to it that they agree.
     #[serde(default)]
     pub shared: bool,
-    /// N of `/dev/ublkbN`; by default the lowest that is free.
+    /// N of `/dev/ublkbN` or `/dev/nbdN`; by default the lowest that is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
     /// When it has ended with the daemon or the host, it is not attached anew.
@@ -104,7 +126,10 @@ impl AttachmentState {
 pub struct Attachment {
     /// Path of the device.
     pub device: String,
-    /// Its number.
+    /// The driver that has it.
+    #[serde(default)]
+    pub driver: AttachmentDriver,
+    /// Its number, among those of its driver.
     pub id: u32,
     /// The volume or snapshot.
     #[serde(rename = "ref")]
@@ -133,7 +158,7 @@ pub struct Attachment {
     pub problem: Option<String>,
 }
 
-/// Attachments, ordered by number.
+/// Attachments, ordered by driver and number.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AttachmentList {
     /// Which API speaks.

@@ -1,6 +1,8 @@
-//! What is attached, and how, in a file of the pool's directory, so that the next daemon finds its devices or makes them anew.
+//! What is attached, and how, in a file of the pool's directory for each driver, so that the next daemon finds its devices or
+//! makes them anew.
 //!
-//! Volumes are named by their ids: names do not appear in clear on the disk. The file is replaced whole, durably.
+//! Volumes are named by their ids: names do not appear in clear on the disk. A file is replaced whole, durably. Each driver has
+//! its own, since numbers of devices are a driver's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,12 +17,6 @@ use super::trash::Thing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::DeviceAccess;
 
-/// The file's name in the pool's directory.
-const FILE_NAME: &str = "attachments.json";
-/// Where a new one is written first.
-const DRAFT_NAME: &str = "attachments.json.new";
-/// What becomes of one that cannot be read.
-const UNREAD_NAME: &str = "attachments.json.unread";
 /// What this version writes, and the newest that it reads.
 const VERSION: u32 = 1;
 
@@ -115,59 +111,79 @@ impl From<&Remembered> for Entry {
     }
 }
 
-/// Reads what is remembered; nothing if there is no file.
-///
-/// # Errors
-/// [`ErrorKind::Integrity`] if the file is damaged, [`ErrorKind::Unsupported`] if it is of a newer version, and those of
-/// reading it.
-pub(super) fn read(pool: &Path) -> Result<RememberedDevices> {
-    let path = pool.join(FILE_NAME);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(Error::from_io("Reading", &path, error)),
-    };
-    let damaged = |error: serde_json::Error| {
-        Error::new(ErrorKind::Integrity, format!("{} is damaged: {error}", path.display()))
-            .with_hint("Attach anew what is to be attached")
-    };
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let Versioned { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
-    if version > VERSION {
-        let message = format!("{} has version {version}, and this program knows {VERSION}", path.display());
-        return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Use a newer rok-blk"));
-    }
-    let content: Content = serde_json::from_slice(&bytes).map_err(damaged)?;
-    Ok(content.attachments.into_iter().map(|(number, entry)| (number, entry.into())).collect())
-}
+/// The file of one driver, by its name in the pool's directory.
+pub(super) struct AttachmentFile(&'static str);
 
-/// Keeps a file that cannot be read out of the way, and returns where it is.
-///
-/// # Errors
-/// Those of renaming it.
-pub(super) fn set_aside(pool: &Path) -> Result<PathBuf> {
-    let (path, unread) = (pool.join(FILE_NAME), pool.join(UNREAD_NAME));
-    fs::rename(&path, &unread).map_err(|error| Error::from_io("Renaming", &path, error))?;
-    Ok(unread)
-}
+impl AttachmentFile {
+    /// Devices by ublk.
+    pub(super) const UBLK: Self = Self("attachments.json");
+    /// Devices by the kernel's NBD client.
+    pub(super) const NBD: Self = Self("nbd-attachments.json");
 
-/// Replaces what is remembered, durably.
-///
-/// # Errors
-/// Those of writing; then the file is as it was.
-pub(super) fn write(pool: &Path, remembered: &RememberedDevices) -> Result<()> {
-    let attachments = remembered.iter().map(|(number, remembered)| (*number, remembered.into())).collect();
-    let bytes = serde_json::to_vec_pretty(&Content { version: VERSION, attachments }).expect("plain data");
-    let (path, draft) = (pool.join(FILE_NAME), pool.join(DRAFT_NAME));
-    durable_file::replace(&path, &draft, &bytes).map_err(|error| {
-        let kind = if error.kind() == IoErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Other };
-        Error::new(kind, format!("Writing {} failed: {error}", path.display()))
-            .with_hint("See to the file system and try again")
-            .with_source(error)
-    })
+    /// Reads what is remembered; nothing if there is no file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Integrity`] if the file is damaged, [`ErrorKind::Unsupported`] if it is of a newer version, and those of
+    /// reading it.
+    pub(super) fn read(&self, pool: &Path) -> Result<RememberedDevices> {
+        let path = pool.join(self.0);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) => return Err(Error::from_io("Reading", &path, error)),
+        };
+        let damaged = |error: serde_json::Error| {
+            Error::new(ErrorKind::Integrity, format!("{} is damaged: {error}", path.display()))
+                .with_hint("Attach anew what is to be attached")
+        };
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if version > VERSION {
+            let message = format!("{} has version {version}, and this program knows {VERSION}", path.display());
+            return Err(Error::new(ErrorKind::Unsupported, message).with_hint("Use a newer rok-blk"));
+        }
+        let content: Content = serde_json::from_slice(&bytes).map_err(damaged)?;
+        Ok(content.attachments.into_iter().map(|(number, entry)| (number, entry.into())).collect())
+    }
+
+    /// Reads what is remembered. A file that cannot be read is kept out of the way, which is logged; then it is nothing.
+    pub(super) fn read_or_set_aside(&self, pool: &Path) -> RememberedDevices {
+        self.read(pool).unwrap_or_else(|error| {
+            let aside = self.set_aside(pool);
+            let kept = aside.map_or_else(|error| error.to_string(), |path| format!("it is kept as {}", path.display()));
+            tracing::error!(%error, kept, "what was attached is not known: attach it anew with rok-blk attach");
+            RememberedDevices::new()
+        })
+    }
+
+    /// Keeps a file that cannot be read out of the way, and returns where it is.
+    ///
+    /// # Errors
+    /// Those of renaming it.
+    fn set_aside(&self, pool: &Path) -> Result<PathBuf> {
+        let (path, unread) = (pool.join(self.0), pool.join(format!("{}.unread", self.0)));
+        fs::rename(&path, &unread).map_err(|error| Error::from_io("Renaming", &path, error))?;
+        Ok(unread)
+    }
+
+    /// Replaces what is remembered, durably.
+    ///
+    /// # Errors
+    /// Those of writing; then the file is as it was.
+    pub(super) fn write(&self, pool: &Path, remembered: &RememberedDevices) -> Result<()> {
+        let attachments = remembered.iter().map(|(number, remembered)| (*number, remembered.into())).collect();
+        let bytes = serde_json::to_vec_pretty(&Content { version: VERSION, attachments }).expect("plain data");
+        let (path, draft) = (pool.join(self.0), pool.join(format!("{}.new", self.0)));
+        durable_file::replace(&path, &draft, &bytes).map_err(|error| {
+            let kind = if error.kind() == IoErrorKind::StorageFull { ErrorKind::NoSpace } else { ErrorKind::Other };
+            Error::new(kind, format!("Writing {} failed: {error}", path.display()))
+                .with_hint("See to the file system and try again")
+                .with_source(error)
+        })
+    }
 }
 
 #[cfg(test)]
@@ -176,6 +192,7 @@ mod tests {
 
     use super::*;
 
+    const FILE: AttachmentFile = AttachmentFile::UBLK;
     const VOLUME: Uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_1122_3344_5566_7788);
 
     fn remembered() -> RememberedDevices {
@@ -199,21 +216,23 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_nobody_else_reads_it() {
         let pool = tempfile::tempdir().expect("a directory");
-        assert_eq!(read(pool.path()).expect("no file is nothing"), BTreeMap::new());
-        write(pool.path(), &remembered()).expect("space");
-        assert_eq!(read(pool.path()).expect("it was written"), remembered());
-        let mode = fs::metadata(pool.path().join(FILE_NAME)).expect("it is there").permissions().mode();
+        assert_eq!(FILE.read(pool.path()).expect("no file is nothing"), BTreeMap::new());
+        FILE.write(pool.path(), &remembered()).expect("space");
+        assert_eq!(FILE.read(pool.path()).expect("it was written"), remembered());
+        let mode = fs::metadata(pool.path().join("attachments.json")).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        write(pool.path(), &BTreeMap::new()).expect("space");
-        assert_eq!(read(pool.path()).expect("it was written"), BTreeMap::new());
-        assert!(!pool.path().join(DRAFT_NAME).exists());
+        AttachmentFile::NBD.write(pool.path(), &BTreeMap::new()).expect("space");
+        assert_eq!(FILE.read(pool.path()).expect("another driver's is another file"), remembered());
+        FILE.write(pool.path(), &BTreeMap::new()).expect("space");
+        assert_eq!(FILE.read(pool.path()).expect("it was written"), BTreeMap::new());
+        assert!(!pool.path().join("attachments.json.new").exists());
     }
 
     #[test]
     fn file_that_cannot_be_read_is_told_by_name_and_kept_aside() {
         let pool = tempfile::tempdir().expect("a directory");
-        write(pool.path(), &remembered()).expect("space");
-        let path = pool.path().join(FILE_NAME);
+        FILE.write(pool.path(), &remembered()).expect("space");
+        let path = pool.path().join("attachments.json");
         let text = fs::read_to_string(&path).expect("it was written");
         let newer = r#"{"version": 2, "new": 1}"#.to_owned();
         for (content, kind) in [
@@ -223,12 +242,12 @@ mod tests {
             (newer, ErrorKind::Unsupported),
         ] {
             fs::write(&path, &content).expect("space");
-            let error = read(pool.path()).expect_err("it cannot be read");
+            let error = FILE.read(pool.path()).expect_err("it cannot be read");
             assert_eq!(error.kind(), kind, "{error}");
-            assert!(error.message().contains(FILE_NAME), "{error}");
-            let aside = set_aside(pool.path()).expect("it is there");
+            assert!(error.message().contains("attachments.json"), "{error}");
+            let aside = FILE.set_aside(pool.path()).expect("it is there");
             assert_eq!(fs::read_to_string(aside).expect("it was moved"), content);
-            assert_eq!(read(pool.path()).expect("there is none now"), BTreeMap::new());
+            assert_eq!(FILE.read(pool.path()).expect("there is none now"), BTreeMap::new());
         }
     }
 

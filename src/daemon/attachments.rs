@@ -17,9 +17,10 @@ use rok_ublk::{Control as Driver, ControlError, Device, DeviceParameters, Featur
 use uuid::Uuid;
 
 use super::attachment_resource::AttachmentState;
-use super::attachment_store::{self, Remembered, RememberedDevices};
+use super::attachment_store::{AttachmentFile, Remembered, RememberedDevices};
 use super::device_names::{DeviceName, DeviceNames};
 use super::device_users::{self, Care};
+use super::kernel_nbd::NbdAttachments;
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +46,8 @@ pub(super) struct Attachments {
     pool: PathBuf,
     pub(super) names: DeviceNames,
     pub(super) table: Mutex<Table>,
+    /// Those that the kernel's NBD client has, which are no devices of this driver.
+    pub(super) nbd: NbdAttachments,
 }
 
 #[derive(Default)]
@@ -76,6 +79,15 @@ pub(super) struct Waiting {
     pub remembered: Remembered,
     /// Why, and what can be done.
     pub problem: String,
+}
+
+impl Waiting {
+    /// What is remembered, before any of it is brought back.
+    pub(super) fn all_at_start(remembered: &RememberedDevices) -> BTreeMap<u32, Self> {
+        let waiting =
+            |remembered: &Remembered| Self { remembered: *remembered, problem: "The daemon is starting".to_owned() };
+        remembered.iter().map(|(number, remembered)| (*number, waiting(remembered))).collect()
+    }
 }
 
 impl Remembered {
@@ -144,7 +156,8 @@ impl Attached {
 impl Attachments {
     /// None yet, of the pool in a directory.
     pub(super) fn new(server: Arc<Server>, pool: &Path, names: DeviceNames) -> Self {
-        Self { server, pool: pool.to_owned(), names, table: Mutex::default() }
+        let nbd = NbdAttachments::new(Arc::clone(&server), pool);
+        Self { server, pool: pool.to_owned(), names, table: Mutex::default(), nbd }
     }
 
     /// All devices, by number.
@@ -366,6 +379,7 @@ impl Attachments {
                 tracing::error!(%error, device = %device.display(), "a device was left behind");
             }
         }
+        self.nbd.close();
     }
 
     /// Attaches nothing any more; returns all devices.
@@ -390,7 +404,7 @@ impl Attachments {
     /// # Errors
     /// Those of writing.
     pub(super) fn store_all(&self, remembered: &RememberedDevices) -> Result<()> {
-        attachment_store::write(&self.pool, remembered)
+        AttachmentFile::UBLK.write(&self.pool, remembered)
     }
 }
 
@@ -453,7 +467,7 @@ pub(super) fn delete(driver: &Driver, number: u32) {
 
 /// Writes what the kernel caches of a device, as long as a command of the driver may take. On a thread of its own, which is
 /// left alone when it takes longer: a request that is never answered must not keep its device.
-fn write_cache(path: &Path) {
+pub(super) fn write_cache(path: &Path) {
     let (done, result) = mpsc::channel();
     let own = path.to_owned();
     let work = move || {

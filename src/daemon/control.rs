@@ -8,6 +8,7 @@ mod attachments;
 mod clones;
 mod differences;
 mod forecast;
+mod nbd_attachments;
 mod policies;
 mod removal;
 mod snapshots;
@@ -246,12 +247,7 @@ impl Control {
             with_export(self.server.resize(name, request.size_bytes)?, &self.server.exports())
         };
         if let Some(disk) = disk.filter(|_| !is_dry_run) {
-            disk.follow_size().map_err(|error| {
-                let disk = disk.path();
-                let message =
-                    format!("{name} has {} bytes now, and its disk {} does not", request.size_bytes, disk.display());
-                Error::new(error.kind(), message).with_hint("Detach it and attach it anew").with_source(error)
-            })?;
+            disk.follow_size(name)?;
         }
         Ok(Change::new(Action::Resize, is_dry_run, Some(before), Some(after)))
     }

@@ -47,6 +47,7 @@ mod job_routes;
 mod job_table;
 mod jobs;
 mod keeper;
+mod kernel_nbd;
 mod key_routes;
 mod overdue;
 mod peer_listener;

@@ -15,7 +15,7 @@ use rok_ublk::device::block_path;
 use rok_ublk::{Control as Driver, ControlError};
 
 use super::attachment_resource::AttachmentState;
-use super::attachment_store::{self, Remembered, RememberedDevices};
+use super::attachment_store::{AttachmentFile, Remembered};
 use super::attachments::{Attached, Attachments, END_TIME_MAX, Waiting, delete, end_unserved, requests_max};
 use super::device_names::{DeviceName, DeviceNames};
 use super::device_users::Care;
@@ -32,19 +32,9 @@ impl Attachments {
     /// Brings back what is remembered of the pool in a directory.
     pub(super) fn restore(server: &Arc<Server>, pool: &Path, names: DeviceNames) -> Self {
         let attachments = Self::new(Arc::clone(server), pool, names);
-        let remembered = attachment_store::read(pool).unwrap_or_else(|error| {
-            let aside = attachment_store::set_aside(pool);
-            let kept = aside.map_or_else(|error| error.to_string(), |path| format!("it is kept as {}", path.display()));
-            tracing::error!(%error, kept, "what was attached is not known: attach it anew with rok-blk attach");
-            RememberedDevices::new()
-        });
+        let remembered = AttachmentFile::UBLK.read_or_set_aside(pool);
         // All of them at first, so that none is forgotten while another one is stored.
-        attachments.table.lock().waiting = remembered
-            .iter()
-            .map(|(number, remembered)| {
-                (*number, Waiting { remembered: *remembered, problem: "The daemon is starting".to_owned() })
-            })
-            .collect();
+        attachments.table.lock().waiting = Waiting::all_at_start(&remembered);
         let end = Instant::now() + RECOVERY_TIME_MAX;
         for (number, remembered) in remembered {
             attachments.names.withdraw_start(number);
@@ -58,6 +48,7 @@ impl Attachments {
                 );
             }
         }
+        attachments.nbd.restore();
         attachments
     }
 
@@ -88,7 +79,7 @@ impl Attachments {
     }
 
     fn take_over_or_make(&self, number: u32, remembered: Remembered, end: Instant) -> Result<Option<Arc<Attached>>> {
-        let volume = match self.open(&remembered) {
+        let volume = match open_remembered(&self.server, &remembered) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 end_unserved(number, &remembered, Care::None)?;
                 tracing::error!(
@@ -161,18 +152,10 @@ impl Attachments {
         Ok(self.insert(attached))
     }
 
-    /// What is remembered, open for a device.
-    fn open(&self, remembered: &Remembered) -> Result<DeviceVolume> {
-        let (Thing::Volume(volume) | Thing::Snapshot((volume, _))) = remembered.thing;
-        let reference = self
-            .reference_of(remembered.thing)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume with the id {volume}")))?;
-        self.server.open_for_device(&reference, remembered.access)
-    }
-
     /// Ends what nobody uses, and leaves what is in use to the next daemon. Attaches nothing any more. All is remembered but
     /// what was attached for once and has ended.
     pub(super) fn leave(&self) {
+        self.nbd.leave();
         let before = self.remembered();
         let mut kept = before.clone();
         let mut left = Vec::new();
@@ -223,8 +206,25 @@ impl Attachments {
     }
 }
 
+/// What is remembered, open for a device.
+///
+/// # Errors
+/// `NotFound` if it is not there any more, and those of opening it.
+pub(super) fn open_remembered(server: &Server, remembered: &Remembered) -> Result<DeviceVolume> {
+    let (volume, number) = match remembered.thing {
+        Thing::Volume(volume) => (volume, None),
+        Thing::Snapshot((volume, number)) => (volume, Some(number)),
+    };
+    let name = server
+        .pool()
+        .with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume with the id {volume}")))?;
+    let reference = number.map_or_else(|| name.clone(), |number| format!("{name}@{number}"));
+    server.open_for_device(&reference, remembered.access)
+}
+
 /// An error as a sentence, with what can be done.
-fn told(error: &Error) -> String {
+pub(super) fn told(error: &Error) -> String {
     error.hint().map_or_else(|| error.message().to_owned(), |hint| format!("{}. {hint}", error.message()))
 }
 

@@ -2,15 +2,19 @@
 
 use rok_ublk::ControlError;
 
+use super::kernel_nbd;
 use crate::error::{Error, ErrorKind};
 
 /// Where the driver says how many devices it allows.
 const LIMIT_PATH: &str = "/sys/module/ublk_drv/parameters/ublks_max";
 const NBD: &str = "connect over NBD, which needs no driver here: rok-blk exports lists the addresses";
+/// Where the other driver is there.
+const KERNEL_NBD: &str = "attach it by the kernel's NBD client, which is there: rok-blk attach --nbd";
 
 /// The failure of a command with a sentence and a hint.
 pub(super) fn failure(error: ControlError) -> Error {
     let new = |kind, message: String, hint: String| Error::new(kind, message).with_hint(hint);
+    let other = if matches!(error, ControlError::Missing) && kernel_nbd::is_available() { KERNEL_NBD } else { NBD };
     let told = match &error {
         ControlError::Missing => new(
             ErrorKind::Unsupported,
@@ -18,7 +22,7 @@ pub(super) fn failure(error: ControlError) -> Error {
             format!(
                 "Run modprobe ublk_drv as root (Linux 6.5 or newer with CONFIG_BLK_DEV_UBLK; Debian 12 has such a kernel \
                  as linux-image-6.12 in its security updates and backports). In a container, let it have the device. Or \
-                 {NBD}"
+                 {other}"
             ),
         ),
         ControlError::Permission { action, source } => new(

@@ -22,6 +22,8 @@ cargo build --workspace --bins --examples
 programs=(--program /sbin/mke2fs --program /sbin/e2fsck --program /sbin/resize2fs)
 # fio brings many libraries along, and is worth it: it verifies what it wrote.
 [ ! -x /usr/bin/fio ] || programs+=(--program /usr/bin/fio)
+nbd_client=()
+[ ! -x /usr/sbin/nbd-client ] || nbd_client=(--program /usr/sbin/nbd-client)
 
 # As many machines at a time, since each keeps little more than one processor busy.
 machines_max=${ROK_MACHINES:-2}
@@ -127,6 +129,8 @@ case ${1:-} in
     machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
     filesystems
     deployed
+    machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
+      ${nbd_client[@]+"${nbd_client[@]}"}
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"

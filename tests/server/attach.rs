@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use rok_blk::daemon::attachment_resource::{
-    Attachment, AttachmentAction, AttachmentChange, AttachmentList, AttachmentState,
+    Attachment, AttachmentAction, AttachmentChange, AttachmentDriver, AttachmentList, AttachmentState,
 };
 use rok_blk::daemon::openapi_document;
 use rok_blk::daemon::resource::{ApiVersion, Kind};
@@ -184,6 +184,7 @@ fn attachments_have_the_form_that_the_document_describes() {
     let document = serde_json::to_value(openapi_document()).expect("plain data");
     let attachment = Attachment {
         device: "/dev/ublkb3".to_owned(),
+        driver: AttachmentDriver::Ublk,
         id: 3,
         reference: "vol1@7".to_owned(),
         volume_uuid: uuid::Uuid::from_u128(7),
@@ -198,6 +199,7 @@ fn attachments_have_the_form_that_the_document_describes() {
         problem: None,
     };
     let waiting = Attachment {
+        driver: AttachmentDriver::Nbd,
         is_once: true,
         state: AttachmentState::Taken,
         problem: Some("Why".to_owned()),

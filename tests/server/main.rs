@@ -4,6 +4,7 @@ mod activation;
 mod advisories;
 mod api;
 mod attach;
+mod attach_nbd;
 mod bench;
 mod boot;
 mod canary;

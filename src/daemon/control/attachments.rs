@@ -7,11 +7,14 @@ use rok_ublk::device::block_path;
 use uuid::Uuid;
 
 use super::Control;
+use super::nbd_attachments::FoundNbd;
 use crate::daemon::attachment_resource::{
-    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentList, AttachmentState, DetachOptions,
+    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentDriver, AttachmentList, AttachmentState,
+    DetachOptions,
 };
-use crate::daemon::attachment_store::Remembered;
+use crate::daemon::attachment_store::{Remembered, RememberedDevices};
 use crate::daemon::attachments::{Attached, Waiting};
+use crate::daemon::kernel_nbd::NbdAttached;
 use crate::daemon::resource::{ApiVersion, Kind, Volume};
 use crate::daemon::trash::Thing;
 use crate::daemon::ublk_failure::failure;
@@ -26,10 +29,33 @@ const DEVICE_PREFIX: &str = "/dev/ublkb";
 const QUEUE_COUNT_DEFAULT_MAX: usize = 4;
 const QUEUE_DEPTH_DEFAULT: u16 = 128;
 /// How long a device that waits may stay with the daemon before when it is asked for.
-const RETRY_TIME_MAX: Duration = Duration::from_secs(5);
+pub(super) const RETRY_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A disk that can have the new size of its volume while it is used.
+pub(super) enum GrowingDisk {
+    Ublk(Arc<Attached>),
+    Nbd(Arc<NbdAttached>),
+}
+
+impl GrowingDisk {
+    /// Gives it the size of its volume, which is called `name`.
+    ///
+    /// # Errors
+    /// What the driver reports; the volume has its new size then.
+    pub(super) fn follow_size(&self, name: &str) -> Result<()> {
+        let (path, result) = match self {
+            Self::Ublk(disk) => (disk.path(), disk.follow_size()),
+            Self::Nbd(disk) => (disk.path(), disk.follow_size()),
+        };
+        result.map_err(|error| {
+            let message = format!("{name} has its new size, and its disk {} does not", path.display());
+            Error::new(error.kind(), message).with_hint("Detach it and attach it anew").with_source(error)
+        })
+    }
+}
 
 impl Control {
-    /// All attachments, by number: those that are served, and those that wait.
+    /// All attachments, by driver and number: those that are served, and those that wait.
     #[must_use]
     pub fn attachments(&self) -> AttachmentList {
         let mut items: Vec<Attachment> =
@@ -37,7 +63,8 @@ impl Control {
         items.extend(
             self.devices.waiting().into_iter().map(|(number, waiting)| self.describe_waiting(number, &waiting)),
         );
-        items.sort_by_key(|attachment| attachment.id);
+        items.extend(self.nbd_attachments());
+        items.sort_by_key(|attachment| (attachment.driver, attachment.id));
         AttachmentList { api: ApiVersion::V1, kind: Kind::AttachmentList, items }
     }
 
@@ -51,6 +78,10 @@ impl Control {
         let reference: Reference = request.reference.parse()?;
         let _one_at_a_time = self.upkeep.changes.lock();
         let (thing, name) = self.find_thing(&reference)?;
+        self.refuse_other_driver(thing, request.driver)?;
+        if request.driver == AttachmentDriver::Nbd {
+            return self.attach_nbd((thing, &name), request, is_dry_run);
+        }
         let remembered = self.remembered(thing, request);
         if let Some(present) = self.devices.of(thing) {
             let before = self.describe_attached(&present);
@@ -91,6 +122,7 @@ impl Control {
     pub fn detach(&self, name: &str, options: DetachOptions) -> Result<AttachmentChange> {
         let _one_at_a_time = self.upkeep.changes.lock();
         let before = match self.find_attached(name)? {
+            Found::Nbd(found) => return self.detach_nbd(found, name, options),
             Found::Attached(attached) => {
                 let before = self.describe_attached(&attached);
                 if !options.dry_run {
@@ -124,12 +156,15 @@ impl Control {
 
     /// Paths of all devices.
     pub(in crate::daemon) fn device_paths(&self) -> Vec<String> {
-        self.devices.list().iter().map(|attached| attached.path().display().to_string()).collect()
+        let (ublk, nbd) = (self.devices.list(), self.devices.nbd.list());
+        let paths = ublk.iter().map(|attached| attached.path()).chain(nbd.iter().map(|attached| attached.path()));
+        paths.map(|path| path.display().to_string()).collect()
     }
 
     /// How many of the users of a volume are devices.
     pub(in crate::daemon) fn device_count(&self, volume: Uuid) -> u32 {
-        u32::from(self.devices.of(Thing::Volume(volume)).is_some())
+        let thing = Thing::Volume(volume);
+        u32::from(self.devices.of(thing).is_some() || self.devices.nbd.of(thing).is_some())
     }
 
     /// Refuses what must not happen to a volume or snapshot under a device, also one that waits. A volume goes with its
@@ -139,9 +174,12 @@ impl Control {
             Thing::Volume(id) if with_snapshots => remembered.is_of(id),
             _ => remembered.thing == thing,
         };
-        let mut all = self.devices.remembered().into_iter();
-        let Some((number, remembered)) = all.find(|(_, remembered)| is_meant(remembered)) else { return Ok(()) };
-        let Attachment { device, reference, .. } = self.describe_remembered(number, &remembered);
+        let find = |all: RememberedDevices| all.into_iter().find(|(_, remembered)| is_meant(remembered));
+        let ublk = find(self.devices.remembered());
+        let ublk = ublk.map(|(number, remembered)| self.describe_remembered(number, &remembered));
+        let nbd = || find(self.devices.nbd.remembered());
+        let nbd = || nbd().map(|(number, remembered)| self.describe_nbd_remembered(number, &remembered));
+        let Some(Attachment { device, reference, .. }) = ublk.or_else(nbd) else { return Ok(()) };
         Err(Error::new(ErrorKind::Busy, format!("{refusal}: {reference} is attached as {device}"))
             .with_hint(format!("Unmount it and detach it first: rok-blk detach {reference}")))
     }
@@ -150,7 +188,7 @@ impl Control {
     ///
     /// # Errors
     /// `Busy` if it cannot be given to the disk.
-    pub(super) fn disk_to_resize(&self, volume: &Volume, size_bytes: u64) -> Result<Option<Arc<Attached>>> {
+    pub(super) fn disk_to_resize(&self, volume: &Volume, size_bytes: u64) -> Result<Option<GrowingDisk>> {
         if size_bytes == volume.size_bytes {
             return Ok(None);
         }
@@ -159,11 +197,27 @@ impl Control {
             self.refuse_if_attached(thing, false, &format!("{name} cannot be made smaller under its users"))?;
         }
         if let Some(attached) = self.devices.of(thing).filter(|attached| attached.can_grow()) {
-            return Ok(Some(attached));
+            return Ok(Some(GrowingDisk::Ublk(attached)));
         }
-        let refusal = format!("{name} cannot be resized, since this kernel's ublk driver leaves a disk its size");
+        if let Some(attached) = self.nbd_disk_to_grow(volume.uuid) {
+            return Ok(Some(GrowingDisk::Nbd(attached)));
+        }
+        let refusal = format!("{name} cannot be resized, since its driver in this kernel leaves a disk its size");
         self.refuse_if_attached(thing, false, &refusal)?;
         Ok(None)
+    }
+
+    /// Refuses to attach by one driver what another one has: two devices would both be told to be the only writer.
+    fn refuse_other_driver(&self, thing: Thing, driver: AttachmentDriver) -> Result<()> {
+        let (ublk, nbd) = (self.devices.remembered(), self.devices.nbd.remembered());
+        let find = |all: RememberedDevices| all.into_iter().find(|(_, remembered)| remembered.thing == thing);
+        let other = match driver {
+            AttachmentDriver::Ublk => find(nbd).map(|(number, one)| self.describe_nbd_remembered(number, &one)),
+            AttachmentDriver::Nbd => find(ublk).map(|(number, one)| self.describe_remembered(number, &one)),
+        };
+        let Some(Attachment { device, reference, .. }) = other else { return Ok(()) };
+        Err(Error::new(ErrorKind::Busy, format!("{reference} is attached already, as {device}, by another driver"))
+            .with_hint(format!("Use that one, or detach it first: rok-blk detach {reference}")))
     }
 
     /// What a reference means, and its name with a number where there was a selector.
@@ -193,12 +247,15 @@ impl Control {
         if let Some((number, waiting)) = waiting.find(|(number, waiting)| is_meant(*number, &waiting.remembered)) {
             return Ok(Found::Waiting(number, waiting));
         }
+        if let Some(found) = self.find_nbd(name, thing) {
+            return Ok(Found::Nbd(found));
+        }
         Err(Error::new(ErrorKind::NotFound, format!("{name} is not attached by this daemon"))
             .with_hint("rok-blk devices lists what is"))
     }
 
     /// How something is to be attached.
-    fn remembered(&self, thing: Thing, request: &AttachDevice) -> Remembered {
+    pub(super) fn remembered(&self, thing: Thing, request: &AttachDevice) -> Remembered {
         let access = if matches!(thing, Thing::Snapshot(_)) || request.read_only {
             DeviceAccess::ReadOnly
         } else if request.shared {
@@ -236,7 +293,7 @@ impl Control {
     }
 
     /// What can be told without its device. A volume that is not there any more has no size.
-    fn describe_remembered(&self, id: u32, remembered: &Remembered) -> Attachment {
+    pub(super) fn describe_remembered(&self, id: u32, remembered: &Remembered) -> Attachment {
         let (volume_uuid, snapshot) = match remembered.thing {
             Thing::Volume(volume) => (volume, None),
             Thing::Snapshot((volume, number)) => (volume, Some(number)),
@@ -250,6 +307,7 @@ impl Control {
         let (name, size_bytes, sector_size) = found.unwrap_or_else(|| (volume_uuid.to_string(), 0, 512));
         Attachment {
             device: block_path(id).display().to_string(),
+            driver: AttachmentDriver::Ublk,
             id,
             reference: snapshot.map_or_else(|| name.clone(), |number| format!("{name}@{number}")),
             volume_uuid,
@@ -270,6 +328,7 @@ impl Control {
 enum Found {
     Attached(Arc<Attached>),
     Waiting(u32, Waiting),
+    Nbd(FoundNbd),
 }
 
 /// Whether what is attached is what is asked for.
@@ -310,7 +369,7 @@ fn check_as_remembered(
         .with_hint(format!("Give that up first: rok-blk detach {name}")))
 }
 
-const fn how(access: DeviceAccess) -> &'static str {
+pub(super) const fn how(access: DeviceAccess) -> &'static str {
     match access {
         DeviceAccess::ReadOnly => "read-only",
         DeviceAccess::Exclusive => "for writes, and not shared",
