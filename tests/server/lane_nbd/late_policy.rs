@@ -44,6 +44,8 @@ impl Chooser {
             match self.stream.read(&mut byte).map_err(|error| error.kind()) {
                 Ok(0) | Err(io::ErrorKind::ConnectionReset) => return None,
                 Ok(_) => {}
+                // A read with a time-out is not begun anew by the kernel; what interrupts it is no answer of the server.
+                Err(io::ErrorKind::Interrupted) => continue,
                 Err(kind) => panic!("{kind}"),
             }
             match self.handshake.advance(&byte, &mut self.output).outcome {
