@@ -21,6 +21,7 @@ use super::attachment_store::{AttachmentFile, Remembered, RememberedDevices};
 use super::device_names::{DeviceName, DeviceNames};
 use super::device_users::{self, Care};
 use super::kernel_nbd::NbdAttachments;
+use super::restoration::reference_of;
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -187,21 +188,10 @@ impl Attachments {
         self.list().into_iter().find(|attached| attached.remembered.thing == thing)
     }
 
-    /// What a volume or snapshot is called now, if it is there still.
-    pub(super) fn reference_of(&self, thing: Thing) -> Option<String> {
-        let (volume, number) = match thing {
-            Thing::Volume(volume) => (volume, None),
-            Thing::Snapshot((volume, number)) => (volume, Some(number)),
-        };
-        let pool = self.server.pool();
-        let name = pool.with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))?;
-        Some(number.map_or_else(|| name.clone(), |number| format!("{name}@{number}")))
-    }
-
     /// Has the links of a volume that was renamed, and of its snapshots, follow. Those of what waits do when it is served.
     pub(super) fn rename(&self, volume: Uuid) {
         for attached in self.list().iter().filter(|attached| attached.remembered.is_of(volume)) {
-            if let Some(reference) = self.reference_of(attached.remembered.thing) {
+            if let Some(reference) = reference_of(&self.server, attached.remembered.thing) {
                 let name = DeviceName { reference: &reference, requests_max: requests_max(&attached.device) };
                 self.names.renew(attached.device.id(), name);
             }
@@ -252,7 +242,7 @@ impl Attachments {
         let parameters = remembered.parameters(volume.open().volume());
         let device = Arc::new(driver.add(id, &parameters, Some(remembered.identity())).map_err(failure)?);
         let number = device.id();
-        let reference = self.reference_of(remembered.thing).unwrap_or_default();
+        let reference = reference_of(&self.server, remembered.thing).unwrap_or_default();
         let started = self.server.attach(&device, &volume.target()).and_then(|queues| {
             // Before anybody can use it: a daemon that is killed then leaves nothing behind that nobody knows.
             self.store(Some((number, remembered)))?;

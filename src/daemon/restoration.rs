@@ -138,7 +138,7 @@ impl Attachments {
                 "a disk was not taken over, and its requests wait: {problem}. rok-blk detach --force ends that"
             ),
         }
-        if let Some(reference) = self.reference_of(remembered.thing) {
+        if let Some(reference) = reference_of(&self.server, remembered.thing) {
             self.names.renew(number, DeviceName { reference: &reference, requests_max: requests_max(&device) });
         }
         let queues = Mutex::new(queues);
@@ -211,16 +211,20 @@ impl Attachments {
 /// # Errors
 /// `NotFound` if it is not there any more, and those of opening it.
 pub(super) fn open_remembered(server: &Server, remembered: &Remembered) -> Result<DeviceVolume> {
-    let (volume, number) = match remembered.thing {
+    let (Thing::Volume(volume) | Thing::Snapshot((volume, _))) = remembered.thing;
+    let reference = reference_of(server, remembered.thing)
+        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume with the id {volume}")))?;
+    server.open_for_device(&reference, remembered.access)
+}
+
+/// What a volume or snapshot is called now, if it is there still.
+pub(super) fn reference_of(server: &Server, thing: Thing) -> Option<String> {
+    let (volume, number) = match thing {
         Thing::Volume(volume) => (volume, None),
         Thing::Snapshot((volume, number)) => (volume, Some(number)),
     };
-    let name = server
-        .pool()
-        .with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))
-        .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("There is no volume with the id {volume}")))?;
-    let reference = number.map_or_else(|| name.clone(), |number| format!("{name}@{number}"));
-    server.open_for_device(&reference, remembered.access)
+    let name = server.pool().with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))?;
+    Some(number.map_or_else(|| name.clone(), |number| format!("{name}@{number}")))
 }
 
 /// An error as a sentence, with what can be done.
