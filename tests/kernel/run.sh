@@ -121,16 +121,18 @@ on_kernel() {
 case ${1:-} in
   '')
     # Alone, since it tells how long requests wait.
-    survive 600
+    survive 600 --setting ROK_SURVIVE_PARTS=load
     wait
-    machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
-      --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
-    machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+    # The longest first, so that none of them is the last one and alone.
     machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
-    filesystems
-    deployed
     machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
       ${nbd_client[@]+"${nbd_client[@]}"}
+    filesystems
+    survive 600 --setting ROK_SURVIVE_PARTS=states
+    machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+    machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
+      --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
+    deployed
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
