@@ -1,7 +1,7 @@
 //! The table of attachments: which device was made of what, and the steps of its life.
 //!
 //! Invariants: what is a device in the table was started and is served by lanes; one that could not be taken away stays in
-//! it. What is in the table is in the file of [`attachment_store`], also while nobody serves it: then it waits. Calls
+//! it. What is in the table is in the file of [`super::attachment_store`], also while nobody serves it: then it waits. Calls
 //! that change it come one at a time; those that look at it wait for none of the driver's commands.
 
 use std::collections::BTreeMap;
