@@ -174,13 +174,7 @@ impl Attachments {
         {
             tracing::warn!(%error, "what the next start attaches is not up to date");
         }
-        if !left.is_empty() {
-            tracing::warn!(
-                "{} in use: requests wait until the daemon is started again. To end that, start it and run rok-blk detach \
-                 --force",
-                left.join(", ")
-            );
-        }
+        tell_of_left(&left);
     }
 
     /// Whether a device was ended; else the next daemon takes it over, if it can be.
@@ -225,6 +219,16 @@ pub(super) fn reference_of(server: &Server, thing: Thing) -> Option<String> {
     };
     let name = server.pool().with_catalog(|catalog, _| catalog.volume(volume).map(|record| record.name.clone()))?;
     Some(number.map_or_else(|| name.clone(), |number| format!("{name}@{number}")))
+}
+
+/// Tells of disks that the end of the daemon leaves to the next one.
+pub(super) fn tell_of_left(disks: &[String]) {
+    if !disks.is_empty() {
+        tracing::warn!(
+            "{} in use: requests wait until the daemon is started again. To end that, start it and run rok-blk detach --force",
+            disks.join(", ")
+        );
+    }
 }
 
 /// An error as a sentence, with what can be done.

@@ -12,7 +12,7 @@ use crate::daemon::attachment_resource::AttachmentState;
 use crate::daemon::attachment_store::{AttachmentFile, Remembered};
 use crate::daemon::attachments::Waiting;
 use crate::daemon::device_users::Care;
-use crate::daemon::restoration::{open_remembered, told};
+use crate::daemon::restoration::{open_remembered, tell_of_left, told};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a start waits for the kernel to have closed the connections of the daemon before, all disks together.
@@ -123,13 +123,7 @@ impl NbdAttachments {
         {
             tracing::warn!(%error, "what the next start attaches is not up to date");
         }
-        if !left.is_empty() {
-            tracing::warn!(
-                "{} in use: requests wait until the daemon is started again. To end that, start it and run rok-blk detach \
-                 --force",
-                left.join(", ")
-            );
-        }
+        tell_of_left(&left);
     }
 
     /// Whether a disk was ended; else the next daemon takes it over.
