@@ -50,3 +50,29 @@ refused() {
 make_pool() {
   rok-blk pool create "$pool" --device /dev/vda --key-file "$key" --generate-key
 }
+
+# The load of scripts that end the daemon under it. Who writes files appends a line to /run/beats for each, and is $writer.
+
+# verify_raw DEVICE SIZE DISTANCE: two jobs write and verify so much of a disk each, so far from each other, until
+# /run/end is there.
+verify_raw() {
+  # In use all the time, also between two rounds.
+  exec 6<"$1"
+  while [ ! -e /run/end ]; do
+    /usr/bin/fio --name=raw --filename="$1" --rw=randwrite --bsrange=512-64k --size="$2" --iodepth=32 --direct=1 \
+      --ioengine=io_uring --numjobs=2 --offset_increment="$3" --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 \
+      --verify_state_save=0 --minimal --output=/dev/null || return 1
+    echo >>/run/raw-rounds
+  done
+}
+
+# await_files COUNT: until the writer has written so many more.
+await_files() {
+  wanted=$(($(wc -l </run/beats) + $1))
+  looks=0
+  until [ "$(wc -l </run/beats)" -ge "$wanted" ]; do
+    looks=$((looks + 1))
+    if [ "$looks" -gt 600 ] || ! kill -0 "$writer" 2>/dev/null; then return 1; fi
+    sleep 0.1
+  done
+}

@@ -104,28 +104,6 @@ write_files() {
   done
 }
 
-verify_raw() {
-  # In use all the time, also between two rounds.
-  exec 6</dev/nbd1
-  while [ ! -e /run/end ]; do
-    /usr/bin/fio --name=raw --filename=/dev/nbd1 --rw=randwrite --bsrange=512-64k --size=2M --iodepth=32 --direct=1 \
-      --ioengine=io_uring --numjobs=2 --offset_increment=16M --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 \
-      --verify_state_save=0 --minimal --output=/dev/null || return 1
-    echo >>/run/raw-rounds
-  done
-}
-
-# await_beats COUNT: until the writer has written so many files more.
-await_beats() {
-  wanted=$(($(wc -l </run/beats) + $1))
-  looks=0
-  until [ "$(wc -l </run/beats)" -ge "$wanted" ]; do
-    looks=$((looks + 1))
-    if [ "$looks" -gt 600 ] || ! kill -0 "$writer" 2>/dev/null; then return 1; fi
-    sleep 0.1
-  done
-}
-
 killed_under_load() {
   [ "$(rok-blk attach vol2 --nbd)" = /dev/nbd1 ]
   mkdir /run/hashes
@@ -134,14 +112,14 @@ killed_under_load() {
   writer=$!
   raw=''
   if [ -x /usr/bin/fio ]; then
-    verify_raw >/run/raw.log 2>&1 &
+    verify_raw /dev/nbd1 2M 16M >/run/raw.log 2>&1 &
     raw=$!
   fi
-  await_beats 3 || return 1
+  await_files 3 || return 1
   kill -KILL "$daemon"
   wait "$daemon"
   read -r began _ </proc/uptime
-  start_daemon && await_beats 3 || return 1
+  start_daemon && await_files 3 || return 1
   read -r ended _ </proc/uptime
   say "stall of at most $(awk "BEGIN { print $ended - $began }") s"
 }

@@ -51,28 +51,6 @@ write_and_check() {
   done
 }
 
-verify_raw() {
-  # In use all the time, also between two rounds.
-  exec 6</dev/ublkb1
-  while [ ! -e /run/end ]; do
-    /usr/bin/fio --name=raw --filename=/dev/ublkb1 --rw=randwrite --bsrange=512-64k --size=6M --iodepth=32 --direct=1 \
-      --ioengine=io_uring --numjobs=2 --offset_increment=64M --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 \
-      --verify_state_save=0 --minimal --output=/dev/null || return 1
-    echo >>/run/raw-rounds
-  done
-}
-
-# await_files: until the writer has written three more.
-await_files() {
-  wanted=$(($(wc -l </run/beats) + 3))
-  looks=0
-  until [ "$(wc -l </run/beats)" -ge "$wanted" ]; do
-    looks=$((looks + 1))
-    if [ "$looks" -gt 600 ] || ! kill -0 "$writer" 2>/dev/null; then return 1; fi
-    sleep 0.1
-  done
-}
-
 # stall SINCE: the longest time that the writer took for a file which was done later, in seconds.
 stall() {
   awk -v since="$1" '$1 >= since && before && $1 - before > longest { longest = $1 - before } { before = $1 }
@@ -84,7 +62,7 @@ cycle() {
   random_pause
   read -r began _ </proc/uptime
   "$2"
-  if start_daemon && await_files; then
+  if start_daemon && await_files 3; then
     pass "$1"
     say "longest stall $(stall "$began") s"
   else
@@ -243,7 +221,7 @@ under_load() {
   writer=$!
   raw=''
   if [ -x /usr/bin/fio ]; then
-    verify_raw >/run/raw.log 2>&1 &
+    verify_raw /dev/ublkb1 6M 64M >/run/raw.log 2>&1 &
     raw=$!
   else
     skip raw 'fio is not installed'
@@ -255,7 +233,7 @@ under_load() {
   done
   for number in $(seq "$planned_restarts"); do cycle "planned-$number" stop_daemon || break; done
   # All files have been written once.
-  until [ "$(ls /run/hashes | wc -l)" = "$files" ]; do await_files || break; done
+  until [ "$(ls /run/hashes | wc -l)" = "$files" ]; do await_files 3 || break; done
   touch /run/end
   wait "$writer"
   writer_status=$?
