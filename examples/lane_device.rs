@@ -7,16 +7,20 @@
 //! lane_device POOL_DIRECTORY BLOCK_DEVICE SOCKET_PATH SIZE_MIB
 //! ```
 //!
-//! Prints `READY DISK_DEVICE NULL_DEVICE`. Ends when its standard input does: stops the devices and the server, opens the
+//! Prints `READY DISK_DEVICE NULL_DEVICE`, then for each line of its standard input `ALLOCATIONS COUNT`: how often the process has
+//! asked for memory so far (that of the metadata store, which is C++, not counted). Ends when its input does: stops the devices and the server, opens the
 //! pool once more, and prints PASS or FAIL.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people and scripts")]
+#![expect(unsafe_code, reason = "counts what its allocator is asked for")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::error::Error;
-use std::io::{Read, stdin};
+use std::io::stdin;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rok_blk::crypto::Suite;
@@ -36,6 +40,40 @@ const QUEUE_COUNT: u16 = 2;
 const MAP_CACHE_BYTES: u64 = 16 << 20;
 const META_CACHE_BYTES: u64 = 16 << 20;
 const END_TIME_MAX: Duration = Duration::from_secs(30);
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The system's allocator; counts how often it gives memory.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: all is done by the system's allocator, with the arguments that came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are those that this asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above; what the system gave is what came here.
+        unsafe { System.realloc(memory, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
 
 fn main() -> ExitCode {
     match run() {
@@ -99,7 +137,10 @@ fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> R
     let disk = attach(&server, &control, &parameters, &DeviceTarget::Volume(volume))?;
     let null = attach(&server, &control, &DeviceParameters::new(size_bytes), &DeviceTarget::Null)?;
     println!("READY {} {}", disk.0.block_path().display(), null.0.block_path().display());
-    stdin().read_to_end(&mut Vec::new())?;
+    for line in stdin().lines() {
+        line?;
+        println!("ALLOCATIONS {}", ALLOCATIONS.load(Ordering::Relaxed));
+    }
 
     detach(&control, disk)?;
     detach(&control, null)?;

@@ -23,6 +23,7 @@ use super::size::parse_size;
 use super::snapshot_command::{Log, ResolveReferences, TakeSnapshot};
 use super::trash_command::TrashCommand;
 use crate::daemon::on_full_resource::OnFull;
+use crate::daemon::short_memory::MemoryLock;
 use crate::daemon::volume_rule;
 use crate::error::Error;
 use crate::lane::IoChoice;
@@ -290,6 +291,9 @@ pub(super) struct Resources {
     /// Memory for the metadata store: its own cache and what it has not written yet
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256MiB")]
     pub(super) meta_cache: u64,
+    /// Let the daemon's memory be swapped out also while disks are attached, which may wait for themselves then
+    #[arg(long)]
+    pub(super) swappable: bool,
     /// From this share of used space on, in percent, status warns that space is low
     #[arg(long, value_name = "PERCENT", default_value_t = Watermarks::default().low_percent())]
     space_low: u8,
@@ -299,6 +303,11 @@ pub(super) struct Resources {
 }
 
 impl Resources {
+    /// When memory is locked.
+    pub(super) const fn memory_lock(&self) -> MemoryLock {
+        if self.swappable { MemoryLock::Never } else { MemoryLock::WithDisks }
+    }
+
     /// When space counts as low.
     ///
     /// # Errors

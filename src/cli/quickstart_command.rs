@@ -81,6 +81,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
         watermarks: arguments.resources.watermarks()?,
+        memory_lock: arguments.resources.memory_lock(),
         is_locked: false,
         without_own_keys: false,
         socket,

@@ -14,7 +14,7 @@ use super::failure::{EXIT_INTERRUPTED, Outcome, tell};
 use super::notification::{State, notify};
 use super::output::Output;
 use crate::daemon::control_socket::{make_private_directory, nbd_path_beside};
-use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host};
+use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host, short_memory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
 
@@ -47,6 +47,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         map_cache_bytes: arguments.resources.map_cache,
         meta_cache_bytes: arguments.resources.meta_cache,
         watermarks: arguments.resources.watermarks()?,
+        memory_lock: arguments.resources.memory_lock(),
         is_locked: arguments.locked,
         without_own_keys: arguments.without_own_keys,
         socket: socket.clone(),
@@ -75,6 +76,7 @@ const INTRODUCED_MAX: usize = 32;
 pub(super) fn prepare_process(verbose: u8) -> Result<()> {
     keep_secrets()?;
     start_log(verbose);
+    short_memory::mark_threads();
     if let Err(error) = host::raise_open_file_limit() {
         tracing::warn!(%error, "the limit of open files was not raised");
     }

@@ -22,6 +22,7 @@ use super::device_names::{DeviceName, DeviceNames};
 use super::device_users::{self, Care};
 use super::kernel_nbd::NbdAttachments;
 use super::restoration::reference_of;
+use super::short_memory::{MemoryLock, ShortMemory};
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -49,6 +50,7 @@ pub(super) struct Attachments {
     pub(super) table: Mutex<Table>,
     /// Those that the kernel's NBD client has, which are no devices of this driver.
     pub(super) nbd: NbdAttachments,
+    short_memory: ShortMemory,
 }
 
 #[derive(Default)]
@@ -156,9 +158,10 @@ impl Attached {
 
 impl Attachments {
     /// None yet, of the pool in a directory.
-    pub(super) fn new(server: Arc<Server>, pool: &Path, names: DeviceNames) -> Self {
+    pub(super) fn new(server: Arc<Server>, pool: &Path, names: DeviceNames, lock: MemoryLock) -> Self {
         let nbd = NbdAttachments::new(Arc::clone(&server), pool);
-        Self { server, pool: pool.to_owned(), names, table: Mutex::default(), nbd }
+        let short_memory = ShortMemory::new(lock);
+        Self { server, pool: pool.to_owned(), names, table: Mutex::default(), nbd, short_memory }
     }
 
     /// All devices, by number.
@@ -214,13 +217,15 @@ impl Attachments {
         Driver::open().map(|_| ()).map_err(failure)
     }
 
-    /// The way to the driver.
+    /// The way to the driver, for a process that is prepared for disks from then on.
     ///
     /// # Errors
     /// `Unsupported` without io_uring or the driver, `Permission`.
     pub(super) fn driver(&self) -> Result<Driver> {
         self.server.check_devices()?;
-        Ok(Driver::open().map_err(failure)?.with_time_max(COMMAND_TIME_MAX))
+        let driver = Driver::open().map_err(failure)?.with_time_max(COMMAND_TIME_MAX);
+        self.short_memory.prepare();
+        Ok(driver)
     }
 
     /// Makes a device, remembers and starts it.

@@ -77,6 +77,37 @@ pub fn raise_open_file_limit() -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
 }
 
+/// Lets this process lock as much memory as it wants.
+///
+/// # Errors
+/// If there is a limit and the capability `CAP_SYS_RESOURCE` is missing.
+pub fn lift_memory_lock_limit() -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is to a live, initialised rlimit, which the call only reads.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })
+}
+
+/// How much memory this process may lock, in bytes.
+///
+/// # Errors
+/// If the kernel refuses to tell.
+pub fn memory_lock_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit that the call fills.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    Ok(limit.rlim_cur)
+}
+
+/// Keeps everything that this process has and will have in memory there, from when it is first used. To be called only
+/// without a limit: else the process gets no memory at all beyond it.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn lock_memory() -> io::Result<()> {
+    // SAFETY: takes an integer.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) })
+}
+
 /// Locks `file` for this open description; false if another one holds the lock. The lock ends with the file.
 ///
 /// # Errors

@@ -26,6 +26,7 @@ pub mod policy_resource;
 pub mod request;
 pub mod resource;
 pub mod retention;
+pub mod short_memory;
 pub mod snapshot_request;
 pub mod snapshot_resource;
 pub mod space_resource;

@@ -10,6 +10,7 @@ use super::control::{Control, PoolPlace};
 use super::control_socket::remove_stale;
 use super::device_names::DeviceNames;
 use super::export_store;
+use super::short_memory::MemoryLock;
 use super::upkeep::Upkeep;
 use crate::crypto::Suite;
 use crate::error::{Error, ErrorKind, Result};
@@ -70,6 +71,8 @@ pub(super) struct PoolSetup {
     pub without_own_keys: bool,
     /// When space counts as low.
     pub watermarks: Watermarks,
+    /// When the process's memory is locked.
+    pub memory_lock: MemoryLock,
 }
 
 impl PoolSetup {
@@ -98,7 +101,7 @@ impl PoolSetup {
         let server = Server::start(pool.pool, options)?;
         policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
         // Before clients can connect: what a device has for itself, none of them may get first.
-        let devices = Attachments::restore(&server, &self.pool, self.device_names.clone());
+        let devices = Attachments::restore(&server, &self.pool, self.device_names.clone(), self.memory_lock);
         let started = listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, Upkeep::begin(&server)?)));
         let (listeners, upkeep) = match started {
             Ok(started) => started,

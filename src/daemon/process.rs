@@ -14,6 +14,7 @@ use super::device_names::DeviceNames;
 use super::gate::Gate;
 use super::peer_listener::PeerListener;
 use super::pool_setup::{GivenListen, PoolSetup, TcpListen, check_can_be_locked, check_credential};
+use super::short_memory::MemoryLock;
 use super::{host, router};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{IoChoice, ListenSettings, NbdLimits};
@@ -64,6 +65,8 @@ pub struct DaemonOptions {
     pub meta_cache_bytes: u64,
     /// When space counts as low.
     pub watermarks: Watermarks,
+    /// When the process's memory is locked.
+    pub memory_lock: MemoryLock,
 }
 
 /// How a daemon ended.
@@ -120,6 +123,7 @@ impl Daemon {
             meta_cache_bytes: options.meta_cache_bytes,
             without_own_keys: options.without_own_keys,
             watermarks: options.watermarks,
+            memory_lock: options.memory_lock,
         }));
         if !options.is_locked {
             gate.open(options.credential)?;

@@ -19,6 +19,7 @@ use super::attachment_store::{AttachmentFile, Remembered};
 use super::attachments::{Attached, Attachments, END_TIME_MAX, Waiting, delete, end_unserved, requests_max};
 use super::device_names::{DeviceName, DeviceNames};
 use super::device_users::Care;
+use super::short_memory::MemoryLock;
 use super::trash::Thing;
 use super::ublk_failure::failure;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,8 +31,8 @@ const RECOVERY_TIME_MAX: Duration = Duration::from_secs(40);
 
 impl Attachments {
     /// Brings back what is remembered of the pool in a directory.
-    pub(super) fn restore(server: &Arc<Server>, pool: &Path, names: DeviceNames) -> Self {
-        let attachments = Self::new(Arc::clone(server), pool, names);
+    pub(super) fn restore(server: &Arc<Server>, pool: &Path, names: DeviceNames, lock: MemoryLock) -> Self {
+        let attachments = Self::new(Arc::clone(server), pool, names, lock);
         let remembered = AttachmentFile::UBLK.read_or_set_aside(pool);
         // All of them at first, so that none is forgotten while another one is stored.
         attachments.table.lock().waiting = Waiting::all_at_start(&remembered);

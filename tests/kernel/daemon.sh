@@ -6,7 +6,7 @@ key=/run/pool.key
 # Words in front of the daemon's command, which become it (exec).
 as=''
 
-# start_daemon: in the background; its messages are in /run/daemon.log. Sets $daemon.
+# start_daemon: in the background, by the command $as if it is set; its messages are in /run/daemon.log. Sets $daemon.
 start_daemon() {
   mkfifo /run/messages
   # shellcheck disable=SC2086 # words

@@ -3,8 +3,8 @@
 # them there.
 #
 #   run.sh           what every change must pass
-#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts; ROK_KILLS and
-#                    ROK_PLANNED_RESTARTS say otherwise; and --kernels with the newer ones
+#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, and a minute without
+#                    memory; ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS say otherwise; and --kernels with the newer ones
 #   run.sh --kernels what runs the program itself, on each kernel series of ROK_KERNEL_SERIES (6.12 6.18 7.x), with a few kills
 #   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
 #                    and twenty points; ROK_POWER_CUTS says otherwise, and tests/power/main.rs what else there is.
@@ -76,10 +76,17 @@ deployed() {
     --file /lib/udev/rules.d/60-block.rules
 }
 
-# It has no use for fio.
+# It has no use for fio, nor has memory.
 filesystems() {
   local programs=(--program /sbin/mke2fs --program /sbin/e2fsck --program /sbin/mkfs.xfs --program /sbin/xfs_repair)
   machine --script "$here/filesystems.sh" --disk-mib 1024 --module xfs --program "$target/debug/rok-blk"
+}
+
+# memory [ARGUMENT]...
+memory() {
+  local programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
+  machine --script "$here/memory.sh" --disk-mib 768 --memory-mib 1024 --program "$target/debug/rok-blk" \
+    --program /usr/bin/setpriv "$@"
 }
 
 # power_cuts: a machine whose disks are recorded, and the cuts. A recording that has failed is kept.
@@ -133,9 +140,12 @@ case ${1:-} in
     machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
       --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
     deployed
+    memory
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
+    wait
+    memory --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-60}"
     for series in 6.18 7.x; do on_kernel "$series"; done
     ;;
   --kernels) for series in ${ROK_KERNEL_SERIES:-6.12 6.18 7.x}; do on_kernel "$series"; done ;;

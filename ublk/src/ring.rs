@@ -22,6 +22,8 @@ pub const COMPLETION_ENTRIES_MAX: u32 = 2 * SUBMISSION_ENTRIES_MAX;
 
 /// `PR_SET_IO_FLUSHER` of `linux/prctl.h`.
 const SET_IO_FLUSHER: libc::c_int = 57;
+/// `PR_GET_IO_FLUSHER` of it.
+const GET_IO_FLUSHER: libc::c_int = 58;
 
 thread_local! {
     static RING: RefCell<Option<IoUring>> = const { RefCell::new(None) };
@@ -184,7 +186,7 @@ pub fn enter(ring: &mut IoUring, completion_count: usize, time_max: Option<Durat
 }
 
 /// Tells the kernel that this thread serves a block device: memory that the thread needs is then never won by
-/// writing to that device, which would wait for this very thread.
+/// writing to that device, which would wait for this very thread. Threads that it starts from now on are so from their beginning.
 ///
 /// # Errors
 /// `EPERM` without the capability `CAP_SYS_RESOURCE`; `EINVAL` before Linux 5.6.
@@ -193,6 +195,17 @@ pub fn become_io_flusher() -> io::Result<()> {
     // SAFETY: PR_SET_IO_FLUSHER takes numbers only.
     let result = unsafe { libc::prctl(SET_IO_FLUSHER, on, unused, unused, unused) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this thread is one that [`become_io_flusher`] has marked.
+///
+/// # Errors
+/// As [`become_io_flusher`].
+pub fn is_io_flusher() -> io::Result<bool> {
+    let unused: libc::c_ulong = 0;
+    // SAFETY: PR_GET_IO_FLUSHER takes numbers only.
+    let result = unsafe { libc::prctl(GET_IO_FLUSHER, unused, unused, unused, unused) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result == 1) }
 }
 
 /// When the kernel runs the thread's completion work.
@@ -283,6 +296,22 @@ mod tests {
             let refused = build(&Setup { submission_entries, completion_entries });
             assert!(matches!(refused, Err(RingError::Size { .. })), "{submission_entries} {completion_entries}");
         }
+    }
+
+    // Where the capability is missing both are refused.
+    #[test]
+    fn thread_is_an_io_flusher_as_those_that_it_starts_are_and_no_other() {
+        let of_others = || std::thread::spawn(|| is_io_flusher().ok()).join().expect("it ends");
+        let before = of_others();
+        let (marked, own, started) = std::thread::spawn(move || {
+            let marked = become_io_flusher().is_ok();
+            (marked, is_io_flusher().ok(), of_others())
+        })
+        .join()
+        .expect("it ends");
+        let expected = marked.then_some(true);
+        assert_eq!((own, started), (expected, expected));
+        assert_eq!((before, of_others()), (marked.then_some(false), marked.then_some(false)));
     }
 
     #[test]
