@@ -3,8 +3,9 @@
 # them there.
 #
 #   run.sh           what every change must pass
-#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, and a minute without
-#                    memory; ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS say otherwise; and --kernels with the newer ones
+#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, a minute without
+#                    memory, and figures; ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS say otherwise; and --kernels with the newer ones
+#   run.sh --figures ratios to libublk's own null device and to a loop device
 #   run.sh --kernels what runs the program itself, on each kernel series of ROK_KERNEL_SERIES (6.12 6.18 7.x), with a few kills
 #   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
 #                    and twenty points; ROK_POWER_CUTS says otherwise, and tests/power/main.rs what else there is.
@@ -89,6 +90,13 @@ memory() {
     --program /usr/bin/setpriv "$@"
 }
 
+# The library's own example, as it is released, built in a place of its own.
+figures() {
+  cargo install --quiet --locked --root "$target/libublk" --example null libublk@0.4.8
+  machine --script "$here/figures.sh" --disk-mib 1024 --seconds-max 1200 --module loop --program /sbin/losetup \
+    --program "$target/debug/examples/lane_device" --program "$target/libublk/bin/null"
+}
+
 # power_cuts: a machine whose disks are recorded, and the cuts. A recording that has failed is kept.
 power_cuts() {
   local recording=${ROK_POWER_RECORDING:-} programs=(--program /sbin/mke2fs)
@@ -146,12 +154,16 @@ case ${1:-} in
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
     wait
     memory --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-60}"
+    wait
+    # Nothing else may run beside what is measured.
+    figures
     for series in 6.18 7.x; do on_kernel "$series"; done
     ;;
   --kernels) for series in ${ROK_KERNEL_SERIES:-6.12 6.18 7.x}; do on_kernel "$series"; done ;;
+  --figures) figures ;;
   --power) power_cuts ;;
   *)
-    sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac
