@@ -56,6 +56,12 @@ pub(super) fn failure(error: ControlError) -> Error {
             format!("There is a ublk device {device} already"),
             "Name another number with --id, or none".to_owned(),
         ),
+        ControlError::OtherMode { .. } => new(
+            ErrorKind::Unsupported,
+            error.to_string(),
+            "Start the version that made it, or take it away with rok-blk detach --force and attach the volume anew"
+                .to_owned(),
+        ),
         ControlError::TimeOver { action, device, seconds, hint } => new(
             ErrorKind::TimedOut,
             format!("The ublk driver did not {action} device {device} within {seconds} s"),
@@ -98,6 +104,7 @@ mod tests {
             (failure(ControlError::TooOld { features: "0x0".to_owned() }), ErrorKind::Unsupported, "NBD"),
             (refused("add", libc::EACCES), ErrorKind::NoSpace, "ublks_max"),
             (refused("add", libc::EEXIST), ErrorKind::Exists, "--id"),
+            (failure(ControlError::OtherMode { device: 7 }), ErrorKind::Unsupported, "detach --force"),
             (refused("start", libc::EACCES), ErrorKind::Other, "dmesg"),
         ];
         for (error, kind, word) in cases {

@@ -14,14 +14,25 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// A buffer of at least `len_bytes`, with any content.
+    /// A buffer of at least `len_bytes`, with any content. A longer one rather than new memory.
     pub(super) fn take(&mut self, len_bytes: usize) -> IoBuffer {
         let size_bytes = len_bytes.max(BLOCK_SIZE).next_power_of_two();
-        if let Some(buffer) = self.free.get_mut(class(size_bytes)).and_then(Vec::pop) {
+        if let Some(buffer) = self.free.iter_mut().skip(class(size_bytes)).find_map(Vec::pop) {
             self.free_bytes -= buffer.len();
             return buffer;
         }
         IoBuffer::allocate(size_bytes)
+    }
+
+    /// Has `bytes` more in free buffers of `buffer_bytes` each, as far as they may be kept, in memory that the process has
+    /// from now on.
+    pub(super) fn reserve(&mut self, bytes: usize, buffer_bytes: usize) {
+        for _ in 0..bytes / buffer_bytes.max(1) {
+            let buffer = IoBuffer::allocate(buffer_bytes.max(BLOCK_SIZE).next_power_of_two());
+            // Memory is there when it was written to.
+            buffer.with_bytes_mut(|bytes| bytes.fill(0));
+            self.give(buffer);
+        }
     }
 
     /// A buffer of at least `len_bytes` zeros, to be read only: others have it too.
@@ -75,6 +86,19 @@ mod tests {
         let taken = buffers.take(100_000);
         taken.with_bytes_mut(|bytes| bytes.fill(7));
         assert!(buffers.zeros(131_072).with_bytes(|bytes| bytes.iter().all(|byte| *byte == 0)));
+    }
+
+    #[test]
+    fn what_was_reserved_serves_requests_of_any_length() {
+        let mut buffers = Buffers::default();
+        buffers.reserve(1 << 20, 256 << 10);
+        assert_eq!(buffers.free_bytes, 1 << 20);
+        let taken = [4096, 200_000, 8192, 1].map(|len| buffers.take(len));
+        assert!(taken.iter().all(|buffer| buffer.len() == 256 << 10));
+        assert_eq!(buffers.take(1).len(), 4096, "nothing was left");
+        taken.into_iter().for_each(|buffer| buffers.give(buffer));
+        buffers.reserve(1 << 30, 16 << 20);
+        assert!(buffers.free_bytes <= FREE_BUFFER_BYTES_MAX);
     }
 
     #[test]

@@ -3,12 +3,16 @@
 //! Their commands are entries of the lane's own ring, beside its pool I/O and its sockets, so one
 //! `io_uring_enter` carries them all.
 //!
-//! Invariants: a tag that the engine serves keeps its buffer here until the answer; a queue is dropped only when the
-//! engine has answered everything ([`DeviceQueue::is_over`]). Owned by the lane.
+//! The data of requests waits where their maker has it, and is copied into memory of ours only when the engine is to have
+//! it. So what a device takes of our memory is bounded ([`DEVICE_QUEUE_BYTES_MAX`]), however many long requests it has at once:
+//! the kernel sends most of them when it is short of memory itself.
+//!
+//! Invariants: a tag that the engine serves keeps its buffer here until the answer; a request with data is either with the
+//! engine or waits here; a queue is dropped only when the engine has answered everything ([`DeviceQueue::is_over`]). Owned by the lane.
 
 use super::buffers::Buffers;
 use super::driver::{CallEnd, LaneDisk};
-use super::limits::DEVICE_TAGS_MAX;
+use super::limits::{DEVICE_QUEUE_BYTES_MAX, DEVICE_TAGS_MAX};
 use super::thread::DEVICE_FIRST;
 use crate::disk::IoBuffer;
 use crate::error::{self, Error, ErrorKind, IoError};
@@ -17,6 +21,7 @@ use crate::volume::{Completion, Engine, OpenVolume, RemoveMode};
 use io_uring::IoUring;
 use rok_ublk::{Device, Prefix, Queue, QueueError, Request, RequestKind, ring};
 use slab::Slab;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
@@ -66,9 +71,15 @@ pub(super) struct Devices(Slab<DeviceQueue>);
 
 impl Devices {
     /// Does what others want.
-    pub(super) fn take(&mut self, message: DeviceMessage, is_closing: bool, engine: &Engine<LaneDisk>) {
+    pub(super) fn take(
+        &mut self,
+        message: DeviceMessage,
+        is_closing: bool,
+        engine: &Engine<LaneDisk>,
+        buffers: &mut Buffers,
+    ) {
         match message {
-            DeviceMessage::Serve(queue) if !is_closing => self.start(queue),
+            DeviceMessage::Serve(queue) if !is_closing => self.start(queue, buffers),
             // Who waits sees that the channel is gone.
             DeviceMessage::Serve(_) => {}
             DeviceMessage::Leave { id, done } => {
@@ -99,7 +110,7 @@ impl Devices {
     }
 
     /// Maps a queue, tells who asked for it how that went, and serves it from now on.
-    fn start(&mut self, new: NewQueue) {
+    fn start(&mut self, new: NewQueue, buffers: &mut Buffers) {
         // Memory that this thread needs must never be won by writing to a device that this thread serves.
         if self.0.is_empty()
             && let Err(error) = ring::become_io_flusher()
@@ -114,6 +125,8 @@ impl Devices {
             Err(Error::new(ErrorKind::Busy, format!("A lane serves at most {DEVICE_TAGS_MAX} tags of devices"))
                 .with_hint("Detach a device, or use fewer or shallower queues"))
         } else {
+            // Now, and not when the kernel is short of memory.
+            buffers.reserve(2 * DEVICE_QUEUE_BYTES_MAX, to_usize(u64::from(new.device.io_bytes_max())));
             DeviceQueue::start(new, Prefix::new(prefix)).map(|device| {
                 place.insert(device);
             })
@@ -154,11 +167,12 @@ impl Devices {
         &mut self,
         completion: Completion,
         result: Result<(), IoError>,
-        engine: &Engine<LaneDisk>,
+        engine: &Rc<Engine<LaneDisk>>,
         buffers: &mut Buffers,
     ) {
         let slot = completion.owner & !DEVICE_OWNER;
-        self.0[to_usize(u64::from(slot))].answered(completion.cookie, result, buffers);
+        let mut service = DeviceService { engine, buffers, owner: completion.owner };
+        self.0[to_usize(u64::from(slot))].answered(completion.cookie, result, &mut service);
         self.drop_ended(slot, engine);
     }
 
@@ -194,7 +208,31 @@ struct DeviceService<'a> {
 struct Data {
     /// All of the memory, which goes back to the lane's free buffers.
     buffer: IoBuffer,
+    len: usize,
     is_read: bool,
+}
+
+/// What the reads of a queue, or its writes, have of the lane's memory.
+struct Share {
+    /// Bytes of the requests that the engine has.
+    bytes: usize,
+    /// Requests that there is no memory for yet, in the order in which they came.
+    waiting: VecDeque<Request>,
+}
+
+impl Share {
+    fn new(depth: usize) -> Self {
+        Self { bytes: 0, waiting: VecDeque::with_capacity(depth) }
+    }
+
+    fn has_room(&self, request: &Request) -> bool {
+        self.bytes + to_usize(request.len_bytes) <= DEVICE_QUEUE_BYTES_MAX
+    }
+
+    /// Takes the first of those that wait, if it has room now.
+    fn next(&mut self) -> Option<Request> {
+        if self.has_room(self.waiting.front()?) { self.waiting.pop_front() } else { None }
+    }
 }
 
 /// A queue of a device that a lane serves.
@@ -203,6 +241,8 @@ struct DeviceQueue {
     target: DeviceTarget,
     /// By tag: the data of a read or write that the engine serves.
     data: Vec<Option<Data>>,
+    reads: Share,
+    writes: Share,
     /// Requests that the engine has not answered.
     serving_count: usize,
     /// Its commands are no concern of ours any more: requests that come are not served, answers do not go out.
@@ -219,7 +259,8 @@ impl DeviceQueue {
             Error::new(ErrorKind::Other, format!("Device {number} cannot be served: {source}")).with_source(source)
         })?;
         let data = (0..depth).map(|_| None).collect();
-        Ok(Self { queue, target, data, serving_count: 0, is_abandoned: false, _ended: ended })
+        let (reads, writes) = (Share::new(depth), Share::new(depth));
+        Ok(Self { queue, target, data, reads, writes, serving_count: 0, is_abandoned: false, _ended: ended })
     }
 
     /// Takes the completion of one of its commands, and hands the request that it brings to the engine.
@@ -235,11 +276,28 @@ impl DeviceQueue {
     }
 
     /// Takes the engine's answer to a request.
-    fn answered(&mut self, cookie: u64, result: Result<(), IoError>, buffers: &mut Buffers) {
+    fn answered(&mut self, cookie: u64, result: Result<(), IoError>, service: &mut DeviceService<'_>) {
         self.serving_count -= 1;
         let tag = u16::try_from(cookie).expect("a tag has 16 bits");
-        let answered = self.answer(tag, result, buffers);
+        let answered = self.answer(tag, result, service.buffers);
         self.check(answered);
+        self.serve_waiting(service);
+    }
+
+    /// Hands requests to the engine that there is memory for now.
+    fn serve_waiting(&mut self, service: &mut DeviceService<'_>) {
+        for is_read in [true, false] {
+            while !self.is_abandoned
+                && let Some(request) = self.share(is_read).next()
+            {
+                let served = self.serve_with_data(&request, service);
+                self.check(served);
+            }
+        }
+    }
+
+    fn share(&mut self, is_read: bool) -> &mut Share {
+        if is_read { &mut self.reads } else { &mut self.writes }
     }
 
     /// Serves nothing more; what is with the engine is waited for.
@@ -256,15 +314,45 @@ impl DeviceQueue {
     }
 
     fn serve(&mut self, request: &Request, service: &mut DeviceService<'_>) -> Result<(), QueueError> {
-        let open = match &self.target {
-            DeviceTarget::Null => return self.serve_null(request),
+        match &self.target {
+            DeviceTarget::Null => return self.serve_null(request, service.buffers),
             DeviceTarget::ReadOnly(_) if !matches!(request.kind, RequestKind::Read | RequestKind::Flush) => {
                 return self.queue.complete(request.tag, Err(IoError::ReadOnly.errno()));
             }
-            DeviceTarget::Volume(open) | DeviceTarget::ReadOnly(open) => open,
-        };
-        let place = &mut self.data[usize::from(request.tag)];
-        let data = data_of(&mut self.queue, place, request, service.buffers)?;
+            DeviceTarget::Volume(_) | DeviceTarget::ReadOnly(_) => {}
+        }
+        if !request.kind.has_data() {
+            self.hand_over(request, None, service);
+            return Ok(());
+        }
+        let share = self.share(request.kind == RequestKind::Read);
+        // Not before those that wait.
+        if share.waiting.is_empty() && share.has_room(request) {
+            return self.serve_with_data(request, service);
+        }
+        share.waiting.push_back(*request);
+        Ok(())
+    }
+
+    /// Serves a read or write, for which there is memory.
+    fn serve_with_data(&mut self, request: &Request, service: &mut DeviceService<'_>) -> Result<(), QueueError> {
+        let (tag, len, is_read) = (request.tag, to_usize(request.len_bytes), request.kind == RequestKind::Read);
+        let buffer = service.buffers.take(len);
+        let data = buffer.slice(0..len);
+        if !is_read && let Err(error) = data.with_bytes_mut(|target| self.queue.read_data(tag, 0, target)) {
+            drop(data);
+            service.buffers.give(buffer);
+            self.queue.complete(tag, Err(libc::EIO))?;
+            return Err(error);
+        }
+        self.share(is_read).bytes += len;
+        self.data[usize::from(tag)] = Some(Data { buffer, len, is_read });
+        self.hand_over(request, Some(data), service);
+        Ok(())
+    }
+
+    fn hand_over(&mut self, request: &Request, data: Option<IoBuffer>, service: &DeviceService<'_>) {
+        let (DeviceTarget::Volume(open) | DeviceTarget::ReadOnly(open)) = &self.target else { return };
         self.serving_count += 1;
         let (volume, engine, is_fua) = (open.volume(), service.engine, request.is_fua);
         let (offset_bytes, range) = (request.offset_bytes, (request.offset_bytes, request.len_bytes));
@@ -277,29 +365,35 @@ impl DeviceQueue {
                 let mode = if request.is_nounmap { RemoveMode::ZeroProvisioned } else { RemoveMode::Zero };
                 engine.remove(volume, range, mode, is_fua, completion);
             }
-            // The queue refuses a read or write of nothing, so this is a flush.
+            // A read or write has data, so this is a flush.
             _ => engine.flush(completion),
         }
-        Ok(())
     }
 
-    fn serve_null(&mut self, request: &Request) -> Result<(), QueueError> {
+    fn serve_null(&mut self, request: &Request, buffers: &mut Buffers) -> Result<(), QueueError> {
         if request.kind == RequestKind::Read {
-            self.queue.buffer(request.tag)?.fill(0);
+            let len = to_usize(request.len_bytes);
+            let zeros = buffers.zeros(len).slice(0..len);
+            if let Err(error) = zeros.with_bytes(|zeros| self.queue.write_data(request.tag, 0, zeros)) {
+                self.queue.complete(request.tag, Err(libc::EIO))?;
+                return Err(error);
+            }
         }
         self.queue.complete(request.tag, Ok(()))
     }
 
     fn answer(&mut self, tag: u16, result: Result<(), IoError>, buffers: &mut Buffers) -> Result<(), QueueError> {
-        if let Some(Data { buffer, is_read }) = self.data[usize::from(tag)].take() {
+        let mut copied = Ok(());
+        if let Some(Data { buffer, len, is_read }) = self.data[usize::from(tag)].take() {
+            self.share(is_read).bytes -= len;
             if is_read && result.is_ok() {
-                let target = self.queue.buffer(tag)?;
-                let data = buffer.slice(0..target.len());
-                data.with_bytes(|source| target.copy_from_slice(source));
+                copied = buffer.slice(0..len).with_bytes(|source| self.queue.write_data(tag, 0, source));
             }
             buffers.give(buffer);
         }
-        self.queue.complete(tag, result.map_err(IoError::errno))
+        let outcome = if copied.is_err() { Err(libc::EIO) } else { result.map_err(IoError::errno) };
+        self.queue.complete(tag, outcome)?;
+        copied
     }
 
     /// An error of the driver loses a tag: the device is of no use any more, and its owner finds it in the log.
@@ -310,24 +404,25 @@ impl DeviceQueue {
     }
 }
 
-/// The buffer that a request's data has in the engine, filled if it is a write.
-fn data_of(
-    queue: &mut Queue,
-    place: &mut Option<Data>,
-    request: &Request,
-    buffers: &mut Buffers,
-) -> Result<Option<IoBuffer>, QueueError> {
-    if !request.kind.has_data() {
-        return Ok(None);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(len_bytes: usize) -> Request {
+        let len_bytes = u64::try_from(len_bytes).expect("small");
+        Request { tag: 0, kind: RequestKind::Read, offset_bytes: 0, len_bytes, is_fua: false, is_nounmap: false }
     }
-    let len = to_usize(request.len_bytes);
-    let source = queue.buffer(request.tag)?;
-    let buffer = buffers.take(len);
-    let data = buffer.slice(0..len);
-    let is_read = request.kind == RequestKind::Read;
-    if !is_read {
-        data.with_bytes_mut(|target| target.copy_from_slice(source));
+
+    #[test]
+    fn requests_beyond_the_share_wait_in_their_order() {
+        let mut share = Share::new(4);
+        share.bytes = DEVICE_QUEUE_BYTES_MAX - 8192;
+        assert!(share.has_room(&read(8192)) && !share.has_room(&read(8704)));
+        share.waiting.extend([read(16_384), read(512)]);
+        assert!(share.next().is_none(), "the first one has no room, and the second one waits behind it");
+        share.bytes -= 8192;
+        assert_eq!(share.next().map(|request| request.len_bytes), Some(16_384));
+        share.bytes += 16_384;
+        assert!(share.next().is_none());
     }
-    *place = Some(Data { buffer, is_read });
-    Ok(Some(data))
 }

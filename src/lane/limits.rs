@@ -43,6 +43,9 @@ pub(super) const KERNEL_REQUEST_BYTES_MAX: u32 = 32 << 20;
 pub(super) const CONTROLS_MAX: usize = 64;
 /// Tags of the devices' queues that a lane serves: requests that it can have under way for them.
 pub const DEVICE_TAGS_MAX: usize = 16_384;
+/// Bytes that the writes of a device's queue have in the engine, and as many its reads: more of them wait, without any memory.
+/// Above the longest request. Writes may wait for space, which keeps no read out.
+pub(super) const DEVICE_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// Lanes of a server.
 const LANES_MAX: usize = 64;
 /// Jobs that can wait: one for each request and connection.

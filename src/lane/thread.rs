@@ -355,7 +355,9 @@ impl Lane {
                     let _is_awaited = done.send(()).is_ok();
                 }
                 Message::KernelClient(message) => self.take_kernel_client(message),
-                Message::Device(message) => self.devices.take(message, self.closing.is_some(), &self.engine),
+                Message::Device(message) => {
+                    self.devices.take(message, self.closing.is_some(), &self.engine, &mut self.buffers);
+                }
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
                 Message::Clean { group, done } => self.clean(group, done),
                 Message::SetDevice { index, device, done } => {

@@ -31,7 +31,14 @@ attach_prints_the_path() {
   [ "$(cat "$queue/physical_block_size")" = 4096 ]
   [ "$(cat "$queue/write_cache")" = 'write back' ]
   [ "$(cat "$queue/fua")" = 1 ]
-  [ "$(ls -d /sys/block/ublkb0/mq/* | wc -l)" = 2 ]
+  queues_are_served ublkb0
+}
+
+# queues_are_served DISK: one for each processor, but one only where the driver would lose a disk with several.
+queues_are_served() {
+  wanted=2
+  case $(uname -r) in 6.1[5-9].*) wanted=1 ;; esac
+  [ "$(ls -d "/sys/block/$1/mq/"* | wc -l)" = "$wanted" ]
 }
 
 several_are_attached_and_told() {
@@ -141,7 +148,7 @@ forced_detach_works_under_a_mounted_filesystem() {
 
 # One load on each processor, so that both queues are full.
 load_is_verified() {
-  [ "$(ls -d "/sys/block/$(rok-blk devices -q | cut -d/ -f3)/mq/"* | wc -l)" = 2 ]
+  queues_are_served "$(rok-blk devices -q | cut -d/ -f3)"
   # shellcheck disable=SC2086
   /usr/bin/fio --name=disk --filename="$(rok-blk devices -q)" --rw=randwrite --bsrange=512-128k --size=24M --iodepth=64 --direct=1 \
     --ioengine=io_uring --numjobs=2 --offset_increment=64M --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 \

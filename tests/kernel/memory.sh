@@ -8,7 +8,7 @@
 
 seconds=${ROK_MEMORY_SECONDS:-15}
 # What the machine has left before the load begins, in MiB.
-left_mib=120
+left_mib=80
 files=6
 
 volume_is_mounted() {
@@ -41,16 +41,13 @@ threads_are_io_flushers() {
 
 daemon_is_killed_last() { [ "$(cat "/proc/$daemon/oom_score_adj")" = -999 ]; }
 
-# As much under way at once as there will be later: what a request needs is there once it was needed. From here on half
-# of the memory may be dirty before a writer has to wait, and a few MiB are free.
-daemon_is_warm() {
+# From here on half of the memory may be dirty before a writer has to wait, and a few MiB are free. The daemon has served next to
+# nothing so far: what it needs for more it has, or gets when there is nothing left.
+little_is_kept_free() {
   echo 4096 >/proc/sys/vm/min_free_kbytes
   echo 20 >/proc/sys/kernel/hung_task_timeout_secs
   echo 50 >/proc/sys/vm/dirty_ratio
   echo 40 >/proc/sys/vm/dirty_background_ratio
-  dd if=/dev/zero of=/mnt/warm bs=1M count=160 2>/dev/null
-  sync
-  rm /mnt/warm
   grep -E '^(VmRSS|RssAnon|RssShmem)' "/proc/$daemon/status"
 }
 
@@ -165,7 +162,7 @@ if start_daemon; then
   stage locked memory_is_locked
   stage io-flushers threads_are_io_flushers
   stage killed-last daemon_is_killed_last
-  stage warm daemon_is_warm
+  stage limits little_is_kept_free
   say "the daemon has $(memory VmRSS "/proc/$daemon/status") KiB"
   stage filled memory_is_filled
   under_pressure

@@ -1,6 +1,6 @@
 //! What the control side does when something is wrong, against the real driver. Run as root on a kernel with ublk.
 //!
-//! Prints a line for each case; ends with an error at the first that fails.
+//! Prints what the driver can do, then a line for each case; ends with an error at the first that fails.
 
 #![expect(clippy::print_stdout, reason = "a program for people and scripts")]
 
@@ -39,6 +39,7 @@ fn main() -> Result<(), Failure> {
         ("commands of a second server of a queue are refused", serve_twice),
         ("a device outlives its servers, one in the middle of its recovery", survive),
     ];
+    println!("{}", Control::open()?.features()?);
     for (name, case) in cases {
         let started = Instant::now();
         case().map_err(|error| format!("{name}: {error}"))?;
@@ -86,7 +87,7 @@ fn delete_held() -> Result<(), Failure> {
         return Err(format!("delete gave {deleted:?}").into());
     }
     drop(device);
-    expect_gone(&control, id)
+    await_gone(&control, id)
 }
 
 fn state_of_missing() -> Result<(), Failure> {
@@ -128,7 +129,7 @@ fn serve_twice() -> Result<(), Failure> {
     expect_gone(&control, id)
 }
 
-/// Two queues, so that a recovery can break off with one served and the other not.
+/// Two queues where the driver gives them, so that a recovery can break off with one served and the other not.
 fn survive() -> Result<(), Failure> {
     let control = Control::open()?;
     let device = Arc::new(control.add(None, &DeviceParameters { queue_count: 2, ..PARAMETERS }, Some(IDENTITY))?);
@@ -214,12 +215,21 @@ fn serve_zeros(
             let queue = owner.ok_or("a completion of nobody")?;
             let Some(request) = queue.on_completion(completion.user_data(), completion.result())? else { continue };
             if request.kind == RequestKind::Read {
-                queue.buffer(request.tag)?.fill(0);
+                queue.write_data(request.tag, 0, &vec![0; usize::try_from(request.len_bytes)?])?;
             }
             queue.complete(request.tag, Ok(()))?;
         }
     }
     Ok(())
+}
+
+/// Newer drivers let go of a device a moment after its handle was closed, and tell nobody.
+fn await_gone(control: &Control, id: u32) -> Result<(), Failure> {
+    let end = Instant::now() + CASE_TIME_MAX;
+    while control.state(id).is_ok() && Instant::now() < end {
+        thread::sleep(TURN_TIME_MAX);
+    }
+    expect_gone(control, id)
 }
 
 fn expect_gone(control: &Control, id: u32) -> Result<(), Failure> {

@@ -311,11 +311,11 @@ fn serve(
     let outcome = match (request.kind, memory.get_mut(start..end)) {
         (_, None) => Err(libc::EIO),
         (RequestKind::Read, Some(range)) => {
-            queue.buffer(request.tag)?.copy_from_slice(range);
+            queue.write_data(request.tag, 0, range)?;
             Ok(())
         }
         (RequestKind::Write, Some(range)) => {
-            range.copy_from_slice(queue.buffer(request.tag)?);
+            queue.read_data(request.tag, 0, range)?;
             Ok(())
         }
         (RequestKind::Flush, Some(_)) => Ok(()),

@@ -113,6 +113,15 @@ pub enum ControlError {
         /// The driver's answer.
         source: io::Error,
     },
+    /// The device has buffers of its server, as nobody makes it any more.
+    #[error(
+        "Device {device} was made for a server that lends it buffers, as older versions of this program did; let that version \
+         serve it, or stop using it and detach it by force"
+    )]
+    OtherMode {
+        /// Number of the device.
+        device: u32,
+    },
     /// A command took too long.
     #[error("The ublk driver did not {action} device {device} within {seconds} s; {hint}")]
     TimeOver {
@@ -202,6 +211,9 @@ impl Control {
     /// With an `identity` it outlives its server, if the driver can do that: its requests wait, those in flight are sent
     /// again, and whoever finds the identity in [`Control::info`] can [`Control::recover`] it. Without, it ends with its server.
     ///
+    /// It may get fewer queues than it is to have: no more than there are processors, and one where the driver loses a device with
+    /// several when a server dies in the middle of its recovery (Linux 6.15 to 6.19).
+    ///
     /// When something fails after the driver made the device, it is deleted again.
     ///
     /// # Errors
@@ -214,16 +226,19 @@ impl Control {
         identity: Option<u64>,
     ) -> Result<Device, ControlError> {
         let driver_parameters = parameters.to_driver()?;
-        let survival = match identity {
-            Some(_) => self.features()?.survival_flags(),
-            None => 0,
-        };
+        let mut queue_count = parameters.queue_count;
+        let mut survival = 0;
+        if identity.is_some() {
+            let features = self.features()?;
+            survival = features.survival_flags();
+            queue_count = queue_count.min(features.surviving_queues_max());
+        }
         let wanted = sys::ublksrv_ctrl_dev_info {
-            nr_hw_queues: parameters.queue_count,
+            nr_hw_queues: queue_count,
             queue_depth: parameters.queue_depth,
             max_io_buf_bytes: parameters.io_bytes_max,
             dev_id: id.unwrap_or(ANY_DEVICE),
-            flags: u64::from(sys::UBLK_F_CMD_IOCTL_ENCODE) | survival,
+            flags: u64::from(sys::UBLK_F_CMD_IOCTL_ENCODE | sys::UBLK_F_USER_COPY) | survival,
             ublksrv_flags: identity.unwrap_or(0),
             ..Default::default()
         };
@@ -266,9 +281,13 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError::Refused`]: with `EBUSY` when the device is served still, or what is left of its server is not gone in
-    /// time; with `EINVAL` when it does not outlive its server; what else the driver answers. It is as it was then.
+    /// time; with `EINVAL` when it does not outlive its server; [`ControlError::OtherMode`]; what else the driver answers. It is as
+    /// it was then.
     pub fn recover(&self, id: u32, time_max: Duration) -> Result<Device, ControlError> {
         let end = Instant::now() + time_max;
+        if !Features::from_bits(self.driver_info(id)?.flags).has_user_copy() {
+            return Err(ControlError::OtherMode { device: id });
+        }
         if self.features()?.needs_stand_in() {
             let device = self.ask_until(end, |control| open_handle(&control.driver_info(id)?))?;
             stand_in::visit(device).map_err(|source| ControlError::Ring { source })?;
@@ -341,7 +360,7 @@ impl Control {
         })?;
         let control = Self { file, time_max: COMMAND_TIME_MAX };
         let features = control.features()?;
-        if !features.has_ioctl_encoding() {
+        if !features.has_ioctl_encoding() || !features.has_user_copy() {
             return Err(ControlError::TooOld { features: features.to_string() });
         }
         Ok(control)

@@ -4,6 +4,8 @@ use std::fmt;
 
 use libublk_rs_sys as sys;
 
+use crate::parameters::QUEUE_COUNT_MAX;
+
 /// The driver's feature bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Features(u64);
@@ -51,6 +53,12 @@ impl Features {
         self.has(sys::UBLK_F_CMD_IOCTL_ENCODE)
     }
 
+    /// True when a server copies the data of requests itself (Linux 6.5); without it no device can be made.
+    #[must_use]
+    pub fn has_user_copy(self) -> bool {
+        self.has(sys::UBLK_F_USER_COPY)
+    }
+
     /// True when a device can outlive its server (Linux 6.1).
     #[must_use]
     pub fn has_recovery(self) -> bool {
@@ -84,6 +92,15 @@ impl Features {
         !self.has(sys::UBLK_F_PER_IO_DAEMON)
     }
 
+    /// How many queues a device that outlives its server may have. One, where the driver (Linux 6.15 to 6.19) never lets a command go
+    /// that was fetched in a recovery which broke off before all queues had a server: the device would be busy for ever. A
+    /// queue's commands reach the driver at once, so one that has only one queue has a server or has none.
+    #[must_use]
+    pub(crate) fn surviving_queues_max(self) -> u16 {
+        let keeps_commands = self.has(sys::UBLK_F_PER_IO_DAEMON) && !self.has(sys::UBLK_F_BATCH_IO);
+        if keeps_commands { 1 } else { QUEUE_COUNT_MAX }
+    }
+
     fn has(self, feature: u32) -> bool {
         self.0 & u64::from(feature) != 0
     }
@@ -107,7 +124,7 @@ mod tests {
     fn mask_of_linux_6_12_is_read() {
         // Measured with GET_FEATURES on a 6.12 kernel.
         let features = Features::from_bits(0x1fe);
-        assert!(features.has_ioctl_encoding() && features.has_recovery());
+        assert!(features.has_ioctl_encoding() && features.has_user_copy() && features.has_recovery());
         assert!(!features.has_size_update() && !features.has_safe_stop());
         assert!(features.to_string().starts_with("0x1fe complete-in-task need-get-data recovery "));
     }
@@ -117,6 +134,13 @@ mod tests {
         assert_eq!(Features::from_bits(0x1fe).survival_flags(), 0x18);
         assert_eq!(Features::from_bits(0x8).survival_flags(), 0);
         assert!(Features::from_bits(0x1fe).needs_stand_in() && !Features::from_bits(0x3fff).needs_stand_in());
+    }
+
+    #[test]
+    fn drivers_that_keep_commands_of_a_broken_recovery_get_one_queue() {
+        // Measured with GET_FEATURES on 6.12, 6.18 and 7.2.
+        let counts = [0x1fe, 0x7fff, 0x0f_ffff].map(|bits| Features::from_bits(bits).surviving_queues_max());
+        assert_eq!(counts, [QUEUE_COUNT_MAX, 1, QUEUE_COUNT_MAX]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A range of mapped memory: the driver's descriptors, or the buffers of a queue.
+//! A range of mapped memory: the driver's descriptors.
 //!
 //! Invariant: `pointer` is a mapping of `len` bytes made by `mmap` and not yet unmapped. Owned by a queue.
 
@@ -15,30 +15,21 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Private memory, zeroed, page-aligned, touched only as it is used. `len` in bytes, above 0.
-    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        Self::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
-    }
-
     /// Memory of a device, shared with the kernel, read only. `len` in bytes, above 0; `offset` a multiple of a page.
     pub(crate) fn of_device(file: &File, len: usize, offset: libc::off_t) -> io::Result<Self> {
-        Self::map(len, libc::PROT_READ, libc::MAP_SHARED | libc::MAP_POPULATE, file.as_raw_fd(), offset)
-    }
-
-    /// First byte.
-    pub(crate) fn pointer(&self) -> NonNull<u8> {
-        self.pointer
-    }
-
-    fn map(len: usize, access: i32, flags: i32, fd: i32, offset: libc::off_t) -> io::Result<Self> {
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
         // SAFETY: no address is asked for, so no other memory of the process is replaced.
-        let address = unsafe { libc::mmap(ptr::null_mut(), len, access, flags, fd, offset) };
+        let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ, flags, file.as_raw_fd(), offset) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let pointer = NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         Ok(Self { pointer, len })
+    }
+
+    /// First byte.
+    pub(crate) fn pointer(&self) -> NonNull<u8> {
+        self.pointer
     }
 }
 

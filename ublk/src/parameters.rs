@@ -15,8 +15,6 @@ pub const IO_BYTES_MAX: u32 = 32 << 20;
 pub const IO_BYTES_MIN: u32 = 4096;
 /// Largest optimal or physical block, in bytes (a limit of the driver).
 pub const PHYSICAL_BLOCK_BYTES_MAX: u32 = 256 << 20;
-/// Most memory that the buffers of one device may take, in bytes: each tag has a buffer of `io_bytes_max`.
-pub const BUFFER_BYTES_MAX: u64 = 4 << 30;
 
 /// What a device is like. All sizes are in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +109,6 @@ impl DeviceParameters {
         if !(IO_BYTES_MIN..=IO_BYTES_MAX).contains(&self.io_bytes_max) || !self.io_bytes_max.is_multiple_of(4096) {
             return Err(ParameterError::IoBytes(self.io_bytes_max));
         }
-        let buffer_bytes = self.buffer_bytes();
-        if buffer_bytes > BUFFER_BYTES_MAX {
-            return Err(ParameterError::BufferBytes(buffer_bytes));
-        }
         Ok(())
     }
 
@@ -129,11 +123,6 @@ impl DeviceParameters {
             return Err(ParameterError::DiscardGranularity(granularity, self.logical_block_bytes));
         }
         Ok(())
-    }
-
-    /// Address space that the buffers of all queues take.
-    fn buffer_bytes(&self) -> u64 {
-        u64::from(self.queue_count) * u64::from(self.queue_depth) * u64::from(self.io_bytes_max)
     }
 
     /// The driver's structure. The parameters must have been validated.
@@ -209,12 +198,6 @@ pub enum ParameterError {
     /// Largest request with data.
     #[error("Largest request of {0} bytes must be a multiple of 4096 from 4096 bytes to 32 MiB")]
     IoBytes(u32),
-    /// Address space of all buffers.
-    #[error(
-        "Buffers would take {0} bytes (queue count x depth x largest request), above the 4 GiB allowed; lower \
-         one of them"
-    )]
-    BufferBytes(u64),
     /// Longest discard or write of zeros.
     #[error("Longest discard or write of zeros, {0} bytes, must be a multiple of 4096 below 2 TiB")]
     RangeBytes(u64),
@@ -270,10 +253,6 @@ mod tests {
             (DeviceParameters { io_bytes_max: 512, ..GOOD }, ParameterError::IoBytes(512)),
             (DeviceParameters { io_bytes_max: 4097, ..GOOD }, ParameterError::IoBytes(4097)),
             (DeviceParameters { io_bytes_max: 33 << 20, ..GOOD }, ParameterError::IoBytes(33 << 20)),
-            (
-                DeviceParameters { queue_depth: 4096, io_bytes_max: 2 << 20, ..GOOD },
-                ParameterError::BufferBytes(8 << 30),
-            ),
             (DeviceParameters { discard_bytes_max: 512, ..GOOD }, ParameterError::RangeBytes(512)),
             (DeviceParameters { write_zeroes_bytes_max: 2 << 40, ..GOOD }, ParameterError::RangeBytes(2 << 40)),
             (DeviceParameters { discard_granularity_bytes: 0, ..GOOD }, ParameterError::DiscardGranularity(0, 4096)),

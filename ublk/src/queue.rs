@@ -12,24 +12,25 @@
 //! 1. calls [`Queue::submit`], which puts the waiting commands in the ring (all of them in one `io_uring_enter`),
 //! 2. enters the ring and reaps completions,
 //! 3. gives those with the queue's [`Prefix`] to [`Queue::on_completion`], and serves the requests that come out,
-//! 4. answers each with [`Queue::complete`], in any order and at any later time,
+//! 4. fetches the data of a write with [`Queue::read_data`] and hands over that of a read with [`Queue::write_data`], whenever it
+//!    likes before the answer, and answers each with [`Queue::complete`], in any order and at any later time,
 //! 5. drops the queue when [`Queue::is_ended`].
+//!
+//! A request's data stays in the memory of who made it until the server copies it (`UBLK_F_USER_COPY`), to or from memory of the
+//! server's choice. So a queue has no buffers, and a server that has no memory left lets requests wait without any.
 //!
 //! Nothing here waits, allocates after [`Queue::new`], or calls back. The prefix is all that a queue needs of
 //! `user_data` (its payload is the tag), so any number of queues share a ring with whatever else it carries.
 //!
 //! Invariants: a tag is in exactly one state; `live_count` counts the tags not ended; `waiting` holds each waiting tag
-//! once. The kernel touches a tag's buffer only while its command is in the kernel, so while a tag is served the
-//! buffer belongs to the server.
+//! once. The driver refuses to copy data of a tag that is not being served.
 //!
 //! The driver takes all commands of a queue from one thread only: the one whose ring carried the first of them.
 
 use std::collections::VecDeque;
 use std::io;
-use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
-use std::slice;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use io_uring::types::Fd;
@@ -56,8 +57,6 @@ pub struct Queue {
     live_count: usize,
     is_stopping: bool,
     descriptors: Mapping,
-    /// A buffer of the device's `io_bytes_max` for each tag. Not unmapped while the kernel or a server may use it.
-    buffers: ManuallyDrop<Mapping>,
 }
 
 /// Where a tag is.
@@ -88,15 +87,13 @@ pub enum QueueError {
         /// Queues of the device.
         count: u16,
     },
-    /// Its memory could not be mapped.
-    #[error("Could not map the {what} of queue {queue} of device {device}: {source}")]
+    /// Its descriptors could not be mapped.
+    #[error("Could not map the descriptors of queue {queue} of device {device}: {source}")]
     Map {
         /// Number of the device.
         device: u32,
         /// Number of the queue.
         queue: u16,
-        /// Which memory.
-        what: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -120,6 +117,18 @@ pub enum QueueError {
         /// The tag.
         tag: u16,
     },
+    /// The driver refused to copy a request's data. Answer it with an error.
+    #[error("The ublk driver did not copy the data of tag {tag} of queue {queue} of device {device}: {source}")]
+    Copy {
+        /// Number of the device.
+        device: u32,
+        /// Number of the queue.
+        queue: u16,
+        /// The tag.
+        tag: u16,
+        /// The driver's answer.
+        source: io::Error,
+    },
     /// The driver refused a command. Its tag is lost; stop the device.
     #[error(
         "The ublk driver refused a command of tag {tag} of queue {queue} of device {device}: {source}; stop the device"
@@ -137,7 +146,7 @@ pub enum QueueError {
 }
 
 impl Queue {
-    /// Maps a queue's descriptors and buffers. Its first commands wait for [`Queue::submit`].
+    /// Maps a queue's descriptors. Its first commands wait for [`Queue::submit`].
     ///
     /// `prefix` must be the queue's alone on its ring.
     ///
@@ -149,12 +158,10 @@ impl Queue {
             return Err(QueueError::NoSuchQueue { device: device.id, queue: id, count });
         }
         let depth = device.queue_depth;
-        let map_error = |what, source| QueueError::Map { device: device.id, queue: id, what, source };
-        let layout = Layout::new(id, depth, device.io_bytes_max)
-            .ok_or_else(|| map_error("descriptors", io::ErrorKind::InvalidInput.into()))?;
-        let descriptors = Mapping::of_device(&device.file, layout.descriptors_len, layout.descriptors_offset)
-            .map_err(|source| map_error("descriptors", source))?;
-        let buffers = Mapping::anonymous(layout.buffers_len).map_err(|source| map_error("buffers", source))?;
+        let map_error = |source| QueueError::Map { device: device.id, queue: id, source };
+        let layout = Layout::new(id, depth).ok_or_else(|| map_error(io::ErrorKind::InvalidInput.into()))?;
+        let descriptors =
+            Mapping::of_device(&device.file, layout.descriptors_len, layout.descriptors_offset).map_err(map_error)?;
         Ok(Self {
             id,
             prefix,
@@ -163,7 +170,6 @@ impl Queue {
             live_count: usize::from(depth),
             is_stopping: false,
             descriptors,
-            buffers: ManuallyDrop::new(buffers),
             device,
         })
     }
@@ -195,15 +201,22 @@ impl Queue {
 
     /// Puts waiting commands in the ring, as many as it has room for, and returns how many still wait. Does not
     /// enter the kernel. With a remainder: enter the ring, then call again.
+    ///
+    /// The first commands go all at once if an empty ring can have them, since drivers lose a device of which some tags had a
+    /// server and others none when that dies.
     pub fn submit(&mut self, ring: &mut IoUring) -> usize {
         if self.waiting.is_empty() {
             return 0;
         }
         let mut submission = ring.submission();
+        let room = submission.capacity() - submission.len();
+        let is_first = self.waiting.len() == self.tags.len();
+        if is_first && !submission.is_empty() && self.waiting.len() > room {
+            return self.waiting.len();
+        }
         while let Some(&tag) = self.waiting.front() {
             let entry = self.entry(tag);
-            // SAFETY: the tag's buffer stays mapped until its command ended, also when the queue is dropped earlier.
-            // The file lives as long as the queue, and the kernel takes a reference of its own when the ring is
+            // SAFETY: the entry names no memory. The file lives as long as the queue, and the kernel takes a reference of its own when the ring is
             // entered; a queue dropped between the two leaves an entry with a closed file, which the kernel answers
             // with an error.
             if unsafe { submission.push(&entry) }.is_err() {
@@ -272,29 +285,38 @@ impl Queue {
         Ok(())
     }
 
-    /// The buffer of a request with data that is being served: to be filled for a read, to be stored for a write.
+    /// Copies the data of a write that is being served, from its `start` byte on, into `target`.
     ///
     /// # Errors
-    /// [`QueueError::NotServing`], also for a request without data.
-    pub fn buffer(&mut self, tag: u16) -> Result<&mut [u8], QueueError> {
-        let (pointer, len) = self.buffer_pointer(tag)?;
-        // SAFETY: the tag is being served, so the kernel does not touch its buffer; the buffer is mapped, readable and
-        // writable for `len` bytes; the borrow of the queue excludes another slice of it.
-        Ok(unsafe { slice::from_raw_parts_mut(pointer.as_ptr(), len) })
+    /// [`QueueError::NotServing`], also if it is no write or has not as much; [`QueueError::Copy`].
+    pub fn read_data(&self, tag: u16, start: usize, target: &mut [u8]) -> Result<(), QueueError> {
+        let position = self.data_position(tag, RequestKind::Write, start, target.len())?;
+        self.device.file.read_exact_at(target, position).map_err(|source| self.copy_error(tag, source))
     }
 
-    /// The buffer of a request as pointer and length in bytes, for an entry of the ring. Aligned to a page. Valid until
-    /// the request is answered.
+    /// Copies `source` to where a read that is being served wants it, from its `start` byte on. Each of its bytes must have been
+    /// copied before it is answered: else it gets what its memory held.
     ///
     /// # Errors
-    /// [`QueueError::NotServing`], also for a request without data.
-    pub fn buffer_pointer(&self, tag: u16) -> Result<(NonNull<u8>, usize), QueueError> {
+    /// As [`Queue::read_data`], for a read.
+    pub fn write_data(&self, tag: u16, start: usize, source: &[u8]) -> Result<(), QueueError> {
+        let position = self.data_position(tag, RequestKind::Read, start, source.len())?;
+        self.device.file.write_all_at(source, position).map_err(|source| self.copy_error(tag, source))
+    }
+
+    fn copy_error(&self, tag: u16, source: io::Error) -> QueueError {
+        QueueError::Copy { device: self.device.id, queue: self.id, tag, source }
+    }
+
+    /// Where a request's data is in the device's file, in bytes.
+    fn data_position(&self, tag: u16, wanted: RequestKind, start: usize, len: usize) -> Result<u64, QueueError> {
         let (kind, data_len) = self.serving(tag)?;
-        let len = usize::try_from(data_len).unwrap_or(0);
-        if !kind.has_data() {
-            return Err(QueueError::NotServing { device: self.device.id, queue: self.id, tag });
-        }
-        Ok((self.buffer_start(tag), len))
+        let start = u64::try_from(start).ok().filter(|start| {
+            let end = u64::try_from(len).ok().and_then(|len| start.checked_add(len));
+            kind == wanted && end.is_some_and(|end| end <= u64::from(data_len))
+        });
+        let start = start.ok_or(QueueError::NotServing { device: self.device.id, queue: self.id, tag })?;
+        Ok(data_start(self.id, tag) + start)
     }
 
     fn serving(&self, tag: u16) -> Result<(RequestKind, u32), QueueError> {
@@ -334,21 +356,8 @@ impl Queue {
             TagState::Commit(result) => (sys::UBLK_U_IO_COMMIT_AND_FETCH_REQ, result),
             _ => (sys::UBLK_U_IO_FETCH_REQ, 0),
         };
-        let address = self.buffer_start(tag).as_ptr().expose_provenance();
-        let command = sys::ublksrv_io_cmd {
-            q_id: self.id,
-            tag,
-            result,
-            addr: u64::try_from(address).expect("an address has at most 64 bits"),
-        };
+        let command = sys::ublksrv_io_cmd { q_id: self.id, tag, result, addr: 0 };
         entry_of(&self.device, code, command).user_data(self.prefix.pack(u64::from(tag)))
-    }
-
-    fn buffer_start(&self, tag: u16) -> NonNull<u8> {
-        let io_bytes = usize::try_from(self.device.io_bytes_max).expect("a buffer has at most 32 MiB");
-        assert!(usize::from(tag) < self.tags.len(), "a tag is below the depth");
-        // SAFETY: the mapping has `io_bytes` for each tag below the depth.
-        unsafe { self.buffers.pointer().add(usize::from(tag) * io_bytes) }
     }
 
     fn descriptor(&self, tag: u16) -> sys::ublksrv_io_desc {
@@ -367,29 +376,22 @@ pub(crate) fn entry_of(device: &Device, code: u32, command: sys::ublksrv_io_cmd)
     opcode::UringCmd16::new(Fd(device.file.as_raw_fd()), code).cmd(bytes).build()
 }
 
-impl Drop for Queue {
-    fn drop(&mut self) {
-        let is_in_use = self.tags.iter().any(|state| matches!(state, TagState::Kernel | TagState::Serving(..)));
-        if !is_in_use {
-            // SAFETY: the buffers are dropped here once and not used afterwards. No command of the kernel names them,
-            // and no request is being served from them.
-            unsafe { ManuallyDrop::drop(&mut self.buffers) };
-        }
-        // Else the kernel could write to whatever the addresses become: the buffers stay mapped.
-    }
+/// Where the driver has the data of a tag, in the device's file.
+fn data_start(queue: u16, tag: u16) -> u64 {
+    let place = u64::from(queue) << sys::UBLK_QID_OFF | u64::from(tag) << sys::UBLK_TAG_OFF;
+    u64::from(sys::UBLKSRV_IO_BUF_OFFSET) + place
 }
 
-/// Sizes of a queue's mappings.
+/// Where a queue's descriptors are mapped.
 #[derive(Debug, PartialEq, Eq)]
 struct Layout {
     descriptors_len: usize,
     descriptors_offset: libc::off_t,
-    buffers_len: usize,
 }
 
 impl Layout {
     /// `None` when a size does not fit.
-    fn new(queue: u16, depth: u16, io_bytes_max: u32) -> Option<Self> {
+    fn new(queue: u16, depth: u16) -> Option<Self> {
         let page = page_bytes();
         let descriptor_bytes = u64::try_from(size_of::<sys::ublksrv_io_desc>()).ok()?;
         let bytes_of = |count: u64| (count * descriptor_bytes).next_multiple_of(page);
@@ -399,7 +401,6 @@ impl Layout {
         Some(Self {
             descriptors_len: usize::try_from(bytes_of(u64::from(depth))).ok()?,
             descriptors_offset: libc::off_t::try_from(offset).ok()?,
-            buffers_len: usize::try_from(u64::from(depth) * u64::from(io_bytes_max)).ok()?,
         })
     }
 }
@@ -456,14 +457,59 @@ mod tests {
     }
 
     #[test]
+    fn first_commands_wait_for_a_ring_that_has_room_for_all_of_them() {
+        let mut queue = queue_over(&[]);
+        let mut ring = ring_of(4);
+        let nothing = io_uring::opcode::Nop::new().build();
+        // SAFETY: the entry names no memory.
+        unsafe { ring::push(&mut ring, &nothing) }.expect("it is empty");
+        assert_eq!(queue.submit(&mut ring), 4, "three would have had room");
+        ring::enter(&mut ring, 0, None).expect("the ring can be entered");
+        assert_eq!(queue.submit(&mut ring), 0);
+    }
+
+    #[test]
     fn write_is_handed_over_with_its_buffer_and_answered_with_its_length() {
         let mut queue = queue_over(&[(1, 8, 16)]);
         queue.submit(&mut ring_of(8));
         let request = queue.on_completion(PREFIX.pack(0), 0).expect("ours").expect("a request");
         assert_eq!((request.kind, request.offset_bytes, request.len_bytes), (RequestKind::Write, 8192, 4096));
-        assert_eq!(queue.buffer(0).expect("it has data").len(), 4096);
+        queue.device.file.write_all_at(&[7; 4096], data_start(0, 0)).expect("a memory file can grow");
+        let mut data = [0; 4096];
+        queue.read_data(0, 0, &mut data).expect("it has data");
+        assert_eq!(data, [7; 4096]);
+        queue.read_data(0, 4095, &mut data[..1]).expect("its last byte");
+        for (start, len) in [(1, 4096), (4096, 1), (usize::MAX, 1)] {
+            let beyond = queue.read_data(0, start, &mut data[..len]);
+            assert!(matches!(beyond, Err(QueueError::NotServing { .. })), "{start} {len}");
+        }
+        assert!(matches!(queue.write_data(0, 0, &data), Err(QueueError::NotServing { .. })), "it is no read");
         queue.complete(0, Ok(())).expect("it is being served");
         assert_eq!(queue.tags[0], TagState::Commit(4096));
+    }
+
+    #[test]
+    fn read_is_given_its_data_where_the_driver_looks_for_it() {
+        let mut queue = queue_over(&[(0, 8, 0), (0, 8, 0)]);
+        queue.submit(&mut ring_of(8));
+        queue.on_completion(PREFIX.pack(1), 0).expect("ours").expect("a request");
+        queue.write_data(1, 512, &[9; 8]).expect("it is being served");
+        let mut data = [0; 8];
+        // The numbers of linux/ublk_cmd.h: tags are 32 MiB apart, from 2 GiB on.
+        queue.device.file.read_exact_at(&mut data, (2 << 30) + (32 << 20) + 512).expect("it was written");
+        assert_eq!(data, [9; 8]);
+        assert_eq!(data_start(3, 0), (2 << 30) + (3 << 41));
+    }
+
+    #[test]
+    fn data_that_the_driver_does_not_have_is_an_error_of_the_request() {
+        let mut queue = queue_over(&[(1, 8, 0)]);
+        queue.submit(&mut ring_of(8));
+        queue.on_completion(PREFIX.pack(0), 0).expect("ours").expect("a request");
+        // The file ends before.
+        assert!(matches!(queue.read_data(0, 0, &mut [0; 4096]), Err(QueueError::Copy { tag: 0, .. })));
+        queue.complete(0, Err(libc::EIO)).expect("it is being served");
+        assert_eq!(queue.tags[0], TagState::Commit(-libc::EIO));
     }
 
     #[test]
@@ -489,13 +535,13 @@ mod tests {
         queue.on_completion(PREFIX.pack(0), 0).expect("ours").expect("a request");
         queue.complete(0, Ok(())).expect("serving");
         assert!(matches!(queue.complete(0, Ok(())), Err(QueueError::NotServing { .. })));
-        assert!(matches!(queue.buffer(0), Err(QueueError::NotServing { .. })));
+        assert!(matches!(queue.write_data(0, 0, &[0]), Err(QueueError::NotServing { .. })));
         assert!(matches!(queue.complete(DEPTH, Ok(())), Err(QueueError::NotServing { .. })));
     }
 
     #[test]
     fn request_that_cannot_be_understood_is_answered_by_the_queue() {
-        // Operation 4 is unknown; 17 sectors are more than a buffer.
+        // Operation 4 is unknown; 17 sectors are more than a request may have.
         let mut queue = queue_over(&[(4, 8, 0), (0, 17, 0)]);
         queue.submit(&mut ring_of(8));
         assert_eq!(queue.on_completion(PREFIX.pack(0), 0).expect("ours"), None);
@@ -549,8 +595,8 @@ mod tests {
     #[test]
     fn descriptors_of_queues_are_spaced_by_the_largest_depth() {
         // 4096 descriptors of 24 bytes are 24 pages; 128 of them need one.
-        let layout = Layout::new(3, 128, 512 << 10).expect("fits");
-        let wanted = Layout { descriptors_len: 4096, descriptors_offset: 3 * 98_304, buffers_len: 64 << 20 };
+        let layout = Layout::new(3, 128).expect("fits");
+        let wanted = Layout { descriptors_len: 4096, descriptors_offset: 3 * 98_304 };
         assert_eq!(layout, wanted);
     }
 }

@@ -1,6 +1,6 @@
 //! A request of the block layer, parsed from the driver's descriptor.
 //!
-//! Owned by nobody: a request is a plain value. The data is in the buffer of its tag, see [`crate::queue`].
+//! Owned by nobody: a request is a plain value. The data is copied by the queue, see [`crate::queue`].
 
 use libublk_rs_sys as sys;
 
@@ -10,20 +10,20 @@ pub const SECTOR_BYTES: u64 = 512;
 /// What a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RequestKind {
-    /// Fill the tag's buffer.
+    /// To be given data.
     Read,
-    /// Store the tag's buffer.
+    /// Its data is to be stored.
     Write,
     /// Make every write that was completed before this request came durable. Offset and length are 0.
     Flush,
-    /// The content of the range is not needed any more. No buffer.
+    /// The content of the range is not needed any more. No data.
     Discard,
-    /// The range reads as zeros afterwards. No buffer.
+    /// The range reads as zeros afterwards. No data.
     WriteZeroes,
 }
 
 impl RequestKind {
-    /// True when the tag's buffer belongs to the request.
+    /// True when data belongs to the request.
     #[must_use]
     pub const fn has_data(self) -> bool {
         matches!(self, Self::Read | Self::Write)
@@ -52,7 +52,7 @@ pub struct Request {
 pub(crate) enum Malformed {
     /// An operation that no device of ours announces (zones, write same, or one to come).
     Operation,
-    /// A range that overflows, or data that does not fit in the tag's buffer.
+    /// A range that overflows, or more data than the device takes at once.
     Range,
 }
 
@@ -66,7 +66,7 @@ impl Malformed {
     }
 }
 
-/// Parses a descriptor. `io_bytes_max` is the size of a tag's buffer.
+/// Parses a descriptor. `io_bytes_max`: the most data that the device takes at once.
 pub(crate) fn parse(tag: u16, descriptor: &sys::ublksrv_io_desc, io_bytes_max: u64) -> Result<Request, Malformed> {
     let kind = match descriptor.op_flags & 0xff {
         sys::UBLK_IO_OP_READ => RequestKind::Read,
@@ -154,13 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn discard_may_be_longer_than_a_buffer() {
+    fn discard_may_be_longer_than_the_most_data() {
         let request = parse(0, &descriptor(3, 0, u32::MAX), IO_BYTES_MAX).expect("a long discard");
         assert_eq!(request.len_bytes, u64::from(u32::MAX) * 512);
     }
 
     #[test]
-    fn ranges_that_overflow_or_do_not_fit_the_buffer_are_refused() {
+    fn ranges_that_overflow_or_have_too_much_data_are_refused() {
         let sectors_max = u32::try_from(IO_BYTES_MAX / 512).expect("small");
         let bad = [
             descriptor(0, u64::MAX / 512 + 1, 8),

@@ -14,7 +14,6 @@ use std::thread;
 use libublk_rs_sys as sys;
 
 use crate::device::Device;
-use crate::mapping::page_bytes;
 use crate::queue::entry_of;
 use crate::ring::{self, SUBMISSION_ENTRIES_MAX, Setup};
 
@@ -35,10 +34,9 @@ fn fetch_everything(device: &Device) -> io::Result<()> {
     let mut ring = ring::build(&setup).map_err(io::Error::other)?;
     for queue in 0..device.queue_count {
         for tag in 0..device.queue_depth {
-            // The driver wants an address, and copies nothing there before the end of the recovery.
-            let command = sys::ublksrv_io_cmd { q_id: queue, tag, result: 0, addr: page_bytes() };
+            let command = sys::ublksrv_io_cmd { q_id: queue, tag, result: 0, addr: 0 };
             let entry = entry_of(device, sys::UBLK_U_IO_FETCH_REQ, command);
-            // SAFETY: no memory is used, as said above; the file outlives the ring.
+            // SAFETY: the entry names no memory; the file outlives the ring.
             unsafe { ring::push(&mut ring, &entry) }?;
         }
     }
