@@ -398,7 +398,7 @@ fn record() -> Record {
 
 fn record_bytes(suite: Suite) -> Vec<u8> {
     let mut bytes = vec![0; BLOCK_SIZE];
-    record().encode(&record_place(), &session_keys(suite), &mut bytes);
+    record().encode(&record_place(), &session_keys(suite), &mut bytes, &mut Vec::new());
     bytes
 }
 

@@ -28,6 +28,8 @@ pub const BATCH_BLOCKS_MAX: usize = 256;
 const MAGIC: [u8; 4] = *b"RREC";
 const VERSION: u16 = 1;
 const CLEAR_BYTES: usize = 32;
+/// The clear bytes, the pool's id, the record's address.
+const ASSOCIATED_BYTES: usize = CLEAR_BYTES + 16 + 8;
 const BODY_FIXED_BYTES: usize = 32;
 const RUN_BYTES: usize = 40;
 const MAC_BYTES: usize = 8;
@@ -155,29 +157,34 @@ impl RecordHead {
 }
 
 impl Record {
-    /// Writes the sealed record into `target`, whose length is a whole number of blocks that fits exactly.
+    /// Writes the sealed record into `target`, whose length is a whole number of blocks that fits exactly. What `scratch` holds is
+    /// replaced; it is there to be used again.
     ///
     /// # Panics
     /// If the length of `target` is not the one that [`blocks_for_body`] gives.
-    pub fn encode(&self, place: &RecordPlace, keys: &SessionKeys, target: &mut [u8]) {
-        let body = self.encode_body();
-        let block_count = blocks_for_body(body.len());
+    pub fn encode(&self, place: &RecordPlace, keys: &SessionKeys, target: &mut [u8], scratch: &mut Vec<u8>) {
+        let [marks, runs, blocks] = [self.marks.len(), self.runs.len(), self.macs.len()];
+        let body_len = body_bytes(marks, runs, blocks, self.segments.len(), self.removals.len());
+        let block_count = blocks_for_body(body_len);
         assert_eq!(target.len(), block_count * BLOCK_SIZE);
-        let mut head = Writer::new();
+        scratch.clear();
+        let mut head = Writer::onto(std::mem::take(scratch));
         head.bytes(&MAGIC);
         head.u16(VERSION);
         head.u16(place.lane.get());
         head.u64(place.session.get());
         head.u64(place.chain.get());
-        head.u32(len_u32(body.len()));
+        head.u32(len_u32(body_len));
         head.u16(len_u16(block_count));
         head.u16(0);
-        let head = head.finish();
-        target[..CLEAR_BYTES].copy_from_slice(&head);
-        let end = RECORD_HEAD_BYTES + body.len();
-        target[RECORD_HEAD_BYTES..end].copy_from_slice(&body);
+        self.encode_body(&mut head);
+        *scratch = head.finish();
+        let (head, body) = scratch.split_at(CLEAR_BYTES);
+        let end = RECORD_HEAD_BYTES + body_len;
+        target[..CLEAR_BYTES].copy_from_slice(head);
+        target[RECORD_HEAD_BYTES..end].copy_from_slice(body);
         target[end..].fill(0);
-        let associated = associated(place, &head);
+        let associated = associated(place, head);
         let tag = keys.seal_record(place.lane, place.chain, &associated, &mut target[RECORD_HEAD_BYTES..end]);
         target[CLEAR_BYTES..RECORD_HEAD_BYTES].copy_from_slice(&tag);
     }
@@ -204,8 +211,7 @@ impl Record {
         Self::decode_body(&body)
     }
 
-    fn encode_body(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
+    fn encode_body(&self, writer: &mut Writer) {
         writer.u64(self.next.bits());
         writer.u16(len_u16(self.marks.len()));
         writer.u16(len_u16(self.runs.len()));
@@ -241,7 +247,6 @@ impl Record {
             writer.u32(removal.count);
             writer.zeros(4);
         }
-        writer.finish()
     }
 
     fn decode_body(body: &[u8]) -> Result<Self, FormatError> {
@@ -272,8 +277,12 @@ impl Record {
     }
 }
 
-fn associated(place: &RecordPlace, head: &[u8]) -> Vec<u8> {
-    [head, place.pool.as_bytes(), &place.address.bits().to_le_bytes()].concat()
+fn associated(place: &RecordPlace, head: &[u8]) -> [u8; ASSOCIATED_BYTES] {
+    let mut associated = [0; ASSOCIATED_BYTES];
+    associated[..CLEAR_BYTES].copy_from_slice(head);
+    associated[CLEAR_BYTES..CLEAR_BYTES + 16].copy_from_slice(place.pool.as_bytes());
+    associated[CLEAR_BYTES + 16..].copy_from_slice(&place.address.bits().to_le_bytes());
+    associated
 }
 
 fn decode_run(reader: &mut Reader<'_>) -> Result<WriteRun, FormatError> {

@@ -18,12 +18,12 @@ use crate::format::catalog::{ChainStart, CheckpointRecord};
 use crate::format::key;
 use crate::meta::{Durability, MetaOp, MetaStore, Table};
 use crate::planted::{Bug, is_planted};
-use crate::pool::Pool;
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
 use crate::pool::leaf_work::LeafWork;
 use crate::pool::open::load_checkpoint;
 use crate::pool::owners::Owners;
+use crate::pool::{FlushStart, Pool};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, TreeId};
 use parking_lot::MutexGuard;
 use std::collections::VecDeque;
@@ -256,7 +256,10 @@ impl Checkpoint {
     fn write_headers(&mut self) -> Result<Phase> {
         let pool = &self.pool;
         let _headers = pool.header_writes.lock();
-        let Some(start) = pool.begin_flush() else { return Ok(Phase::Headers) };
+        let mut start = FlushStart::default();
+        if !pool.begin_flush(&mut start) {
+            return Ok(Phase::Headers);
+        }
         let mac = header_mac(pool.keys.master());
         // Copied, so that nobody waits for I/O under the lock.
         let devices = pool.devices.read().clone();
@@ -307,7 +310,10 @@ impl Pool {
     /// # Errors
     /// The device's failure; then the pool has failed.
     pub fn flush_devices(&self) -> Result<bool> {
-        let Some(start) = self.begin_flush() else { return Ok(false) };
+        let mut start = FlushStart::default();
+        if !self.begin_flush(&mut start) {
+            return Ok(false);
+        }
         let devices = self.devices();
         let flushed = start.devices().iter().map(|index| &devices[index.as_usize()]).try_for_each(|device| {
             device.flush().map_err(|error| {

@@ -6,7 +6,7 @@ use crate::units::{ChainSequence, DeviceIndex, LaneIndex};
 use std::sync::atomic::Ordering;
 
 /// What a flush covers, taken when it starts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct FlushStart {
     generation: u64,
     completed: Vec<ChainSequence>,
@@ -34,30 +34,32 @@ impl Pool {
         self.flushed_generation.load(Ordering::Acquire) >= need
     }
 
-    /// Begins a flush of the devices that were written since the last one; `None` while another one runs, whose end
-    /// wakes the lanes.
+    /// Begins a flush of the devices that were written since the last one, and says in `start` what it covers; false while
+    /// another one runs, whose end wakes the lanes.
     ///
     /// One at a time in the whole pool: when a flush fails, what the device had cached may be gone, and a second
     /// flush beside it would succeed and promise what is lost.
     #[must_use]
-    pub fn begin_flush(&self) -> Option<FlushStart> {
+    pub fn begin_flush(&self, start: &mut FlushStart) -> bool {
         let mut is_flushing = self.is_flushing.lock();
         if std::mem::replace(&mut *is_flushing, true) {
-            return None;
+            return false;
         }
         drop(is_flushing);
-        let generation = self.write_generation.load(Ordering::Acquire);
+        start.generation = self.write_generation.load(Ordering::Acquire);
+        start.completed.clear();
         let completed = self.lanes.iter().map(|lane| ChainSequence::new(lane.completed.load(Ordering::Acquire)));
-        let completed = completed.collect();
+        start.completed.extend(completed);
         // Last: what is covered has left its marks by now. If the flush fails, so does the pool.
         let device_count = self.devices.read().len();
         let devices = (0..).map(DeviceIndex::new).take(device_count);
         let devices = devices.filter(|index| self.is_written[index.as_usize()].swap(false, Ordering::AcqRel));
-        let mut devices: Vec<DeviceIndex> = devices.collect();
+        start.devices.clear();
+        start.devices.extend(devices);
         if is_planted(Bug::FlushOneDevice) {
-            devices.truncate(1);
+            start.devices.truncate(1);
         }
-        Some(FlushStart { generation, completed, devices })
+        true
     }
 
     /// The flush that began with `start` ended on its devices. If it failed, [`Self::fail`] was called before. A `lane` that

@@ -83,9 +83,8 @@ pub struct DoneBatch {
 
 struct OpenBatch {
     buffer: IoBuffer,
-    runs: Vec<WriteRun>,
-    macs: Vec<u64>,
-    removals: Vec<Removal>,
+    /// Without what is known only when the batch is closed: the next record, the marks and the segments.
+    record: Record,
     parts: Vec<u32>,
 }
 
@@ -107,7 +106,11 @@ pub struct Log {
     window: Vec<AddressRun>,
     open: Option<OpenBatch>,
     flying: VecDeque<Flying>,
-    spare: Vec<IoBuffer>,
+    /// Memory of batches that are done, for the next ones.
+    spare_buffers: Vec<IoBuffer>,
+    spare_records: Vec<(Record, Vec<u32>)>,
+    /// What a record is before it is sealed.
+    scratch: Vec<u8>,
     mark_count: usize,
     /// Removals of the planted bug, by batch.
     unlogged: Vec<(ChainSequence, Vec<Removal>)>,
@@ -125,7 +128,9 @@ impl Log {
             window: Vec::new(),
             open: None,
             flying: VecDeque::new(),
-            spare: Vec::new(),
+            spare_buffers: Vec::new(),
+            spare_records: Vec::new(),
+            scratch: Vec::new(),
             mark_count,
             unlogged: Vec::new(),
         }
@@ -183,23 +188,23 @@ impl Log {
     pub fn append_run(&mut self, run: WriteRun, part: u32, mut fill: impl FnMut(usize, &mut [u8]) -> u64) {
         let open = self.open_batch();
         let count = to_usize(u64::from(run.count));
-        let first = open.macs.len();
+        let first = open.record.macs.len();
         assert!(first + count <= BATCH_BLOCKS_MAX);
         let start = blocks_to_bytes(RECORD_BLOCKS_MAX + first);
         let place = open.buffer.slice(start..start + blocks_to_bytes(count));
         place.with_bytes_mut(|bytes| {
             for (index, block) in bytes.chunks_exact_mut(BLOCK_SIZE).enumerate() {
-                open.macs.push(fill(index, block));
+                open.record.macs.push(fill(index, block));
             }
         });
-        open.runs.push(run);
+        open.record.runs.push(run);
         open.parts.push(part);
     }
 
     /// Appends removals, all for one part.
     pub fn append_removals(&mut self, removals: &[Removal], part: u32) {
         let open = self.open_batch();
-        open.removals.extend_from_slice(removals);
+        open.record.removals.extend_from_slice(removals);
         open.parts.push(part);
     }
 
@@ -252,35 +257,30 @@ impl Log {
         [self.home].into_iter().chain(self.window.iter().copied()).collect()
     }
 
-    /// Closes the open batch; returns its number and the device writes that it takes.
+    /// Closes the open batch; returns its number and appends the device writes that it takes.
     ///
     /// # Panics
     /// If there is no open batch.
-    pub fn close(&mut self, pool: &Pool) -> (ChainSequence, Vec<BatchWrite>) {
-        let open = self.open.take().expect("the caller asked whether a batch is open");
-        let block_count = open.macs.len();
-        let (record_blocks, is_home_skipped) = self.record_blocks(&open, block_count);
+    pub fn close(&mut self, pool: &Pool, writes: &mut Vec<BatchWrite>) -> ChainSequence {
+        let OpenBatch { buffer, mut record, parts } =
+            self.open.take().expect("the caller asked whether a batch is open");
+        let (record_blocks, is_home_skipped) = self.record_blocks(&record);
         let record_run = AddressRun { start: self.home.start, count: to_u64(record_blocks) };
-        let segments = self.take_segments(record_run, to_u64(block_count), is_home_skipped);
-        let record = Record {
-            next: self.home.start,
-            marks: pool.marks(),
-            runs: open.runs,
-            macs: open.macs,
-            segments,
-            removals: open.removals,
-        };
+        self.take_segments(record_run, &mut record, is_home_skipped);
+        record.next = self.home.start;
+        pool.append_marks(&mut record.marks);
         let chain = self.chain;
         let place =
             RecordPlace { pool: pool.id(), session: pool.session(), lane: self.lane, chain, address: record_run.start };
         let head = blocks_to_bytes(RECORD_BLOCKS_MAX - record_blocks)..blocks_to_bytes(RECORD_BLOCKS_MAX);
         let keys = pool.session_keys();
-        open.buffer.slice(head).with_bytes_mut(|target| record.encode(&place, keys, target));
-        let writes = batch_writes(&open.buffer, record_run, &record.segments);
-        let batch = DoneBatch { chain, record_run, record, parts: open.parts };
-        self.flying.push_back(Flying { batch, buffer: open.buffer, writes_left: writes.len() });
+        buffer.slice(head).with_bytes_mut(|target| record.encode(&place, keys, target, &mut self.scratch));
+        let writes_before = writes.len();
+        append_batch_writes(writes, &buffer, record_run, &record.segments);
+        let batch = DoneBatch { chain, record_run, record, parts };
+        self.flying.push_back(Flying { batch, buffer, writes_left: writes.len() - writes_before });
         self.chain = chain.next();
-        (chain, writes)
+        chain
     }
 
     /// Counts a device write of a batch as done.
@@ -306,10 +306,24 @@ impl Log {
             }
             !is_of_batch
         });
-        if self.spare.len() < FLIGHT_MAX {
-            self.spare.push(flying.buffer);
+        if self.spare_buffers.len() < FLIGHT_MAX {
+            self.spare_buffers.push(flying.buffer);
         }
         Some(flying.batch)
+    }
+
+    /// Takes back the memory of a batch that was done.
+    pub fn recycle(&mut self, batch: DoneBatch) {
+        let DoneBatch { mut record, mut parts, .. } = batch;
+        record.marks.clear();
+        record.runs.clear();
+        record.macs.clear();
+        record.segments.clear();
+        record.removals.clear();
+        parts.clear();
+        if self.spare_records.len() < FLIGHT_MAX {
+            self.spare_records.push((record, parts));
+        }
     }
 
     /// Gives back what is reserved but for the place of the next record: the lane is idle, and a few blocks here and there
@@ -339,15 +353,11 @@ impl Log {
     }
 
     fn open_batch(&mut self) -> &mut OpenBatch {
-        let spare = &mut self.spare;
-        self.open.get_or_insert_with(|| OpenBatch {
-            buffer: spare
-                .pop()
-                .unwrap_or_else(|| IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX))),
-            runs: Vec::new(),
-            macs: Vec::with_capacity(BATCH_BLOCKS_MAX),
-            removals: Vec::new(),
-            parts: Vec::new(),
+        let (buffers, records, home) = (&mut self.spare_buffers, &mut self.spare_records, self.home.start);
+        self.open.get_or_insert_with(|| {
+            let new_buffer = || IoBuffer::allocate(blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX));
+            let (record, parts) = records.pop().unwrap_or_else(|| (empty_record(home), Vec::new()));
+            OpenBatch { buffer: buffers.pop().unwrap_or_else(new_buffer), record, parts }
         })
     }
 
@@ -361,7 +371,7 @@ impl Log {
 
     /// Blocks and parts of the open batch.
     fn open_counts(&self) -> (usize, usize) {
-        self.open.as_ref().map_or((0, 0), |open| (open.macs.len(), open.parts.len()))
+        self.open.as_ref().map_or((0, 0), |open| (open.record.macs.len(), open.parts.len()))
     }
 
     /// Bytes that the body of the open batch's record may still grow by, behind so many more runs, blocks and
@@ -370,7 +380,7 @@ impl Log {
         let record_blocks = self.record_blocks_max();
         let capacity = blocks_to_bytes(record_blocks) - RECORD_HEAD_BYTES;
         let (open_runs, open_removals) =
-            self.open.as_ref().map_or((0, 0), |open| (open.runs.len(), open.removals.len()));
+            self.open.as_ref().map_or((0, 0), |open| (open.record.runs.len(), open.record.removals.len()));
         let blocks = self.open_counts().0 + blocks;
         let elsewhere = blocks.saturating_sub(to_usize(self.home.count) - record_blocks);
         let segments = 1 + elsewhere.min(self.window.len());
@@ -384,7 +394,7 @@ impl Log {
 
     /// Reserves more runs if a full batch and the next home might not fit.
     fn refill(&mut self, pool: &Pool, floor: u64, want_blocks: usize) {
-        let open_blocks = self.open.as_ref().map_or(0, |open| open.macs.len());
+        let (open_blocks, _) = self.open_counts();
         let enough = FULL_BATCH_BLOCKS.min(to_u64(RECORD_BLOCKS_MAX + open_blocks + want_blocks + 1));
         // Two rounds: the emptiest stretch of a full pool may hold a single block.
         for _ in 0..2 {
@@ -395,11 +405,13 @@ impl Log {
         }
     }
 
-    /// Blocks of the record, exact, since the segments are what `take_segments` will take; and whether no data goes
+    /// Blocks of a batch's record, exact, since the segments are what `take_segments` will take; and whether no data goes
     /// behind the record.
-    fn record_blocks(&self, open: &OpenBatch, block_count: usize) -> (usize, bool) {
+    fn record_blocks(&self, record: &Record) -> (usize, bool) {
+        let block_count = record.macs.len();
         let bound = |segments: usize| {
-            blocks_for_body(body_bytes(self.mark_count, open.runs.len(), block_count, segments, open.removals.len()))
+            let (runs, removals) = (record.runs.len(), record.removals.len());
+            blocks_for_body(body_bytes(self.mark_count, runs, block_count, segments, removals))
         };
         let mut record_blocks = bound(usize::from(block_count > 0));
         // More record blocks leave fewer data blocks at home, which may take one more segment: at most a few turns.
@@ -437,9 +449,9 @@ impl Log {
     ///
     /// A batch may end inside the home's run only if its record's blocks and data do not use up everything:
     /// the record's length depends on its segments, so a longer record than planned never happens here.
-    fn take_segments(&mut self, record_run: AddressRun, block_count: u64, is_home_skipped: bool) -> Vec<AddressRun> {
-        let mut segments = Vec::new();
-        let mut left = block_count;
+    fn take_segments(&mut self, record_run: AddressRun, record: &mut Record, is_home_skipped: bool) {
+        let segments = &mut record.segments;
+        let mut left = to_u64(record.macs.len());
         let mut rest =
             AddressRun { start: self.home.start.plus(record_run.count), count: self.home.count - record_run.count };
         let mut take = |run: &mut AddressRun| {
@@ -461,7 +473,6 @@ impl Log {
         }
         self.window.retain(|run| run.count > 0);
         self.home = self.choose_home(rest);
-        segments
     }
 
     /// Right behind this batch while a full batch fits there, else the longest run.
@@ -476,13 +487,22 @@ impl Log {
     }
 }
 
+/// A record of nothing, which has no next one yet.
+const fn empty_record(next: Address) -> Record {
+    Record { next, marks: Vec::new(), runs: Vec::new(), macs: Vec::new(), segments: Vec::new(), removals: Vec::new() }
+}
+
 /// One write for the record and the data right behind it, one for each further segment.
-fn batch_writes(buffer: &IoBuffer, record_run: AddressRun, segments: &[AddressRun]) -> Vec<BatchWrite> {
+fn append_batch_writes(
+    writes: &mut Vec<BatchWrite>,
+    buffer: &IoBuffer,
+    record_run: AddressRun,
+    segments: &[AddressRun],
+) {
     let record_start = RECORD_BLOCKS_MAX - to_usize(record_run.count);
     let is_adjacent = segments.first().is_some_and(|first| first.start == record_run.start.plus(record_run.count));
     let mut block = RECORD_BLOCKS_MAX;
     let mut first_end = RECORD_BLOCKS_MAX;
-    let mut writes = Vec::with_capacity(segments.len() + 1);
     for (index, segment) in segments.iter().enumerate() {
         let end = block + to_usize(segment.count);
         if index == 0 && is_adjacent {
@@ -495,7 +515,6 @@ fn batch_writes(buffer: &IoBuffer, record_run: AddressRun, segments: &[AddressRu
     }
     let source = buffer.slice(blocks_to_bytes(record_start)..blocks_to_bytes(first_end));
     writes.push(BatchWrite { address: record_run.start, source });
-    writes
 }
 
 #[cfg(test)]
@@ -518,7 +537,7 @@ mod tests {
     }
 
     /// A batch of single blocks that are nobody's neighbours.
-    fn scattered(block_count: usize) -> OpenBatch {
+    fn scattered(block_count: usize) -> Record {
         let run = WriteRun {
             tree: TreeId::new(1),
             epoch: Epoch::new(1),
@@ -527,13 +546,8 @@ mod tests {
             count: 1,
             generation: KeyGeneration::new(1),
         };
-        OpenBatch {
-            buffer: IoBuffer::allocate(BLOCK_SIZE),
-            runs: vec![run; block_count],
-            macs: vec![0; block_count],
-            removals: Vec::new(),
-            parts: Vec::new(),
-        }
+        let empty = empty_record(Address::new(DeviceIndex::new(0), 0));
+        Record { runs: vec![run; block_count], macs: vec![0; block_count], ..empty }
     }
 
     #[test]
@@ -544,10 +558,11 @@ mod tests {
             let fits = |count: &usize| body_bytes(MARKS, *count, *count, *count + 1, 0) <= capacity;
             for block_count in (1..=BATCH_BLOCKS_MAX).take_while(fits) {
                 let mut log = log_in_holes(home_count, hole_count);
-                let open = scattered(block_count);
-                let (record_blocks, is_home_skipped) = log.record_blocks(&open, block_count);
+                let mut record = scattered(block_count);
+                let (record_blocks, is_home_skipped) = log.record_blocks(&record);
                 let record_run = AddressRun { start: log.home.start, count: to_u64(record_blocks) };
-                let segments = log.take_segments(record_run, to_u64(block_count), is_home_skipped);
+                log.take_segments(record_run, &mut record, is_home_skipped);
+                let segments = record.segments;
                 let needed = blocks_for_body(body_bytes(MARKS, block_count, block_count, segments.len(), 0));
                 assert_eq!(record_blocks, needed, "{block_count} blocks, home of {home_count}, holes of {hole_count}");
                 assert_eq!(segments.iter().map(|segment| segment.count).sum::<u64>(), to_u64(block_count));

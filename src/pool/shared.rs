@@ -262,10 +262,9 @@ impl Pool {
         (Sequence::new(self.next_sequence.load(Ordering::Acquire)), self.cuts_begun())
     }
 
-    /// For each lane the last record known durable.
-    #[must_use]
-    pub fn marks(&self) -> Vec<ChainSequence> {
-        self.lanes.iter().map(|lane| ChainSequence::new(lane.mark.load(Ordering::Acquire))).collect()
+    /// Appends for each lane the last record known durable.
+    pub fn append_marks(&self, marks: &mut Vec<ChainSequence>) {
+        marks.extend(self.lanes.iter().map(|lane| ChainSequence::new(lane.mark.load(Ordering::Acquire))));
     }
 
     /// Free runs for a lane to fill, leaving `floor` blocks free.

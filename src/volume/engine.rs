@@ -4,7 +4,7 @@ use crate::crypto::CipherCache;
 use crate::disk::{Disk, DiskCompletion, DiskOp, IoBuffer};
 use crate::error::IoError;
 use crate::format::entry::Entry;
-use crate::pool::{DoneBatch, Log, Pool};
+use crate::pool::{BatchWrite, DoneBatch, Log, Pool};
 use crate::units::{AddressRun, LEAF_ENTRIES, LaneIndex, LeafIndex, ViewId, to_u64};
 use crate::volume::pause::Pauses;
 use crate::volume::range_lock::RangeLocks;
@@ -65,6 +65,8 @@ pub(super) struct State<D> {
     /// Emptied vectors of ended reads, for those that follow.
     pub spare_entries: Vec<Vec<Option<Entry>>>,
     pub operations: Slab<Operation>,
+    /// Memory for the writes of the next batch.
+    batch_writes: Vec<BatchWrite>,
     pub tickets: Slab<Ticket>,
     /// Locked parts that wait for room in the log, oldest first.
     pub backlog: VecDeque<u32>,
@@ -78,6 +80,8 @@ pub(super) struct State<D> {
     pub lookups: Vec<u32>,
     pub flush_waiting: Vec<FlushWaiter>,
     pub flush_running: Option<RunningFlush>,
+    /// Memory of the last one.
+    pub spare_flush: RunningFlush,
     pub done: Vec<(Completion, Result<(), IoError>)>,
     /// Reads that need a task.
     pub spawn_later: Vec<Reread>,
@@ -137,6 +141,7 @@ impl<D: Disk + 'static> Engine<D> {
                 reads: Slab::new(),
                 spare_entries: Vec::new(),
                 operations: Slab::new(),
+                batch_writes: Vec::new(),
                 tickets: Slab::new(),
                 backlog: VecDeque::new(),
                 held_back: Vec::new(),
@@ -145,6 +150,7 @@ impl<D: Disk + 'static> Engine<D> {
                 lookups: Vec::new(),
                 flush_waiting: Vec::new(),
                 flush_running: None,
+                spare_flush: RunningFlush::default(),
                 done: Vec::new(),
                 spawn_later: Vec::new(),
                 loads: BTreeMap::new(),
@@ -280,13 +286,15 @@ impl<D: Disk + 'static> Engine<D> {
 
     /// Closes the open batch and submits its writes.
     pub(super) fn close_batch(&self, state: &mut State<D>) {
-        let (chain, writes) = state.log.close(&self.pool);
-        for write in writes {
+        let mut writes = std::mem::take(&mut state.batch_writes);
+        let chain = state.log.close(&self.pool, &mut writes);
+        for write in writes.drain(..) {
             let token = to_u64(state.operations.insert(Operation::Batch(chain)));
             let source = write.source.lend_for_device();
             let (device, offset_bytes) = (write.address.device(), write.address.offset_bytes());
             state.disk.submit(token, DiskOp::Write { device, offset_bytes, source });
         }
+        state.batch_writes = writes;
         if crate::planted::is_planted(crate::planted::Bug::AcknowledgeBeforeWrite) {
             self.acknowledge_early(state);
         }
@@ -345,6 +353,7 @@ impl<D: Disk + 'static> Engine<D> {
                 self.note_batch_end(written);
                 self.settle_part(state, *part);
             }
+            state.log.recycle(batch);
         }
     }
 

@@ -42,27 +42,33 @@ impl<D: Disk + 'static> Engine<D> {
             return;
         }
         let result = self.pool.check_writable();
-        let waiters = std::mem::take(&mut state.flush_waiting);
         let is_over = |need| result.is_err() || is_planted(Bug::SkipFlush) || self.pool.is_flushed(need);
-        let (over, waiting): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|waiter| is_over(waiter.need));
-        end(state, over, result);
-        if waiting.is_empty() {
+        let mut index = 0;
+        while let Some(waiter) = state.flush_waiting.get(index) {
+            if is_over(waiter.need) {
+                let waiter = state.flush_waiting.remove(index);
+                finish(state, waiter.done, result);
+            } else {
+                index += 1;
+            }
+        }
+        let RunningFlush { mut start, waiters, .. } = std::mem::take(&mut state.spare_flush);
+        if state.flush_waiting.is_empty() || !self.pool.begin_flush(&mut start) {
+            state.spare_flush = RunningFlush { start, waiters, devices_left: 0 };
             return;
         }
-        let Some(start) = self.pool.begin_flush() else {
-            state.flush_waiting = waiting;
-            return;
-        };
+        // Those that come from now on wait for the next one.
+        let waiters = std::mem::replace(&mut state.flush_waiting, waiters);
         if start.devices().is_empty() {
             self.pool.end_flush(&start, Some(self.lane));
-            return end(state, waiting, self.pool.check_writable());
+            return end(state, RunningFlush { start, waiters, devices_left: 0 }, self.pool.check_writable());
         }
         for device in start.devices().iter().copied() {
             let token = to_u64(state.operations.insert(Operation::Flush));
             state.disk.submit(token, DiskOp::Flush { device });
         }
         let devices_left = u32::try_from(start.devices().len()).expect("a pool has at most 32 devices");
-        state.flush_running = Some(RunningFlush { start, devices_left, waiters: waiting });
+        state.flush_running = Some(RunningFlush { start, devices_left, waiters });
     }
 
     /// Counts a device as flushed; after the last one the flush is done.
@@ -81,12 +87,14 @@ impl<D: Disk + 'static> Engine<D> {
         if result.is_err() {
             self.abandon_writes(state);
         }
-        end(state, running.waiters, result);
+        end(state, running, result);
     }
 }
 
-fn end<D>(state: &mut State<D>, waiters: Vec<FlushWaiter>, result: Result<(), IoError>) {
-    for waiter in waiters {
+/// Tells those that waited for a flush, and keeps its memory for the next one.
+fn end<D>(state: &mut State<D>, mut flush: RunningFlush, result: Result<(), IoError>) {
+    for waiter in flush.waiters.drain(..) {
         finish(state, waiter.done, result);
     }
+    state.spare_flush = flush;
 }

@@ -217,6 +217,7 @@ pub(super) struct FlushWaiter {
 }
 
 /// A device flush under way.
+#[derive(Default)]
 pub(super) struct RunningFlush {
     pub start: FlushStart,
     pub devices_left: u32,

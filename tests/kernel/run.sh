@@ -83,6 +83,12 @@ filesystems() {
   machine --script "$here/filesystems.sh" --disk-mib 1024 --module xfs --program "$target/debug/rok-blk"
 }
 
+# The driver without the program.
+null_shared_ring() {
+  machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
+    --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
+}
+
 # memory [ARGUMENT]...
 memory() {
   local programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
@@ -126,6 +132,7 @@ on_kernel() {
   wait
   echo "NOTE kernel series $1"
   export ROK_KERNEL_SERIES=$1 ROK_REQUIRE_KERNEL=0 ROK_REQUIRE_ALL=0
+  null_shared_ring
   machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
   wait
   [ "$(cat "$logs/$begun_count.result")" != 77 ] || return 0
@@ -145,8 +152,7 @@ case ${1:-} in
     filesystems
     survive 600 --setting ROK_SURVIVE_PARTS=states
     machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
-    machine --script "$here/null_shared_ring.sh" --disk-mib 64 \
-      --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
+    null_shared_ring
     deployed
     memory
     ;;
