@@ -43,8 +43,8 @@ pub(super) struct Attach {
     /// most 4
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
-    /// Requests of each queue that may be under way; by default 128
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    /// Requests of each queue that may be under way, at most 512; by default 128
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=512))]
     depth: Option<u16>,
     /// Refuse writes
     #[arg(short, long)]

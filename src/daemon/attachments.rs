@@ -50,7 +50,7 @@ pub(super) struct Attachments {
     pub(super) table: Mutex<Table>,
     /// Those that the kernel's NBD client has, which are no devices of this driver.
     pub(super) nbd: NbdAttachments,
-    short_memory: ShortMemory,
+    short_memory: Arc<ShortMemory>,
 }
 
 #[derive(Default)]
@@ -159,8 +159,8 @@ impl Attached {
 impl Attachments {
     /// None yet, of the pool in a directory.
     pub(super) fn new(server: Arc<Server>, pool: &Path, names: DeviceNames, lock: MemoryLock) -> Self {
-        let nbd = NbdAttachments::new(Arc::clone(&server), pool);
-        let short_memory = ShortMemory::new(lock);
+        let short_memory = Arc::new(ShortMemory::new(lock));
+        let nbd = NbdAttachments::new(Arc::clone(&server), pool, Arc::clone(&short_memory));
         Self { server, pool: pool.to_owned(), names, table: Mutex::default(), nbd, short_memory }
     }
 

@@ -3,6 +3,8 @@
 use super::limits::FREE_BUFFER_BYTES_MAX;
 use crate::disk::IoBuffer;
 use crate::units::BLOCK_SIZE;
+use std::hint::black_box;
+use std::ops::Range;
 
 /// Free lists: the list at `n` has buffers of `BLOCK_SIZE << n` bytes.
 #[derive(Default)]
@@ -14,23 +16,32 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// A buffer of at least `len_bytes`, with any content. A longer one rather than new memory.
+    /// A buffer of at least `len_bytes`, with any content.
     pub(super) fn take(&mut self, len_bytes: usize) -> IoBuffer {
-        let size_bytes = len_bytes.max(BLOCK_SIZE).next_power_of_two();
-        if let Some(buffer) = self.free.iter_mut().skip(class(size_bytes)).find_map(Vec::pop) {
-            self.free_bytes -= buffer.len();
-            return buffer;
-        }
-        IoBuffer::allocate(size_bytes)
+        let class = class(size_of(len_bytes));
+        self.take_from(class..class + 1).unwrap_or_else(|| IoBuffer::allocate(size_of(len_bytes)))
     }
 
-    /// Has `bytes` more in free buffers of `buffer_bytes` each, as far as they may be kept, in memory that the process has
-    /// from now on.
+    /// The same, and a longer one rather than new memory: it may be a reserved one.
+    pub(super) fn take_reserved(&mut self, len_bytes: usize) -> IoBuffer {
+        let class = class(size_of(len_bytes));
+        self.take_from(class..self.free.len()).unwrap_or_else(|| IoBuffer::allocate(size_of(len_bytes)))
+    }
+
+    fn take_from(&mut self, classes: Range<usize>) -> Option<IoBuffer> {
+        let buffer = self.free.iter_mut().take(classes.end).skip(classes.start).find_map(Vec::pop)?;
+        self.free_bytes -= buffer.len();
+        Some(buffer)
+    }
+
+    /// Sees to it that `bytes` are in free buffers, as far as so many may be kept: if there are not, in new ones of `buffer_bytes`, in
+    /// memory that the process has from now on.
     pub(super) fn reserve(&mut self, bytes: usize, buffer_bytes: usize) {
-        for _ in 0..bytes / buffer_bytes.max(1) {
-            let buffer = IoBuffer::allocate(buffer_bytes.max(BLOCK_SIZE).next_power_of_two());
-            // Memory is there when it was written to.
-            buffer.with_bytes_mut(|bytes| bytes.fill(0));
+        let buffer_bytes = size_of(buffer_bytes);
+        while self.free_bytes + buffer_bytes <= bytes.min(FREE_BUFFER_BYTES_MAX) {
+            let buffer = IoBuffer::allocate(buffer_bytes);
+            // Memory is there when it was written to; zeros in new memory might be left out.
+            buffer.with_bytes_mut(|bytes| bytes.iter_mut().step_by(BLOCK_SIZE).for_each(|byte| *byte = black_box(1)));
             self.give(buffer);
         }
     }
@@ -55,6 +66,11 @@ impl Buffers {
         self.free_bytes += buffer.len();
         self.free[class].push(buffer);
     }
+}
+
+/// Bytes of the buffer for so many.
+fn size_of(len_bytes: usize) -> usize {
+    len_bytes.max(BLOCK_SIZE).next_power_of_two()
 }
 
 fn class(size_bytes: usize) -> usize {
@@ -92,10 +108,12 @@ mod tests {
     fn what_was_reserved_serves_requests_of_any_length() {
         let mut buffers = Buffers::default();
         buffers.reserve(1 << 20, 256 << 10);
-        assert_eq!(buffers.free_bytes, 1 << 20);
-        let taken = [4096, 200_000, 8192, 1].map(|len| buffers.take(len));
+        buffers.reserve(1 << 20, 256 << 10);
+        assert_eq!(buffers.free_bytes, 1 << 20, "it was there already");
+        assert_eq!(buffers.take(4096).len(), 4096, "who did not reserve it leaves it alone");
+        let taken = [4096, 200_000, 8192, 1].map(|len| buffers.take_reserved(len));
         assert!(taken.iter().all(|buffer| buffer.len() == 256 << 10));
-        assert_eq!(buffers.take(1).len(), 4096, "nothing was left");
+        assert_eq!(buffers.take_reserved(1).len(), 4096, "nothing was left");
         taken.into_iter().for_each(|buffer| buffers.give(buffer));
         buffers.reserve(1 << 30, 16 << 20);
         assert!(buffers.free_bytes <= FREE_BUFFER_BYTES_MAX);

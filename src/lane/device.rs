@@ -118,6 +118,7 @@ impl Devices {
             tracing::debug!(%error, "the lane could not be marked as a server of block devices");
         }
         let tags: usize = self.0.iter().map(|(_, device)| device.data.len()).sum();
+        let queue_count = self.0.len();
         let place = self.0.vacant_entry();
         let prefix = u16::try_from(place.key()).expect("there are fewer queues than tags") + DEVICE_FIRST;
         let started = new.started.clone();
@@ -126,7 +127,10 @@ impl Devices {
                 .with_hint("Detach a device, or use fewer or shallower queues"))
         } else {
             // Now, and not when the kernel is short of memory.
-            buffers.reserve(2 * DEVICE_QUEUE_BYTES_MAX, to_usize(u64::from(new.device.io_bytes_max())));
+            buffers.reserve(
+                (queue_count + 1) * 2 * DEVICE_QUEUE_BYTES_MAX,
+                to_usize(u64::from(new.device.io_bytes_max())),
+            );
             DeviceQueue::start(new, Prefix::new(prefix)).map(|device| {
                 place.insert(device);
             })
@@ -139,8 +143,13 @@ impl Devices {
     /// Puts their commands in the ring; true if some found no room and wait for the next turn.
     pub(super) fn submit(&mut self, ring: &mut IoUring) -> bool {
         let mut is_waiting = false;
-        for (_, device) in &mut self.0 {
-            is_waiting |= !device.is_abandoned && device.queue.submit(ring) > 0;
+        // New queues while the ring is empty: their commands go all at once.
+        for is_new in [true, false] {
+            for (_, device) in &mut self.0 {
+                if device.queue.is_new() == is_new && !device.is_abandoned {
+                    is_waiting |= device.queue.submit(ring) > 0;
+                }
+            }
         }
         is_waiting
     }
@@ -337,7 +346,7 @@ impl DeviceQueue {
     /// Serves a read or write, for which there is memory.
     fn serve_with_data(&mut self, request: &Request, service: &mut DeviceService<'_>) -> Result<(), QueueError> {
         let (tag, len, is_read) = (request.tag, to_usize(request.len_bytes), request.kind == RequestKind::Read);
-        let buffer = service.buffers.take(len);
+        let buffer = service.buffers.take_reserved(len);
         let data = buffer.slice(0..len);
         if !is_read && let Err(error) = data.with_bytes_mut(|target| self.queue.read_data(tag, 0, target)) {
             drop(data);

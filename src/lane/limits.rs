@@ -44,7 +44,7 @@ pub(super) const CONTROLS_MAX: usize = 64;
 /// Tags of the devices' queues that a lane serves: requests that it can have under way for them.
 pub const DEVICE_TAGS_MAX: usize = 16_384;
 /// Bytes that the writes of a device's queue have in the engine, and as many its reads: more of them wait, without any memory.
-/// Above the longest request. Writes may wait for space, which keeps no read out.
+/// Above the longest request. Writes may wait for space, which leaves the memory of reads alone.
 pub(super) const DEVICE_QUEUE_BYTES_MAX: usize = 8 << 20;
 /// Lanes of a server.
 const LANES_MAX: usize = 64;
@@ -64,7 +64,7 @@ pub(super) const COPIED_PAYLOAD_BYTES_MAX: usize = 32 << 10;
 /// Free buffers that a lane keeps.
 pub(super) const FREE_BUFFER_BYTES_MAX: usize = 64 << 20;
 /// Entries of a lane's ring, and of its completion queue.
-pub(super) const RING_SUBMISSION_ENTRIES: u32 = 512;
+pub(super) const RING_SUBMISSION_ENTRIES: u32 = rok_ublk::parameters::QUEUE_DEPTH_MAX as u32;
 pub(super) const RING_COMPLETION_ENTRIES: u32 = 8192;
 /// How often deadlines are looked at while there are any.
 pub(super) const TICK_PERIOD: Duration = Duration::from_millis(250);

@@ -37,7 +37,7 @@ attach_prints_the_path() {
 # queues_are_served DISK: one for each processor, but one only where the driver would lose a disk with several.
 queues_are_served() {
   wanted=2
-  case $(uname -r) in 6.1[5-9].*) wanted=1 ;; esac
+  case $(uname -r) in 6.1[6-9].*) wanted=1 ;; esac
   [ "$(ls -d "/sys/block/$1/mq/"* | wc -l)" = "$wanted" ]
 }
 

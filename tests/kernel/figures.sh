@@ -1,6 +1,6 @@
 # In the emulated machine: how fast ublk is served here, as ratios, each of two that take turns. The null device of a lane against the
-# null device of libublk's own example (the same buffers, queues and depth), and a volume against a loop device on the same
-# disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
+# null device of libublk's own example, in the same mode (it copies data itself, which that device leaves out: reads of it give what
+# was in memory) and with buffers that the driver fills; and a volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
 
 # shellcheck source=tests/kernel/daemon.sh
 . /etc/daemon.sh
@@ -28,14 +28,18 @@ start_ours() {
   null=${line##* }
 }
 
-# The example serves until it is killed. It says nothing when it is ready, but the disk is there.
+# start_library NUMBER [ARGUMENT]: the library's example serves until it is killed. It says nothing when it is ready, but the disk is
+# there. Adds its process to $libraries.
+libraries=''
 start_library() {
-  null add --foreground -n 40 -q 2 -d 128 >/run/library 2>&1 &
-  library=$!
+  number=$1
+  shift
+  null add --foreground -n "$number" -q 2 -d 128 "$@" >"/run/library-$number" 2>&1 &
+  libraries="$libraries $!"
   looks=0
-  until [ -b /dev/ublkb40 ]; do
+  until [ -b "/dev/ublkb$number" ]; do
     looks=$((looks + 1))
-    if [ "$looks" -gt 300 ] || ! kill -0 "$library"; then return 1; fi
+    if [ "$looks" -gt 300 ] || ! kill -0 $!; then return 1; fi
     sleep 0.1
   done
 }
@@ -45,6 +49,7 @@ cases() {
   for depth in 1 64; do
     for how in randread randwrite; do
       echo "null-$how-4k-qd$depth /dev/ublkb40 $null $how $depth"
+      echo "null-with-buffers-$how-4k-qd$depth /dev/ublkb41 $null $how $depth"
     done
   done
   for depth in 1 32; do
@@ -87,16 +92,17 @@ tell() {
 }
 
 stage divided disk_is_divided
-if start_ours && start_library; then
+if start_ours && start_library 40 --user_copy && start_library 41; then
   pass start
   stage filled devices_are_filled
   stage measured take_turns
   tell
-  kill "$library"
+  # shellcheck disable=SC2086 # words
+  kill $libraries
   exec 9>&-
   while read -r -t 60 line <&8; do verdict=$line; done
   wait "$server"
   if [ "$verdict" = PASS ]; then pass end; else fail end "$verdict"; fi
 else
-  fail start "$(cat /run/library)"
+  fail start "$(cat /run/library-*)"
 fi

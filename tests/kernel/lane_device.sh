@@ -57,7 +57,7 @@ discarded_range_reads_zeros() {
 
 # All at once on the one ring: both queues of the device, the null device, an NBD connection, and the pool's own I/O.
 verified_loads_run_side_by_side() {
-  verified="--size=16M --iodepth=16 --direct=1 --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1"
+  verified="--size=10M --iodepth=16 --direct=1 --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1"
   verified="$verified --verify_state_save=0 --minimal --output=/dev/null"
   # shellcheck disable=SC2086
   /usr/bin/fio --name=disk $verified --filename="$disk" --rw=randwrite --bsrange=512-64k --ioengine=io_uring \
@@ -67,7 +67,7 @@ verified_loads_run_side_by_side() {
   /usr/bin/fio --name=export $verified --rw=randwrite --bs=4k --ioengine=nbd \
     --uri='nbd+unix:///export?socket=/run/nbd.sock' &
   two=$!
-  /usr/bin/fio --name=null --filename="$null" --rw=randrw --bs=4k --size=256M --io_size=16M --ioengine=io_uring \
+  /usr/bin/fio --name=null --filename="$null" --rw=randrw --bs=4k --size=256M --io_size=10M --ioengine=io_uring \
     --iodepth=16 --direct=1 --minimal --output=/dev/null &
   three=$!
   wait "$one"

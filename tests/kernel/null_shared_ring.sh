@@ -31,22 +31,22 @@ attributes_are_as_asked() {
 
 # One writer on each processor, so that both queues of the ring are used.
 data_comes_back() {
-  dd if=/dev/urandom of=/run/data bs=1M count=32 2>/dev/null
+  dd if=/dev/urandom of=/run/data bs=1M count=16 2>/dev/null
   taskset 1 dd if=/run/data of="$device" bs=1M oflag=direct conv=fsync
   taskset 2 dd if=/run/data of="$device" bs=128k seek=512 oflag=direct conv=fsync
   same_bytes /run/data "$device"
-  dd if="$device" bs=1M skip=64 count=32 iflag=direct 2>/dev/null | cmp /run/data -
+  dd if="$device" bs=1M skip=64 count=16 iflag=direct 2>/dev/null | cmp /run/data -
 }
 
 discarded_range_reads_zeros() {
-  blkdiscard -o 0 -l $((16 << 20)) "$device"
-  dd if="$device" bs=1M count=16 iflag=direct 2>/dev/null | cmp -n $((16 << 20)) - /dev/zero
-  dd if="$device" bs=1M skip=16 count=16 iflag=direct 2>/dev/null >/run/rest
-  dd if=/run/data bs=1M skip=16 count=16 2>/dev/null | cmp - /run/rest
+  blkdiscard -o 0 -l $((8 << 20)) "$device"
+  dd if="$device" bs=1M count=8 iflag=direct 2>/dev/null | cmp -n $((8 << 20)) - /dev/zero
+  dd if="$device" bs=1M skip=8 count=8 iflag=direct 2>/dev/null >/run/rest
+  dd if=/run/data bs=1M skip=8 count=8 2>/dev/null | cmp - /run/rest
 }
 
 fio_verifies() {
-  /usr/bin/fio --name=verify --filename="$device" --rw=randwrite --bsrange=4k-64k --size=48M --ioengine=io_uring \
+  /usr/bin/fio --name=verify --filename="$device" --rw=randwrite --bsrange=4k-64k --size=24M --ioengine=io_uring \
     --iodepth=32 --direct=1 --fsync=64 --verify=crc32c --do_verify=1 --verify_fatal=1 --verify_state_save=0 \
     --numjobs=2 --offset_increment=64M --cpus_allowed=0,1 --cpus_allowed_policy=split
 }

@@ -89,11 +89,11 @@ null_shared_ring() {
     --program "$target/debug/examples/null_shared_ring" --program "$target/debug/examples/control_cases"
 }
 
-# memory [ARGUMENT]...
+# memory MIB [ARGUMENT]...
 memory() {
   local programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
-  machine --script "$here/memory.sh" --disk-mib 768 --memory-mib 1024 --program "$target/debug/rok-blk" \
-    --program /usr/bin/setpriv "$@"
+  machine --script "$here/memory.sh" --disk-mib 768 --memory-mib "$1" --program "$target/debug/rok-blk" \
+    --program /usr/bin/setpriv "${@:2}"
 }
 
 # The library's own example, as it is released, built in a place of its own.
@@ -142,10 +142,8 @@ on_kernel() {
 
 case ${1:-} in
   '')
-    # Alone, since it tells how long requests wait.
-    survive 600 --setting ROK_SURVIVE_PARTS=load
-    wait
     # The longest first, so that none of them is the last one and alone.
+    survive 600 --setting ROK_SURVIVE_PARTS=load
     machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
     machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
       ${nbd_client[@]+"${nbd_client[@]}"}
@@ -154,12 +152,13 @@ case ${1:-} in
     machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
     null_shared_ring
     deployed
-    memory
+    # Less than in the long run, since it is filled first.
+    memory 640
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
     wait
-    memory --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-60}"
+    memory 1024 --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-60}"
     wait
     # Nothing else may run beside what is measured.
     figures

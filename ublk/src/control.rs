@@ -212,7 +212,7 @@ impl Control {
     /// again, and whoever finds the identity in [`Control::info`] can [`Control::recover`] it. Without, it ends with its server.
     ///
     /// It may get fewer queues than it is to have: no more than there are processors, and one where the driver loses a device with
-    /// several when a server dies in the middle of its recovery (Linux 6.15 to 6.19).
+    /// several when a server dies in the middle of its recovery (Linux 6.16 to 6.19).
     ///
     /// When something fails after the driver made the device, it is deleted again.
     ///

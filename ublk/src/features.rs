@@ -92,7 +92,7 @@ impl Features {
         !self.has(sys::UBLK_F_PER_IO_DAEMON)
     }
 
-    /// How many queues a device that outlives its server may have. One, where the driver (Linux 6.15 to 6.19) never lets a command go
+    /// How many queues a device that outlives its server may have. One, where the driver (Linux 6.16 to 6.19) never lets a command go
     /// that was fetched in a recovery which broke off before all queues had a server: the device would be busy for ever. A
     /// queue's commands reach the driver at once, so one that has only one queue has a server or has none.
     #[must_use]

@@ -5,8 +5,9 @@ use libublk_rs_sys as sys;
 
 use crate::request::SECTOR_BYTES;
 
-/// Most tags of a queue (a limit of the driver).
-pub const QUEUE_DEPTH_MAX: u16 = 4096;
+/// Most tags of a queue. The driver allows 4096; with no more than this the first commands of a queue fit in a ring at once, by
+/// which a device survives that its server is killed between them.
+pub const QUEUE_DEPTH_MAX: u16 = 512;
 /// Most queues of a device (a limit of the driver, which also takes no more queues than there are processors).
 pub const QUEUE_COUNT_MAX: u16 = 4096;
 /// Largest request with data, in bytes (a limit of the driver).
@@ -249,7 +250,7 @@ mod tests {
             (DeviceParameters { has_volatile_cache: false, ..GOOD }, ParameterError::FuaWithoutCache),
             (DeviceParameters { queue_count: 0, ..GOOD }, ParameterError::QueueCount(0)),
             (DeviceParameters { queue_depth: 0, ..GOOD }, ParameterError::QueueDepth(0)),
-            (DeviceParameters { queue_depth: 4097, ..GOOD }, ParameterError::QueueDepth(4097)),
+            (DeviceParameters { queue_depth: 513, ..GOOD }, ParameterError::QueueDepth(513)),
             (DeviceParameters { io_bytes_max: 512, ..GOOD }, ParameterError::IoBytes(512)),
             (DeviceParameters { io_bytes_max: 4097, ..GOOD }, ParameterError::IoBytes(4097)),
             (DeviceParameters { io_bytes_max: 33 << 20, ..GOOD }, ParameterError::IoBytes(33 << 20)),

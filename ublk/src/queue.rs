@@ -199,19 +199,24 @@ impl Queue {
         self.live_count == 0
     }
 
+    /// True until its first commands are in a ring.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.waiting.len() == self.tags.len() && self.tags.iter().all(|state| *state == TagState::Fetch)
+    }
+
     /// Puts waiting commands in the ring, as many as it has room for, and returns how many still wait. Does not
     /// enter the kernel. With a remainder: enter the ring, then call again.
     ///
-    /// The first commands go all at once if an empty ring can have them, since drivers lose a device of which some tags had a
-    /// server and others none when that dies.
+    /// The first commands go all at once, if an empty ring can have them, and none before: drivers lose a device of which some tags
+    /// had a server and others none when that dies. So queues that are new ([`Queue::is_new`]) should come first.
     pub fn submit(&mut self, ring: &mut IoUring) -> usize {
         if self.waiting.is_empty() {
             return 0;
         }
         let mut submission = ring.submission();
         let room = submission.capacity() - submission.len();
-        let is_first = self.waiting.len() == self.tags.len();
-        if is_first && !submission.is_empty() && self.waiting.len() > room {
+        if self.is_new() && !submission.is_empty() && self.waiting.len() > room {
             return self.waiting.len();
         }
         while let Some(&tag) = self.waiting.front() {

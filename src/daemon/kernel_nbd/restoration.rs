@@ -25,6 +25,9 @@ impl NbdAttachments {
         // All of them at first, so that none is forgotten while another one is stored.
         self.table.lock().waiting = Waiting::all_at_start(&remembered);
         let end = Instant::now() + RECOVERY_TIME_MAX;
+        if !remembered.is_empty() {
+            self.short_memory.prepare();
+        }
         for (number, remembered) in remembered {
             if let Err(error) = self.bring_back(number, remembered, end) {
                 let device = block_path(number);

@@ -18,6 +18,7 @@ use crate::daemon::attachment_resource::AttachmentState;
 use crate::daemon::attachment_store::{AttachmentFile, Remembered, RememberedDevices};
 use crate::daemon::attachments::{Waiting, write_cache};
 use crate::daemon::device_users::{self, Care};
+use crate::daemon::short_memory::ShortMemory;
 use crate::daemon::trash::Thing;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{DeviceVolume, Server};
@@ -30,6 +31,7 @@ pub(in crate::daemon) struct NbdAttachments {
     pub(super) server: Arc<Server>,
     pub(super) pool: PathBuf,
     pub(super) table: Mutex<Table>,
+    pub(super) short_memory: Arc<ShortMemory>,
 }
 
 #[derive(Default)]
@@ -44,8 +46,8 @@ pub(super) struct Table {
 
 impl NbdAttachments {
     /// None yet, of the pool in a directory.
-    pub(in crate::daemon) fn new(server: Arc<Server>, pool: &Path) -> Self {
-        Self { server, pool: pool.to_owned(), table: Mutex::default() }
+    pub(in crate::daemon) fn new(server: Arc<Server>, pool: &Path, short_memory: Arc<ShortMemory>) -> Self {
+        Self { server, pool: pool.to_owned(), table: Mutex::default(), short_memory }
     }
 
     /// All disks, by number.
@@ -93,6 +95,7 @@ impl NbdAttachments {
             return Err(Error::new(ErrorKind::Busy, "The daemon is ending").with_hint("Start it again"));
         }
         self.check_driver()?;
+        self.short_memory.prepare();
         let mut first = 0;
         loop {
             let number = match asked_number {
