@@ -75,11 +75,19 @@ pub enum Bug {
     PartWithoutBase,
     /// A merge deletes a leaf, and the part that builds on it stays as it was.
     MergeDropsBase,
+    /// A scrub goes on behind the leaf where it was.
+    ScrubResumesTooFar,
+    /// A scrub leaves out what only older epochs of a leaf map.
+    ScrubSkipsShared,
+    /// A scrub takes what does not match for damaged, although nobody has it any more.
+    ScrubTrustsFirstLook,
+    /// A scrub never takes back what an earlier one has found.
+    ScrubKeepsOldFindings,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 39] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -115,6 +123,10 @@ impl Bug {
         Self::SuperblockTrustsItsRead,
         Self::PartWithoutBase,
         Self::MergeDropsBase,
+        Self::ScrubResumesTooFar,
+        Self::ScrubSkipsShared,
+        Self::ScrubTrustsFirstLook,
+        Self::ScrubKeepsOldFindings,
     ];
 }
 

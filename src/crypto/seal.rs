@@ -56,6 +56,8 @@ pub enum SealKind {
     Point = 12,
     /// A retention policy in the catalog.
     Policy = 13,
+    /// Where the scrub is, and what it found, in the catalog.
+    Scrub = 14,
 }
 
 /// Why a sealed value or record does not open.

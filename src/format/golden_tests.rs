@@ -22,6 +22,7 @@ use crate::format::leaf::{Leaf, LeafChange, Level, Part, frames, part_value, pus
 use crate::format::owner::{self, OwnerRun};
 use crate::format::policy::{PolicyKeep, PolicyRecord, PolicyVolume};
 use crate::format::record::{Record, RecordPlace, Removal, WriteRun};
+use crate::format::scrub::{Damage, DamageKind, DamageReader, ScrubPlace, ScrubRecord};
 use crate::format::session::Session;
 use crate::format::shred_key::ShredKeyCopy;
 use crate::format::snapshot::{Annotations, Hold, Merge, MergeSide, PointRecord, SnapshotRecord};
@@ -75,6 +76,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("checkpoint", checkpoint().encode()),
         ("job", job().encode()),
         ("policy", policy().encode()),
+        ("scrub", scrub().encode()),
         ("entry", entry_fields(entry(2000, 50))),
         ("leaf", leaf().encode()),
         ("leaf-change", leaf_change().encode()),
@@ -97,6 +99,7 @@ fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("key-domain", key::domain(DomainId::new(0))),
         ("key-job", key::job(41)),
         ("key-policy", key::policy("nightly")),
+        ("key-scrub", key::SCRUB.to_vec()),
         ("key-checkpoint", key::CHECKPOINT.to_vec()),
         ("key-session", key::session(SESSION)),
         ("key-leaf", leaf_key),
@@ -200,6 +203,29 @@ fn cloned_volume() -> VolumeRecord {
 
 fn pausing_volume() -> VolumeRecord {
     VolumeRecord { on_full: OnFull::Pause, ..volume() }
+}
+
+fn scrub() -> ScrubRecord {
+    let reader = DamageReader { volume: VOLUME, is_head: true, snapshot_count: 2, snapshots: vec![3, 4] };
+    let damage = Damage {
+        tree: TreeId::new(7),
+        first: BlockIndex::new(770),
+        count: 2,
+        kind: DamageKind::Unreadable,
+        is_of_before: false,
+        readers: vec![reader],
+    };
+    ScrubRecord {
+        place: Some(ScrubPlace { tree: TreeId::new(7), leaf: LeafIndex::new(4), epoch: Epoch::new(2) }),
+        pass_count: 5,
+        began_at: 1_700_000_000,
+        ended_at: 1_699_900_000,
+        read_blocks: 1000,
+        pause_blocks: 4000,
+        rate_bytes: 64 << 20,
+        unlisted_blocks: 1,
+        damages: vec![damage],
+    }
 }
 
 fn job() -> JobRecord {
@@ -540,6 +566,7 @@ fn golden_catalog_decodes() {
     assert!(DomainKey::unwrap(&DomainWrapping::of_pool(&master()), &place, &domain.keys[0].1).is_some());
     assert_eq!(JobRecord::decode(&golden("job")), Ok(job()));
     assert_eq!(PolicyRecord::decode(&golden("policy")), Ok(policy()));
+    assert_eq!(ScrubRecord::decode(&golden("scrub")), Ok(scrub()));
 }
 
 #[test]

@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 /// Key of the one checkpoint record in the catalog.
 pub const CHECKPOINT: &[u8] = b"C";
+/// Key of the one record of the scrub in the catalog.
+pub const SCRUB: &[u8] = b"U";
 /// Prefix of volumes in the catalog.
 pub const VOLUME_PREFIX: &[u8] = b"V";
 /// Prefix of trees in the catalog.

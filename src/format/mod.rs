@@ -16,6 +16,7 @@ pub mod leaf;
 pub mod owner;
 pub mod policy;
 pub mod record;
+pub mod scrub;
 pub mod session;
 pub mod shred_key;
 pub mod snapshot;

@@ -160,6 +160,12 @@ impl Catalog {
             && self.snapshots == other.snapshots
     }
 
+    /// What it says of trees alone, which is little to copy.
+    #[must_use]
+    pub(super) fn only_trees(&self) -> Self {
+        Self { trees: self.trees.clone(), next_tree: self.next_tree, ..Self::default() }
+    }
+
     /// All trees.
     pub(super) fn trees(&self) -> impl Iterator<Item = &TreeRecord> {
         self.trees.values()

@@ -5,10 +5,11 @@
 //! blocks hold what they should is verified by each read of them.
 
 mod block_map;
-mod leaf_group;
+pub(in crate::pool) mod leaf_group;
 mod repair;
 mod report;
 mod walk;
+mod wanted_view;
 mod whole;
 
 pub use repair::LeakRepair;
@@ -27,6 +28,7 @@ use block_map::{BlockMap, for_each_run};
 use repair::Leaks;
 use std::sync::Arc;
 use walk::Walk;
+use wanted_view::WantedView;
 
 /// Checks a pool that nobody has open. The log is followed as recovery would, and changes nothing either.
 ///
@@ -71,15 +73,29 @@ impl Pool {
         self.look().map(|(report, _)| report)
     }
 
+    /// As [`Self::check`], as long as `is_wanted` says so.
+    ///
+    /// # Errors
+    /// The failure of the metadata store; any, when it is not wanted any more.
+    pub fn check_while(&self, is_wanted: &(dyn Fn() -> bool + Sync)) -> Result<CheckReport> {
+        self.look_while(is_wanted).map(|(report, _)| report)
+    }
+
     /// Checks the pool while it is used, and tells what leaked.
     fn look(&self) -> Result<(CheckReport, Leaks)> {
+        self.look_while(&|| true)
+    }
+
+    fn look_while(&self, is_wanted: &(dyn Fn() -> bool + Sync)) -> Result<(CheckReport, Leaks)> {
         let in_memory = |catalog: &Catalog| {
             let stored = self.stored.lock();
             let memory = InMemory { used: stored.used.clone(), used_count: stored.used_count };
             let free = self.used_but_free(&memory);
             (catalog.clone(), memory, free)
         };
-        self.at_one_instant(in_memory, |(trees, memory, free), view| self.check_view(view, &trees, &memory, &free))
+        self.at_one_instant(in_memory, |(trees, memory, free), view| {
+            self.check_view(&WantedView { view, is_wanted }, &trees, &memory, &free)
+        })
     }
 
     fn check_view(

@@ -44,6 +44,19 @@ impl Pool {
         Ok(())
     }
 
+    /// The address of one of the blocks that stored leaves map: which, is counted from 0 by address.
+    #[must_use]
+    pub fn used_block(&self, nth: u64) -> Option<Address> {
+        let stored = self.stored.lock();
+        let of_device = |(device, stretches): (DeviceIndex, &Vec<bitmap::StretchBits>)| {
+            let words = stretches.iter().flatten().copied().collect::<Vec<u64>>();
+            let is_set = move |block: &u64| words[to_usize(block >> 6)] >> (block & 63) & 1 == 1;
+            let block_count = crate::units::to_u64(stretches.len()) * STRETCH_BLOCKS;
+            (0..block_count).filter(is_set).map(move |block| Address::new(device, block))
+        };
+        (0..).map(DeviceIndex::new).zip(&stored.used).flat_map(of_device).nth(to_usize(nth))
+    }
+
     fn commit_bits(&self, mut batch: Vec<MetaOp>, bits: &BitChanges, action: &str) -> Result<()> {
         let mut stored = self.stored.lock();
         let mut touched: BTreeSet<(DeviceIndex, u64)> = BTreeSet::new();

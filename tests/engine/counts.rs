@@ -67,4 +67,8 @@ counts! {
     parts_stored
     parts_beside
     parts_rebased
+    scrubs
+    scrubs_resumed
+    scrubbed_blocks
+    scrub_finds
 }

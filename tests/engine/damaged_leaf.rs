@@ -19,13 +19,13 @@ fn block_of(byte: u8) -> IoBuffer {
     buffer
 }
 
-fn answer(world: &mut World, life: &mut Life) -> Result<(), IoError> {
+pub fn answer(world: &mut World, life: &mut Life) -> Result<(), IoError> {
     let mut done = Vec::new();
     world.drain(life, &mut done);
     done.pop().expect("the request is answered").1
 }
 
-fn write(world: &mut World, life: &mut Life, name: &str, block: u64, byte: u8) -> Result<(), IoError> {
+pub fn write(world: &mut World, life: &mut Life, name: &str, block: u64, byte: u8) -> Result<(), IoError> {
     let open = life.volumes.open(name).expect("it is there");
     life.lanes[0].write(open.volume(), block * BLOCK_SIZE_U64, block_of(byte), false, COMPLETION);
     answer(world, life)
@@ -43,7 +43,7 @@ fn checkpoint(life: &Life) -> Result<(), rok_blk::error::Error> {
 }
 
 /// Volumes "good" and "bad" with two blocks each, and a bit of the leaf of "bad" flipped.
-fn world() -> (World, Life) {
+pub fn world() -> (World, Life) {
     let mut world = World::new(1, &[DEVICE_BYTES]);
     let mut life = world.open().expect("a new pool opens");
     for (id, name) in [(1, "bad"), (2, "good")] {

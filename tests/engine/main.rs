@@ -16,6 +16,7 @@ mod parts;
 mod pausing;
 mod reserve;
 mod scenarios;
+mod scrubbing;
 mod sector;
 mod several_devices;
 mod shredding;
@@ -111,6 +112,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
     let Counts { key_changes, key_changes_cut_off, .. } = counts;
     let Counts { parts_stored, parts_beside, parts_rebased, .. } = counts;
+    let Counts { scrubs, scrubs_resumed, scrubbed_blocks, scrub_finds, .. } = counts;
     let happened = [
         snapshots,
         snapshots_removed,
@@ -128,6 +130,10 @@ fn assert_all_happened(counts: Counts) {
         parts_stored,
         parts_beside,
         parts_rebased,
+        scrubs,
+        scrubs_resumed,
+        scrubbed_blocks,
+        scrub_finds,
         kills,
         power_losses,
         crashes_in_recovery,

@@ -11,6 +11,7 @@ mod mapped;
 mod own_keys;
 mod partial;
 mod pausing;
+mod scrubbing;
 mod snapshots;
 mod volumes;
 
@@ -24,7 +25,7 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Stretch;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, MapRuns, OnFull, OpenVolume, RemoveMode};
+use rok_blk::volume::{Completion, MapRuns, OnFull, OpenVolume, RemoveMode, ScrubResult};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -42,6 +43,7 @@ enum Pending {
     Cache { volume: usize },
     Flush { begin: u64 },
     Clean,
+    Scrub { result: ScrubResult, is_brief: bool },
     Diff(Box<diff::Comparison>),
     ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, _handle: OpenVolume },
     WalkSnapshot { id: (Uuid, u64), first: u64, count: u64, runs: MapRuns, _handle: OpenVolume },
@@ -72,6 +74,7 @@ pub struct Workload {
     /// What writes of each volume do that find no space; `None` if a failure left that open.
     on_full: Vec<Option<OnFull>>,
     old_keys: OldKeys,
+    scrubbing: scrubbing::Scrubbing,
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
     has_failed: bool,
     is_short_of_space: bool,
@@ -110,6 +113,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         on_full: vec![None; VOLUME_COUNT],
         doubtful: BTreeSet::new(),
         old_keys: OldKeys::default(),
+        scrubbing: scrubbing::Scrubbing::default(),
         now: 1,
         has_failed: false,
         is_short_of_space,
@@ -137,6 +141,7 @@ impl Workload {
     fn operation(&mut self) {
         self.now += 1;
         self.world.counts.operations += 1;
+        self.go_on_scrubbing();
         let kind = self.world.random.random_range(0..1000_u64);
         self.world.trace.update(&kind.to_le_bytes());
         match kind {
@@ -144,7 +149,8 @@ impl Workload {
             0..345 => self.write(),
             345..350 => self.change_key_slots(),
             350..420 => self.write_partial(),
-            420..650 => self.read(),
+            420..630 => self.read(),
+            630..650 => self.scrub(),
             650..720 => self.remove(),
             720..810 => self.flush(),
             810..830 => self.snapshot(),
@@ -365,6 +371,7 @@ impl Workload {
                     Err(_) => self.failed(),
                 },
                 Pending::Clean => self.cleaned(result),
+                Pending::Scrub { result: found, is_brief } => self.scrubbed(&found, is_brief, result),
                 Pending::Cache { .. } if result.is_err() => self.failed(),
                 Pending::Cache { .. } => {}
                 Pending::Walk { volume, first, count, runs, allowed } => {
@@ -414,7 +421,8 @@ impl Workload {
     /// An error other than "no space": there must be a reason.
     fn failed(&mut self) {
         let is_injected = self.world.device_counters().injected_errors > 0 || self.world.counts.meta_failures > 0;
-        assert!(is_injected, "a request failed although no error was injected");
+        let is_explained = is_injected || self.scrubbing.is_rotten();
+        assert!(is_explained, "a request failed although no error was injected");
         self.has_failed |= self.life().pool.check_writable().is_err();
     }
 

@@ -5,12 +5,12 @@ use crate::map::{OneLeaf, StoredLeaves};
 use crate::units::Epoch;
 
 /// An epoch of a leaf, as its value has it; or what is wrong with that.
-pub(super) type OpenedLeaf = (Epoch, Result<OneLeaf, String>);
+pub(in crate::pool) type OpenedLeaf = (Epoch, Result<OneLeaf, String>);
 /// An epoch of a leaf, as it is seen.
-pub(super) type SeenLeaf = (Epoch, Result<Leaf, String>);
+pub(in crate::pool) type SeenLeaf = (Epoch, Result<Leaf, String>);
 
 /// The leaves that the epochs of one see, which come with the newest first.
-pub(super) fn assemble(group: &[OpenedLeaf]) -> Vec<SeenLeaf> {
+pub(in crate::pool) fn assemble(group: &[OpenedLeaf]) -> Vec<SeenLeaf> {
     let mut seen: Vec<SeenLeaf> = Vec::new();
     for position in (0..group.len()).rev() {
         let leaf = seen_at(&group[position..], seen.last());

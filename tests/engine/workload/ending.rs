@@ -13,6 +13,8 @@ const CHECKPOINTS_MAX: usize = 2000;
 impl Workload {
     /// The end of a seed: everything is read, stored, checked for leaks, and at last a bit rots.
     pub(super) fn finish(mut self) -> Outcome {
+        self.drain();
+        self.end_rot();
         self.reopen_cleanly();
         if !self.world.leaked.is_empty() {
             self.repair_everything();

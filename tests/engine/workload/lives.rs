@@ -43,6 +43,7 @@ impl Workload {
 
     /// Opens the pool, reads every block that was ever written, and takes what is there as the truth.
     fn settle_after_open(&mut self, is_kill: bool) {
+        self.heal_rot();
         let (life, has_lost_power) = self.world.reopen();
         self.note(|| format!("opened: {:?}, lost power {has_lost_power}", life.pool.recovery()));
         if is_kill && !has_lost_power {
@@ -64,5 +65,6 @@ impl Workload {
             }
         }
         self.settle_snapshots();
+        self.rot_again();
     }
 }

@@ -62,7 +62,9 @@ impl Workload {
             return volumes.remove_frozen(&frozen);
         }
         self.collect_domains();
+        self.heal_rot();
         self.check_blocks(tree, domain);
+        self.rot_again();
         volumes.shred_frozen(&frozen, &mut |bytes| random.fill(bytes))?;
         self.old_keys.shredded.insert(domain);
         self.world.counts.shredded += 1;

@@ -49,6 +49,11 @@ impl Snapshot {
         self.content.get(&block).cloned().unwrap_or_else(|| vec![crate::model::ZEROS])
     }
 
+    /// Blocks that were ever written, or read.
+    pub(super) fn touched(&self) -> Vec<u64> {
+        self.content.keys().copied().collect()
+    }
+
     /// Whether a block was ever written, or read.
     pub(super) fn is_touched(&self, block: u64) -> bool {
         self.content.contains_key(&block)

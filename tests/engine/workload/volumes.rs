@@ -15,6 +15,7 @@ impl Workload {
         self.closed.clear();
         self.life = Some(life);
         self.open_volumes();
+        self.resume_scrub();
     }
 
     /// Opens every volume of a new life; makes those that a crash may have taken.
@@ -92,7 +93,7 @@ impl Workload {
             | Pending::Walk { volume: of, .. }
             | Pending::Cache { volume: of } => *of == volume,
             Pending::Diff(comparison) => comparison.sides.iter().any(|side| side.head == Some(volume)),
-            Pending::Flush { .. } | Pending::Clean => false,
+            Pending::Flush { .. } | Pending::Clean | Pending::Scrub { .. } => false,
             Pending::ReadSnapshot { .. } | Pending::WalkSnapshot { .. } => false,
         };
         while self.pending.values().any(is_of_volume) {
