@@ -19,6 +19,7 @@ use super::key_command::KeyCommand;
 use super::nbd_arguments::NbdArguments;
 use super::policy_command::PolicyCommand;
 use super::quickstart_command::Quickstart;
+use super::scrub_command::Scrub;
 use super::size::parse_size;
 use super::snapshot_command::{Log, ResolveReferences, TakeSnapshot};
 use super::trash_command::TrashCommand;
@@ -206,6 +207,13 @@ pub(super) enum Command {
         read; each read of a block verifies it."
     )]
     Check(Check),
+    /// Read and verify every block that is mapped, once, while the pool is used
+    #[command(
+        after_help = "A block that several volumes and snapshots share is read once. Exit code 9 says that something is \
+        damaged: status lists it, and each range is listed until it was written anew or removed and the next scrub came \
+        there. A scrub gives way to everybody else; a restart of the daemon goes on with it."
+    )]
+    Scrub(Scrub),
     /// Measure the engine beside a raw io_uring loop; takes minutes and no daemon
     Bench(Bench),
     /// Print the completion script of a shell

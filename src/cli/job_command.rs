@@ -108,21 +108,33 @@ fn show(name: JobName, client: &Client, output: &Output) -> Outcome<()> {
 
 fn wait(arguments: &Wait, client: &Client, output: &Output) -> Outcome<ExitCode> {
     let reference = job_reference(arguments.job.id);
-    let deadline = arguments.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let answer = wait_until_ended(&reference, arguments.timeout, client, output)?;
+    output.reference(&answer, &answer.job.reference)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until a job is done, or so many seconds. One that failed or was cancelled is a failure.
+pub(super) fn wait_until_ended(
+    reference: &str,
+    timeout: Option<u64>,
+    client: &Client,
+    output: &Output,
+) -> Outcome<JobAnswer> {
+    let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut told_at = Instant::now();
     let mut revision = 0;
     let answer = loop {
         let seconds = deadline.map_or(REQUEST_SECONDS_MAX, |deadline| seconds_until(deadline).min(REQUEST_SECONDS_MAX));
         let path = format!("/v1/jobs/{reference}/wait?seconds={seconds}&revision={revision}");
-        let answer: JobAnswer = client.get(&path, Some(&reference))?;
+        let answer: JobAnswer = client.get(&path, Some(reference))?;
         if answer.job.state != State::Running {
             break answer;
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            let time = format_duration(arguments.timeout.unwrap_or_default());
+            let time = format_duration(timeout.unwrap_or_default());
             let error = Error::new(ErrorKind::TimedOut, format!("Job {reference} has not ended within {time}"))
                 .with_hint(format!("It goes on; rok-blk job show {reference} tells how far it is"));
-            return Err(Failed::about(error, &reference));
+            return Err(Failed::about(error, reference));
         }
         revision = answer.job.revision;
         if told_at.elapsed() >= PROGRESS_PERIOD {
@@ -130,17 +142,14 @@ fn wait(arguments: &Wait, client: &Client, output: &Output) -> Outcome<ExitCode>
             output.message(&format!("{reference}: {}", progress_text(&answer.job, *output)));
         }
     };
-    let job = &answer.job;
-    match job.state {
-        State::Running | State::Done => {}
+    match answer.job.state {
+        State::Running | State::Done => Ok(answer),
         State::Cancelled => {
             let error = Error::new(ErrorKind::TimedOut, format!("Job {reference} was cancelled"));
-            return Err(Failed::about(error, &reference));
+            Err(Failed::about(error, reference))
         }
-        State::Failed => return Err(Failed::about(failure_of(job), &reference)),
+        State::Failed => Err(Failed::about(failure_of(&answer.job), reference)),
     }
-    output.reference(&answer, &job.reference)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn cancel(arguments: &Cancel, client: &Client, output: &Output) -> Outcome<()> {

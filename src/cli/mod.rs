@@ -27,6 +27,7 @@ mod pool_command;
 mod property;
 mod quickstart_command;
 mod remove_command;
+mod scrub_command;
 mod serve_command;
 mod size;
 mod snapshot_command;
@@ -68,6 +69,7 @@ fn run(arguments: Arguments, output: &Output) -> Outcome<ExitCode> {
         Command::Serve(arguments) => return serve_command::run(&arguments, &global, output),
         Command::Quickstart(arguments) => return quickstart_command::run(&arguments, &global, output),
         Command::Bench(arguments) => return bench::run(&arguments, &global, output),
+        Command::Scrub(arguments) => return scrub_command::run(&arguments, &client()?, output),
         Command::Check(arguments) => return check_command::run(&arguments, &global, output),
         Command::Remove(arguments) => return remove_command::remove(&arguments, global.yes, &client()?, output),
         Command::Trash { command } => return trash_command::run(&command, global.yes, &client()?, output),

@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::failure::Outcome;
 use super::output::Output;
+use super::scrub_command::describe;
 use super::table::Table;
 use crate::daemon::cleaning_resource::Cleaning;
 use crate::daemon::on_full_resource::PausedVolume;
@@ -50,7 +51,8 @@ pub(super) fn status(client: &Client, output: &Output) -> Outcome<()> {
         ("cleaner", cleaner(&pool.cleaning, output)),
         ("opened in", format!("{} ms", pool.open_ms)),
         ("recovered", recovery),
-        ("damage found", format!("{} by reads", pool.damage_text())),
+        ("reads", pool.damage_text()),
+        ("scrub", describe(&pool.scrub, *output)),
         ("daemon", daemon),
     ];
     Ok(output.one(&answer, &Table::of_fields(&pool.uuid.to_string(), fields))?)

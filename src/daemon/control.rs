@@ -11,6 +11,7 @@ mod forecast;
 mod nbd_attachments;
 mod policies;
 mod removal;
+mod scrubs;
 mod snapshots;
 
 use std::path::{Path, PathBuf};
@@ -401,6 +402,7 @@ impl Control {
             cleaning: Cleaning::new(&pool, self.server.is_cleaner_resting()),
             io: self.server.io_method().into(),
             failure: pool.failure,
+            scrub: self.upkeep.scrub.state(),
         };
         Status {
             api: ApiVersion::V1,

@@ -42,7 +42,8 @@ pub struct Job {
     /// What commands call it: `j-` and a number.
     #[serde(rename = "ref")]
     pub reference: String,
-    /// What it does, a stable word: `reclaim` gives the space of what was removed back.
+    /// What it does, a stable word: `reclaim` gives the space of what was removed back, `scrub` reads
+    /// and verifies the pool.
     pub work: String,
     /// What it works on; null if the whole pool.
     pub target: Option<String>,

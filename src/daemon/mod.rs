@@ -26,6 +26,7 @@ pub mod policy_resource;
 pub mod request;
 pub mod resource;
 pub mod retention;
+pub mod scrub_resource;
 pub mod short_memory;
 pub mod snapshot_request;
 pub mod snapshot_resource;
@@ -50,6 +51,7 @@ mod jobs;
 mod keeper;
 mod kernel_nbd;
 mod key_routes;
+mod metrics;
 mod overdue;
 mod peer_listener;
 mod policies;
@@ -62,6 +64,8 @@ mod reclaim_job;
 mod restoration;
 mod router;
 mod schedule;
+mod scrub_job;
+mod scrub_routes;
 mod snapshot_routes;
 #[cfg(test)]
 #[path = "tests/test_server.rs"]

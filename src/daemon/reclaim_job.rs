@@ -6,6 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::jobs::{JobContext, Jobs, NewJob};
+use super::scrub_job;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::job::{JobRecord, JobUnit};
 use crate::lane::Server;
@@ -23,7 +24,7 @@ pub(super) struct ReclaimJob {
 }
 
 impl ReclaimJob {
-    /// Loads the jobs of the server's pool, and goes on with those of an earlier life.
+    /// Loads the jobs of the server's pool, and goes on with those of an earlier life, but for the scrub.
     ///
     /// # Errors
     /// What [`Jobs::load`] and beginning a job report.
@@ -40,6 +41,9 @@ impl ReclaimJob {
 
     fn resume(self: &Arc<Self>, running: Vec<JobRecord>) -> Result<()> {
         for mut record in running {
+            if record.work == scrub_job::WORK {
+                continue;
+            }
             if record.work != WORK {
                 self.jobs.give_up(&record);
                 continue;

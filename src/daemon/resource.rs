@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::cleaning_resource::Cleaning;
 use super::key_resource::KeySlot;
 use super::on_full_resource::{OnFull, PausedVolume};
+use super::scrub_resource::Scrubbing;
 use super::space_resource::{HeldSpace, VolumeSpace};
 use crate::crypto::Suite;
 use crate::lane::IoMethod;
@@ -62,6 +63,7 @@ pub enum Kind {
     PolicyList,
     PolicyChange,
     PolicyRun,
+    Scrub,
     AttachmentList,
     AttachmentChange,
     AttachmentChangeList,
@@ -389,6 +391,8 @@ pub struct PoolState {
     pub io: Io,
     /// Why the pool takes no writes any more; null while it does.
     pub failure: Option<String>,
+    /// Its scrub, and what that has found.
+    pub scrub: Scrubbing,
 }
 
 /// Now.
@@ -458,13 +462,13 @@ pub struct Status {
 }
 
 impl PoolState {
-    /// How often reads found damage, in words.
+    /// How often reads met damage, as a sentence without its end.
     #[must_use]
     pub fn damage_text(&self) -> String {
         match self.damaged_blocks {
-            0 => "never".to_owned(),
-            1 => "once".to_owned(),
-            count => format!("{count} times"),
+            0 => "No read has met a damaged block since the pool was opened".to_owned(),
+            1 => "1 read has met a damaged block since the pool was opened".to_owned(),
+            count => format!("{count} reads have met damaged blocks since the pool was opened"),
         }
     }
 }

@@ -14,8 +14,8 @@ use super::answer::Refusal;
 use super::gate::Gate;
 use super::request::BODY_BYTES_MAX;
 use super::{
-    attachment_routes, diff_routes, export_routes, job_routes, key_routes, policy_routes, pool_routes, snapshot_routes,
-    trash_routes, volume_routes,
+    attachment_routes, diff_routes, export_routes, job_routes, key_routes, metrics, policy_routes, pool_routes,
+    scrub_routes, snapshot_routes, trash_routes, volume_routes,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -51,6 +51,8 @@ fn all_routes() -> OpenApiRouter<Arc<Gate>> {
         .merge(trash_routes::routes())
         .merge(policy_routes::routes())
         .merge(pool_routes::routes())
+        .merge(scrub_routes::routes())
+        .merge(metrics::routes())
         .routes(routes!(openapi))
 }
 

@@ -9,6 +9,7 @@ use super::keeper::Keeper;
 use super::policies::Policies;
 use super::reclaim_job::ReclaimJob;
 use super::resource::milliseconds_since_1970;
+use super::scrub_job::ScrubJob;
 use super::trash::Trash;
 use crate::error::Result;
 use crate::lane::Server;
@@ -18,6 +19,7 @@ pub(super) struct Upkeep {
     /// Held while something is changed: requests and the keeper take turns.
     pub(super) changes: Arc<Mutex<()>>,
     pub(super) reclaim: Arc<ReclaimJob>,
+    pub(super) scrub: Arc<ScrubJob>,
     pub(super) trash: Trash,
     pub(super) policies: Arc<Policies>,
     pub(super) keeper: Keeper,
@@ -41,9 +43,9 @@ impl Upkeep {
         let (changes, trash) = (Arc::new(Mutex::new(())), Trash::new(Arc::clone(server)));
         let jobs = Arc::clone(reclaim.jobs().table());
         let policies = Arc::new(Policies::load(server, trash.clone(), jobs, milliseconds_since_1970)?);
-        let reclaim = Arc::clone(reclaim);
+        let (reclaim, scrub) = (Arc::clone(reclaim), ScrubJob::open(server, reclaim.jobs())?);
         let keeper = Keeper::start(trash.clone(), Arc::clone(&policies), Arc::clone(&changes), Arc::clone(&reclaim))?;
-        Ok(Self { changes, reclaim, trash, policies, keeper })
+        Ok(Self { changes, reclaim, scrub, trash, policies, keeper })
     }
 
     /// The jobs.

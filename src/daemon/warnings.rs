@@ -4,6 +4,9 @@ use super::on_full_resource::PausedVolume;
 use super::resource::{PoolState, Space, SpaceLevel};
 use super::space_resource::HeldSpace;
 
+/// Damaged ranges that have a warning of their own.
+const DAMAGES_MAX: usize = 10;
+
 /// Those of `status`, the gravest first.
 pub(super) fn warnings(
     pool: &PoolState,
@@ -18,8 +21,16 @@ pub(super) fn warnings(
     }
     warnings.extend(paused.iter().map(PausedVolume::warning));
     if pool.damaged_blocks > 0 {
-        warnings
-            .push(format!("Reads found damage {}. The log names the blocks; they read as errors.", pool.damage_text()));
+        warnings.push(format!(
+            "{}. The log names them; they read as errors until they are written anew. rok-blk scrub finds all that is damaged.",
+            pool.damage_text()
+        ));
+    }
+    let damages = &pool.scrub.damages;
+    warnings.extend(damages.iter().take(DAMAGES_MAX).map(|range| format!("{}.", range.message)));
+    if damages.len() > DAMAGES_MAX {
+        let more = damages.len() - DAMAGES_MAX;
+        warnings.push(format!("{more} more damaged ranges are in pool.scrub.damages of rok-blk status --json."));
     }
     if pool.is_meta_reserve_gone {
         warnings.push(

@@ -10,9 +10,9 @@ use super::server::Permit;
 use super::settings::ListenSettings;
 use crate::disk::FileDevice;
 use crate::error::{Error, ErrorKind, IoError, Result};
-use crate::pool::AddressGroup;
+use crate::pool::{AddressGroup, ScrubWish};
 use crate::units::DeviceIndex;
-use crate::volume::Volume;
+use crate::volume::{ScrubResult, Volume};
 use parking_lot::Mutex;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub(super) enum Message {
     Disconnect { volume: Uuid, done: mpsc::Sender<()> },
     /// Move what heads map in these addresses elsewhere.
     Clean { group: AddressGroup, done: mpsc::Sender<std::result::Result<(), IoError>> },
+    /// Read and verify a part of a scrub.
+    Scrub { wish: ScrubWish, result: ScrubResult, done: mpsc::Sender<std::result::Result<(), IoError>> },
     /// Have a device at this index, which nobody uses yet, then say so.
     SetDevice { index: DeviceIndex, device: Arc<FileDevice>, done: mpsc::Sender<()> },
     /// End: accept nothing more, finish what is under way.

@@ -30,6 +30,7 @@ mod mailbox;
 mod pool_events;
 mod priority;
 mod requests;
+mod scrubbing;
 mod sender;
 mod server;
 mod settings;

@@ -22,9 +22,9 @@ use super::server::Shared;
 use super::settings::ListenSettings;
 use crate::disk::{Disk, IoBuffer, LentToDevice};
 use crate::error::IoError;
-use crate::pool::AddressGroup;
+use crate::pool::{AddressGroup, ScrubWish};
 use crate::units::{LaneIndex, to_u64, to_usize};
-use crate::volume::{Completion, Engine, RemoveMode, Volume};
+use crate::volume::{Completion, Engine, RemoveMode, ScrubResult, Volume};
 use async_executor::LocalExecutor;
 use rok_ublk::Prefix;
 use slab::Slab;
@@ -360,6 +360,7 @@ impl Lane {
                 }
                 Message::Discard { volume, range, done } => self.discard(&volume, range, done),
                 Message::Clean { group, done } => self.clean(group, done),
+                Message::Scrub { wish, result, done } => self.scrub(wish, &result, done),
                 Message::SetDevice { index, device, done } => {
                     self.engine.with_disk(|disk| disk.set_device(index, device));
                     // Who has given up waiting does not use the device.
@@ -379,6 +380,12 @@ impl Lane {
     fn clean(&mut self, group: AddressGroup, done: Answer) {
         if let Some(completion) = self.controls.begin(done, self.closing.is_some()) {
             self.engine.clean(&self.shared.exports.volumes, group, completion);
+        }
+    }
+
+    fn scrub(&mut self, wish: ScrubWish, result: &ScrubResult, done: Answer) {
+        if let Some(completion) = self.controls.begin(done, self.closing.is_some()) {
+            self.engine.scrub(wish, result, completion);
         }
     }
 

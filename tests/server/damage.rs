@@ -15,8 +15,8 @@ use crate::victim::Victim;
 
 const VOLUME: &str = "vol1";
 /// Blocks with data, 64 leaves apart, so that they are spread over the map.
-const BLOCK_COUNT: u64 = 16;
-const BLOCK_STEP: u64 = 64 * 256;
+pub const BLOCK_COUNT: u64 = 16;
+pub const BLOCK_STEP: u64 = 64 * 256;
 /// Where the copies are (`src/format/FORMAT.md`).
 const SUPERBLOCK_OFFSETS: [u64; 2] = [0, 65_536];
 const HEADER_OFFSETS: [u64; 2] = [0, 128 * 4096];
@@ -26,7 +26,7 @@ const INTEGRITY: Option<i32> = Some(9);
 const BLOCK_LENGTH: u32 = 4096;
 
 /// A pool with data, closed cleanly.
-fn pool_with_data() -> Home {
+pub fn pool_with_data() -> Home {
     let home = Home::with_pool();
     let serving = home.serve(&[]);
     home.run(["create", VOLUME, "--size", "2G"]).success();
@@ -39,11 +39,11 @@ fn pool_with_data() -> Home {
     home
 }
 
-fn connect(home: &Home) -> NbdClient {
+pub fn connect(home: &Home) -> NbdClient {
     NbdClient::connect(&home.path("run/rok-blk/nbd.sock"), VOLUME).expect("the server is ready")
 }
 
-fn write(client: &mut NbdClient, number: u64, sequence: u64) {
+pub fn write(client: &mut NbdClient, number: u64, sequence: u64) {
     let index = number * BLOCK_STEP;
     let mut block = vec![0; BLOCK_BYTES];
     stamp::fill(&mut block, index, Value::Stamp { client: number, sequence });
@@ -51,7 +51,7 @@ fn write(client: &mut NbdClient, number: u64, sequence: u64) {
 }
 
 /// The sequence number in a block, or the server's error.
-fn read(client: &mut NbdClient, number: u64) -> Result<u64, WireError> {
+pub fn read(client: &mut NbdClient, number: u64) -> Result<u64, WireError> {
     let index = number * BLOCK_STEP;
     let range = (index * BLOCK_BYTES_U64, BLOCK_LENGTH);
     let data = client.call(RequestKind::Read, range, &[]).expect("the server goes on")?;
@@ -99,6 +99,26 @@ fn flip(path: &Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 0x10], offset).expect("the file can be written");
 }
 
+/// Writes a block of a pool that nobody serves, as 1, and damages it where it is on the device.
+pub fn damage_block(home: &Home, number: u64) {
+    let device = home.path("pool/data-0");
+    let before = fs::read(&device).expect("the device");
+    let serving = home.serve(&[]);
+    let mut client = connect(home);
+    write(&mut client, number, 1);
+    client.disconnect();
+    serving.stop();
+    // What has changed is the block, and records, which the checkpoint at the end has made superfluous.
+    let after = fs::read(&device).expect("the device");
+    let blocks = before.chunks_exact(BLOCK_BYTES).zip(after.chunks_exact(BLOCK_BYTES));
+    let changed: Vec<usize> =
+        blocks.enumerate().skip(FRONT_BLOCKS).filter(|(_, (old, new))| old != new).map(|(index, _)| index).collect();
+    assert!((1..10).contains(&changed.len()), "{changed:?}");
+    for block in changed {
+        flip(&device, u64::try_from(block * BLOCK_BYTES + 1000).expect("64-bit"));
+    }
+}
+
 #[test]
 fn a_damaged_copy_of_the_superblock_is_replaced_and_two_are_refused() {
     let home = pool_with_data();
@@ -136,22 +156,7 @@ fn a_damaged_header_of_a_device_is_no_loss_and_two_are_refused() {
 fn a_damaged_block_is_an_error_for_itself_alone() {
     const DAMAGED: u64 = 5;
     let home = pool_with_data();
-    let device = home.path("pool/data-0");
-    let before = fs::read(&device).expect("the device");
-    let serving = home.serve(&[]);
-    let mut client = connect(&home);
-    write(&mut client, DAMAGED, 1);
-    client.disconnect();
-    serving.stop();
-    // What has changed is the block, and records, which the checkpoint at the end has made superfluous.
-    let after = fs::read(&device).expect("the device");
-    let blocks = before.chunks_exact(BLOCK_BYTES).zip(after.chunks_exact(BLOCK_BYTES));
-    let changed: Vec<usize> =
-        blocks.enumerate().skip(FRONT_BLOCKS).filter(|(_, (old, new))| old != new).map(|(index, _)| index).collect();
-    assert!((1..10).contains(&changed.len()), "{changed:?}");
-    for block in changed {
-        flip(&device, u64::try_from(block * BLOCK_BYTES + 1000).expect("64-bit"));
-    }
+    damage_block(&home, DAMAGED);
 
     let victim = serve(&home).unwrap_or_else(|refusal| panic!("{refusal:?}"));
     let mut client = connect(&home);
@@ -164,10 +169,14 @@ fn a_damaged_block_is_an_error_for_itself_alone() {
     assert_eq!(client.read(beside * BLOCK_BYTES_U64, BLOCK_LENGTH), vec![0; BLOCK_BYTES]);
     let status = home.run(["status", "--json"]).json();
     assert_eq!(status["pool"]["damaged_blocks"], 1);
-    assert_eq!(status["warnings"][0], "Reads found damage once. The log names the blocks; they read as errors.");
-    assert!(home.run(["status"]).success().contains("once by reads"));
+    assert_eq!(
+        status["warnings"][0],
+        "1 read has met a damaged block since the pool was opened. The log names them; they read as errors until they are \
+         written anew. rok-blk scrub finds all that is damaged."
+    );
+    assert!(home.run(["status"]).success().contains("1 read has met a damaged block"));
     assert_eq!(read(&mut client, DAMAGED), Err(WireError::Io));
-    assert!(home.run(["status"]).success().contains("2 times by reads"));
+    assert!(home.run(["status"]).success().contains("2 reads have met damaged blocks"));
     write(&mut client, DAMAGED, 2);
     assert_eq!(read(&mut client, DAMAGED), Ok(2), "written anew, it is whole again");
     client.disconnect();

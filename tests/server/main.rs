@@ -43,6 +43,7 @@ mod quickstart;
 mod refusal;
 mod scan;
 mod schema;
+mod scrub;
 mod snapshot;
 mod space;
 mod sparse;

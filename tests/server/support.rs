@@ -303,7 +303,7 @@ pub struct Answer {
     pub body: Value,
 }
 
-/// Sends a request over the control socket; an empty answer body is null.
+/// Sends a request over the control socket; an empty answer body is null, and text a string.
 #[track_caller]
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
     let mut stream = UnixStream::connect(socket).expect("the daemon listens");
@@ -323,7 +323,11 @@ pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
     let answer = String::from_utf8(answer).expect("the answer is UTF-8");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).expect("a status line").parse().expect("a status");
-    let body = if body.is_empty() { Value::Null } else { serde_json::from_str(body).expect("the body is JSON") };
+    let body = match body {
+        "" => Value::Null,
+        text if head.contains("content-type: text/plain") => text.into(),
+        json => serde_json::from_str(json).expect("the body is JSON"),
+    };
     Answer { status, head: head.to_owned(), body }
 }
 
