@@ -154,6 +154,13 @@ impl SimDevice {
         Self { name: name.into(), bound_to: None, state }
     }
 
+    /// As [`Self::duplicate`], with what is in flight: for several crashes at the same point.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        let state = Arc::new(Mutex::new(self.lock().image()));
+        Self { name: Arc::clone(&self.name), bound_to: None, state }
+    }
+
     /// Makes the device larger, durably; what is new are zeros.
     ///
     /// # Panics
@@ -181,6 +188,12 @@ impl SimDevice {
     /// afterwards. Faults not met yet stay. `random` gives a number below its argument; it must not touch the device.
     pub fn crash(&self, mode: CrashMode, random: &mut dyn FnMut(u64) -> u64) {
         self.lock().crash(mode, random);
+    }
+
+    /// The machine dies as with [`CrashMode::PowerLoss`]. For each write of [`Self::unflushed`], in that order, `choose` gets which
+    /// sectors may still reach the medium, and says of some of them that they do not.
+    pub fn lose_power(&self, choose: &mut dyn FnMut(&mut [bool])) {
+        self.lock().lose_power(choose);
     }
 
     /// Makes the `nth` operation of this kind to end from now on fail with EIO, once; 1 is the next.

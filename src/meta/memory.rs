@@ -20,7 +20,7 @@ pub struct MemoryStore {
 /// By the position of the table.
 type Tables = [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()];
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     tables: Tables,
     /// What undoes each batch since the last synced one, oldest first.
@@ -33,7 +33,7 @@ struct State {
     commits_to_full: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Undo {
     /// The key had this value, or none.
     Restore(Table, Vec<u8>, Option<Vec<u8>>),
@@ -46,6 +46,12 @@ impl MemoryStore {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Another store with the same batches, durable and not, and the same failures to come: for several crashes at one point.
+    #[must_use]
+    pub fn image(&self) -> Self {
+        Self { state: Mutex::new(self.state.lock().clone()) }
     }
 
     /// Loses power: `keep` gets the number of batches that are not surely durable and says how many of them survive.

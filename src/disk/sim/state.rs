@@ -81,6 +81,15 @@ impl State {
         copy
     }
 
+    /// The same with what is in flight.
+    pub(super) fn image(&self) -> Self {
+        let mut copy = self.duplicate();
+        copy.in_flight.clone_from(&self.in_flight);
+        copy.submission_count = self.submission_count;
+        copy.own_random = self.own_random.clone();
+        copy
+    }
+
     pub(super) fn fail_nth(&mut self, kind: OpKind, nth: u64) {
         self.faults.insert((kind, self.counters.of(kind) + nth));
     }
@@ -240,6 +249,28 @@ impl State {
         }
     }
 
+    /// A power loss of which `choose` says what each write loses.
+    pub(super) fn lose_power(&mut self, choose: &mut dyn FnMut(&mut [bool])) {
+        self.generation += 1;
+        self.counters.crashes += 1;
+        let pending = std::mem::take(&mut self.pending).into_iter().map(|pending| pending.write);
+        let writes: Vec<Write> = pending.chain(std::mem::take(&mut self.in_flight).into_values()).collect();
+        for mut write in writes {
+            let was_alive = write.is_alive.clone();
+            choose(&mut write.is_alive);
+            write.is_alive.iter_mut().zip(&was_alive).for_each(|(is_alive, was_alive)| *is_alive &= was_alive);
+            let count_before = was_alive.iter().filter(|is_alive| **is_alive).count();
+            self.count_lost(count_before, write.alive_count());
+            self.durable.apply(&write);
+        }
+        self.current = self.durable.clone();
+    }
+
+    fn count_lost(&mut self, count_before: usize, count_kept: usize) {
+        self.counters.dropped_writes += u64::from(count_kept == 0);
+        self.counters.torn_writes += u64::from(0 < count_kept && count_kept < count_before);
+    }
+
     /// Keeps, drops or tears a write whose fate the crash decides.
     fn settle_at_crash(&mut self, mut write: Write, spared_of_8: u64, random: Random<'_>) {
         let count_before = write.alive_count();
@@ -250,9 +281,7 @@ impl State {
                 tear(&mut write.is_alive, random);
             }
         }
-        let count_kept = write.alive_count();
-        self.counters.dropped_writes += u64::from(count_kept == 0);
-        self.counters.torn_writes += u64::from(0 < count_kept && count_kept < count_before);
+        self.count_lost(count_before, write.alive_count());
         self.wait_for_flush(write);
     }
 
