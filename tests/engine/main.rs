@@ -7,6 +7,7 @@
 mod cleaning;
 mod cold_leaf;
 mod counts;
+mod crash_states;
 mod damaged_leaf;
 mod fill_and_free;
 mod fragmented;
@@ -15,6 +16,7 @@ mod model;
 mod parts;
 mod pausing;
 mod reserve;
+mod rig;
 mod scenarios;
 mod scrubbing;
 mod sector;

@@ -33,7 +33,7 @@ struct Block {
 }
 
 /// The blocks of one volume.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Model {
     blocks: BTreeMap<u64, Block>,
 }

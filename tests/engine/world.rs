@@ -4,7 +4,7 @@ mod crashing;
 mod growth;
 mod key_slots;
 mod pausing;
-mod signals;
+pub mod signals;
 mod sizes;
 mod trimming;
 

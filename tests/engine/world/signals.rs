@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the pool asks for.
 #[derive(Default)]
-pub(super) struct SimSignals {
-    pub(super) wants_checkpoint: AtomicBool,
+pub struct SimSignals {
+    pub wants_checkpoint: AtomicBool,
 }
 
 impl Signals for SimSignals {
@@ -29,8 +29,8 @@ impl Signals for SimSignals {
 
 /// Jobs that wait for a blocking thread.
 #[derive(Default)]
-pub(super) struct SimBlocking {
-    pub(super) jobs: RefCell<VecDeque<Box<dyn FnOnce() + Send>>>,
+pub struct SimBlocking {
+    pub jobs: RefCell<VecDeque<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Blocking for SimBlocking {
