@@ -9,6 +9,7 @@ mod cold_leaf;
 mod counts;
 mod crash_states;
 mod damaged_leaf;
+mod failure_sweep;
 mod fill_and_free;
 mod fragmented;
 mod lost_lane;
