@@ -11,6 +11,7 @@ mod crash_states;
 mod damaged_leaf;
 mod failure_sweep;
 mod fill_and_free;
+mod flips;
 mod fragmented;
 mod lost_lane;
 mod model;
