@@ -59,7 +59,7 @@ const CRASH_BUGS: [Bug; 9] = [
 const BUG_WORKLOADS: u64 = 400;
 
 #[test]
-fn each_bug_that_concerns_crashes_is_found_by_a_crash_state() {
+fn bugs_that_concern_crashes_are_found_by_crash_states() {
     let mut missed = Vec::new();
     for bug in CRASH_BUGS {
         let (next, found) = (AtomicU64::new(0), Mutex::new(None));

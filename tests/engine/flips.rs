@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use structure::{Spot, Structure};
 
-const FLIPS: u64 = 8_192;
+const FLIPS: u64 = 65_536;
 /// Of each edit in each pool.
 const EDITS_EACH: u64 = 60;
 
