@@ -13,7 +13,7 @@ POOL_SIZE ?=
 # Options of the command `bench`; see `rok-blk bench --help`.
 BENCH ?=
 
-.PHONY: help run test fuzz bench compare hostile kernel kernel-long power-cut uninstall-data
+.PHONY: help run test fuzz bench compare hostile kernel kernel-long torture power-cut uninstall-data
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,10 @@ kernel: ## Test against a real kernel with ublk and nbd drivers, in an emulated 
 kernel-long: ## The same with a hundred kills of the daemon under load, twenty restarts, and a minute without memory (half an hour; ROK_KILLS=100)
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh --long
+
+torture: ## Run the long modes of simulation, crash states, flips and fuzzing in turns, from where they ended last (HOURS=1)
+	@deploy/install-deps.sh build test ci
+	@exec tests/torture.sh $(or $(HOURS),1)
 
 power-cut: ## Cut the power under a pool at a hundred and twenty points of a recording of its disks (ROK_POWER_CUTS=120)
 	@deploy/install-deps.sh build test
