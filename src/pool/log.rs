@@ -7,6 +7,11 @@
 //! Invariant: the home's first block is always reserved, and a batch is closed only when its data and the next
 //! home are reserved too.
 
+mod batch;
+
+pub use batch::{BatchWrite, DoneBatch};
+
+use self::batch::{Flying, OpenBatch, append_batch_writes, empty_record};
 use crate::disk::IoBuffer;
 use crate::format::record::{
     BATCH_BLOCKS_MAX, RECORD_BLOCKS_MAX, RECORD_HEAD_BYTES, Record, RecordPlace, Removal, WriteRun, blocks_for_body,
@@ -15,7 +20,7 @@ use crate::format::record::{
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::pool::space::WINDOW_RUNS_MAX;
-use crate::units::{Address, AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize};
+use crate::units::{AddressRun, BLOCK_SIZE, ChainSequence, LaneIndex, blocks_to_bytes, to_u64, to_usize};
 use std::collections::VecDeque;
 
 /// With fewer batches than this in flight the open one is closed however small it is: the device has little to do.
@@ -57,41 +62,6 @@ pub enum Refusal {
     NoSpace,
     /// A snapshot of the volume is made: wait for it.
     Closed,
-}
-
-/// One device write of a batch.
-#[derive(Debug)]
-pub struct BatchWrite {
-    /// Where.
-    pub address: Address,
-    /// What.
-    pub source: IoBuffer,
-}
-
-/// A batch whose writes, and all batches before it, are done.
-#[derive(Debug)]
-pub struct DoneBatch {
-    /// Its number.
-    pub chain: ChainSequence,
-    /// The blocks of its record, free once a checkpoint contains the batch.
-    pub record_run: AddressRun,
-    /// Its record.
-    pub record: Record,
-    /// Whom to acknowledge.
-    pub parts: Vec<u32>,
-}
-
-struct OpenBatch {
-    buffer: IoBuffer,
-    /// Without what is known only when the batch is closed: the next record, the marks and the segments.
-    record: Record,
-    parts: Vec<u32>,
-}
-
-struct Flying {
-    batch: DoneBatch,
-    buffer: IoBuffer,
-    writes_left: usize,
 }
 
 /// The log of one lane.
@@ -487,40 +457,10 @@ impl Log {
     }
 }
 
-/// A record of nothing, which has no next one yet.
-const fn empty_record(next: Address) -> Record {
-    Record { next, marks: Vec::new(), runs: Vec::new(), macs: Vec::new(), segments: Vec::new(), removals: Vec::new() }
-}
-
-/// One write for the record and the data right behind it, one for each further segment.
-fn append_batch_writes(
-    writes: &mut Vec<BatchWrite>,
-    buffer: &IoBuffer,
-    record_run: AddressRun,
-    segments: &[AddressRun],
-) {
-    let record_start = RECORD_BLOCKS_MAX - to_usize(record_run.count);
-    let is_adjacent = segments.first().is_some_and(|first| first.start == record_run.start.plus(record_run.count));
-    let mut block = RECORD_BLOCKS_MAX;
-    let mut first_end = RECORD_BLOCKS_MAX;
-    for (index, segment) in segments.iter().enumerate() {
-        let end = block + to_usize(segment.count);
-        if index == 0 && is_adjacent {
-            first_end = end;
-        } else {
-            let source = buffer.slice(blocks_to_bytes(block)..blocks_to_bytes(end));
-            writes.push(BatchWrite { address: segment.start, source });
-        }
-        block = end;
-    }
-    let source = buffer.slice(blocks_to_bytes(record_start)..blocks_to_bytes(first_end));
-    writes.push(BatchWrite { address: record_run.start, source });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{BlockIndex, DeviceIndex, Epoch, KeyGeneration, Sequence, TreeId};
+    use crate::units::{Address, BlockIndex, DeviceIndex, Epoch, KeyGeneration, Sequence, TreeId};
 
     const MARKS: usize = 2;
 
