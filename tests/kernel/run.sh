@@ -142,8 +142,10 @@ on_kernel() {
 
 case ${1:-} in
   '')
-    # The longest first, so that none of them is the last one and alone.
+    # Alone, since it tells how long requests wait.
     survive 600 --setting ROK_SURVIVE_PARTS=load
+    wait
+    # The longest first, so that none of them is the last one and alone.
     machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
     machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
       ${nbd_client[@]+"${nbd_client[@]}"}
