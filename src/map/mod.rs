@@ -10,8 +10,10 @@ mod packed;
 mod parts_tests;
 mod stack;
 mod stored;
+mod taken;
 
 pub use cache::LeafCache;
 pub use changes::{Change, ChangeKey, Changes, DroppedSet, LayGuard};
 pub use packed::PackedLeaf;
 pub use stored::{Lineage, OneLeaf, Onto, StoredLeaf, StoredLeaves};
+pub use taken::TakenChanges;

@@ -15,17 +15,15 @@
 //! trees together with the catalog's word for it. A step looks at a bounded number of leaves and begins with a new view.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::entry::Entry;
 use crate::format::key;
-use crate::format::leaf::Leaf;
-use crate::map::{Lineage, StoredLeaves};
+use crate::map::{Lineage, StoredLeaves, TakenChanges};
 use crate::meta::{MetaRead, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, Pool};
-use crate::units::{BLOCK_SIZE_U64, BlockIndex, Epoch, LEAF_ENTRIES, LEAF_ENTRIES_U64, LeafIndex, TreeId};
+use crate::units::{BLOCK_SIZE_U64, BlockIndex, Epoch, LEAF_ENTRIES_U64, LeafIndex, TreeId};
 use crate::volume::Volume;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::ops::Range;
 use uuid::Uuid;
 
@@ -100,15 +98,12 @@ struct Sides {
     segments: Vec<Segment>,
 }
 
-/// Changes of a leaf that an epoch of a tree sees.
-type LeafChanges = Vec<(u8, Option<Entry>)>;
-
 /// What was in memory before the view was made.
 #[derive(Default)]
 struct InMemory {
     /// Leaves that may differ by it.
     touched: BTreeSet<LeafIndex>,
-    changes: BTreeMap<(LeafIndex, TreeId, Epoch), LeafChanges>,
+    changes: TakenChanges,
 }
 
 /// Compares the first leaves of a range of bytes that may differ, about `leaf_count_max` of them, which must not be 0. Never
@@ -227,14 +222,8 @@ fn in_memory(pool: &Pool, sides: &Sides, leaves: &mut Range<LeafIndex>, leaf_cou
     memory.touched.retain(|leaf| *leaf < leaves.end);
     let levels = sides.levels();
     for leaf in &memory.touched {
-        for (tree, epoch) in &levels {
-            let mut changes = LeafChanges::new();
-            pool.changes().of_range(*tree, *epoch, (leaf.first_block(), LEAF_ENTRIES), |slot, change| {
-                changes.push((u8::try_from(slot).expect("a leaf has 256 slots"), change.entry));
-            });
-            if !changes.is_empty() {
-                memory.changes.insert((*leaf, *tree, *epoch), changes);
-            }
+        for level in &levels {
+            memory.changes.take(pool.changes(), *leaf, *level);
         }
     }
     memory
@@ -263,8 +252,8 @@ fn compare(
     let stored = StoredLeaves { store, keys: pool.keys() };
     let mut step = DiffStep { end_bytes: end.get() * LEAF_BYTES, ..DiffStep::default() };
     for leaf in leaves.range(..end) {
-        let before = leaf_of(&stored, memory, &sides.from, *leaf)?;
-        let after = leaf_of(&stored, memory, &sides.to, *leaf)?;
+        let before = memory.changes.leaf_of(&stored, &sides.from, *leaf)?;
+        let after = memory.changes.leaf_of(&stored, &sides.to, *leaf)?;
         step.leaf_count += 1;
         for slot in 0..=u8::MAX {
             let kind = match (before.get(slot), after.get(slot)) {
@@ -277,25 +266,6 @@ fn compare(
         }
     }
     Ok(step)
-}
-
-/// A leaf as a lineage sees it: of the first tree that has it, with the changes of that tree and of those before it.
-fn leaf_of(stored: &StoredLeaves<'_>, memory: &InMemory, lineage: &Lineage, leaf: LeafIndex) -> Result<Leaf> {
-    let mut found = Leaf::default();
-    let mut level_count = lineage.0.len();
-    for (level, (tree, epoch)) in lineage.0.iter().enumerate() {
-        if let Some(newest) = stored.newest(*tree, *epoch, leaf)? {
-            found = newest.leaf;
-            level_count = level + 1;
-            break;
-        }
-    }
-    for (tree, epoch) in lineage.0[..level_count].iter().rev() {
-        for (slot, entry) in memory.changes.get(&(leaf, *tree, *epoch)).into_iter().flatten() {
-            found.set(*slot, *entry);
-        }
-    }
-    Ok(found)
 }
 
 /// The leaves of an epoch, from the index, some in memory.

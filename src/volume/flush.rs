@@ -43,15 +43,11 @@ impl<D: Disk + 'static> Engine<D> {
         }
         let result = self.pool.check_writable();
         let is_over = |need| result.is_err() || is_planted(Bug::SkipFlush) || self.pool.is_flushed(need);
-        let mut index = 0;
-        while let Some(waiter) = state.flush_waiting.get(index) {
-            if is_over(waiter.need) {
-                let waiter = state.flush_waiting.remove(index);
-                finish(state, waiter.done, result);
-            } else {
-                index += 1;
-            }
+        let mut waiting = std::mem::take(&mut state.flush_waiting);
+        for waiter in waiting.extract_if(.., |waiter| is_over(waiter.need)) {
+            finish(state, waiter.done, result);
         }
+        state.flush_waiting = waiting;
         let RunningFlush { mut start, waiters, .. } = std::mem::take(&mut state.spare_flush);
         if state.flush_waiting.is_empty() || !self.pool.begin_flush(&mut start) {
             state.spare_flush = RunningFlush { start, waiters, devices_left: 0 };

@@ -11,7 +11,7 @@
 //! Environment: `ROK_POWER_CUTS`, how many (16); `ROK_POWER_CONTROLS`, how many flushed writes are left out, one at a time
 //! (2); `ROK_POWER_SEED`; `ROK_POWER_CUT`, only the cut at this position; `ROK_POWER_JOBS`, threads.
 
-#![allow(clippy::print_stdout, reason = "a program that reports on its standard output")]
+#![expect(clippy::print_stdout, reason = "a program that reports on its standard output")]
 
 mod claims;
 mod control;

@@ -3,9 +3,8 @@
 use super::part::ScrubBlock;
 use crate::error::{ErrorKind, Result};
 use crate::format::entry::Entry;
-use crate::format::leaf::Leaf;
 use crate::format::scrub::{Damage, DamageKind, DamageReader, READER_SNAPSHOTS_MAX, READERS_MAX};
-use crate::map::{Lineage, StoredLeaves};
+use crate::map::{Lineage, StoredLeaves, TakenChanges};
 use crate::meta::MetaRead;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, Pool};
@@ -52,14 +51,11 @@ struct Reader {
     trees: BTreeSet<TreeId>,
 }
 
-/// Changes of a leaf that an epoch of a tree sees.
-type LeafChanges = Vec<(u8, Option<Entry>)>;
-
 /// What was in memory when the view was made.
 #[derive(Default)]
 struct Instant {
     readers: Vec<Reader>,
-    changes: BTreeMap<(LeafIndex, TreeId, Epoch), LeafChanges>,
+    changes: TakenChanges,
 }
 
 type Suspects = BTreeMap<(TreeId, LeafIndex), Vec<Suspect>>;
@@ -103,16 +99,10 @@ impl Pool {
         let readers: Vec<Reader> = heads.chain(snapshots).filter(is_concerned).collect();
         let levels: BTreeSet<(TreeId, Epoch)> =
             readers.iter().flat_map(|reader| reader.lineage.0.iter().copied()).collect();
-        let mut changes = BTreeMap::new();
+        let mut changes = TakenChanges::default();
         for leaf in suspects.keys().map(|(_, leaf)| *leaf).collect::<BTreeSet<_>>() {
-            for (tree, epoch) in &levels {
-                let mut of_level = LeafChanges::new();
-                self.changes.of_range(*tree, *epoch, (leaf.first_block(), LEAF_ENTRIES), |slot, change| {
-                    of_level.push((u8::try_from(slot).expect("a leaf has 256 slots"), change.entry));
-                });
-                if !of_level.is_empty() {
-                    changes.insert((leaf, *tree, *epoch), of_level);
-                }
+            for level in &levels {
+                changes.take(&self.changes, leaf, *level);
             }
         }
         Instant { readers, changes }
@@ -128,7 +118,7 @@ impl Pool {
         let stored = StoredLeaves { store: view, keys: &self.keys };
         let mut seen_by: Vec<Vec<DamageReader>> = vec![Vec::new(); suspects.len()];
         for reader in instant.readers.iter().filter(|reader| reader.trees.contains(&tree)) {
-            let seen = match instant.leaf_of(&stored, &reader.lineage, leaf) {
+            let seen = match instant.changes.leaf_of(&stored, &reader.lineage, leaf) {
                 Err(error) if error.kind() != ErrorKind::Integrity => return Err(error),
                 other => other.ok(),
             };
@@ -146,27 +136,6 @@ impl Pool {
             }
         }
         Ok(join(suspects.iter().zip(seen_by).filter(|(_, readers)| !readers.is_empty())))
-    }
-}
-
-impl Instant {
-    /// A leaf as a lineage sees it: of the first tree that has it, with the changes of that tree and of those before it.
-    fn leaf_of(&self, stored: &StoredLeaves<'_>, lineage: &Lineage, leaf: LeafIndex) -> Result<Leaf> {
-        let mut found = Leaf::default();
-        let mut level_count = lineage.0.len();
-        for (level, (tree, epoch)) in lineage.0.iter().enumerate() {
-            if let Some(newest) = stored.newest(*tree, *epoch, leaf)? {
-                found = newest.leaf;
-                level_count = level + 1;
-                break;
-            }
-        }
-        for (tree, epoch) in lineage.0[..level_count].iter().rev() {
-            for (slot, entry) in self.changes.get(&(leaf, *tree, *epoch)).into_iter().flatten() {
-                found.set(*slot, *entry);
-            }
-        }
-        Ok(found)
     }
 }
 
