@@ -39,8 +39,8 @@ pub(super) struct Attach {
     /// By the kernel's NBD client, as /dev/nbdN, where there is no ublk: slower, with one queue of 128 requests
     #[arg(long, conflicts_with_all = ["queues", "depth"])]
     nbd: bool,
-    /// Queues of each disk, which lanes serve, as many as there are processors at most; by default one for each lane, at
-    /// most 4
+    /// Queues of each disk, which lanes serve, as many as there are processors at most, and one on Linux 6.16 to 6.19; by
+    /// default one for each lane, at most 4
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     queues: Option<u16>,
     /// Requests of each queue that may be under way, at most 512; by default 128

@@ -15,7 +15,7 @@ use crate::daemon::scrub_resource::{ScrubAnswer, ScrubPhase, Scrubbing};
 
 #[derive(Debug, Args)]
 pub(super) struct Scrub {
-    /// Read so much in a second at most, 64M if nothing is said
+    /// Read so much in a second at most, from 1MiB on; by default 64MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["pause", "stop"])]
     rate: Option<u64>,
     /// Pause when this share of the used space is read; the next scrub goes on there

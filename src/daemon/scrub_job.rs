@@ -96,7 +96,7 @@ impl ScrubJob {
         let rate_bytes = options.rate.unwrap_or(RATE_BYTES_DEFAULT);
         if rate_bytes < RATE_BYTES_MIN {
             return Err(Error::new(ErrorKind::Usage, format!("A scrub cannot read {rate_bytes} bytes a second"))
-                .with_hint(format!("The least is {RATE_BYTES_MIN}")));
+                .with_hint(format!("The least is {} MiB", RATE_BYTES_MIN >> 20)));
         }
         let subset = options.subset;
         if let Some(percent) = subset.filter(|percent| !(1..=100).contains(percent)) {
