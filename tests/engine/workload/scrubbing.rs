@@ -42,8 +42,10 @@ pub(super) struct Scrubbing {
     scrub: Option<Scrub>,
     is_reading: bool,
     rot: Option<Rot>,
-    /// What the pass under way may find: a block of a volume.
+    /// What the pass may find that began last: a block of a volume.
     may_find: Option<u64>,
+    /// When that was. After a crash the one before it may be under way again, whose end was not stored.
+    began_at: u64,
     /// A pass came to its end.
     is_due: bool,
     /// Of what was found not everybody who has it was to be named.
@@ -70,6 +72,7 @@ impl Workload {
         }
         let now = self.now;
         self.scrubbing.may_find = self.scrubbing.rot.as_ref().map(|rot| rot.block);
+        self.scrubbing.began_at = now;
         (self.scrubbing.is_brief, self.scrubbing.rollbacks_before) = (false, self.world.counts.rollbacks);
         self.scrubbing.scrub.as_mut().expect("each life has one").begin(now, 1 << 20);
         self.store_scrub();
@@ -230,6 +233,10 @@ impl Workload {
         self.world.clear_faults();
         self.world.counts.scrubs += 1;
         let record = self.scrubbing.scrub.as_ref().expect("each life has one").record().clone();
+        if record.began_at != self.scrubbing.began_at {
+            // It may list a bit of its own time, and may have been behind the one that is inverted now.
+            return self.end_rot();
+        }
         let may_fail = self.world.device_counters().injected_errors > 0;
         for damage in &record.damages {
             let is_rot = damage.kind == DamageKind::Content && Some(damage.first.get()) == self.scrubbing.may_find;
