@@ -464,11 +464,16 @@ impl Workload {
         let handle = self.life().handles.remove(volume);
         let content = self.read_through(&handle, block);
         self.life().handles.insert(volume, handle);
-        let mut value = ZEROS;
-        for (place, content) in value.iter_mut().zip(content?.chunks_exact(512)) {
-            *place = parse(content)
-                .unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
-        }
-        Ok(value)
+        Ok(value_of(volume, block, &content?))
     }
+}
+
+/// What the bytes of a block say.
+fn value_of(volume: usize, block: u64, content: &[u8]) -> Value {
+    let mut value = ZEROS;
+    for (place, content) in value.iter_mut().zip(content.chunks_exact(512)) {
+        *place =
+            parse(content).unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
+    }
+    value
 }

@@ -1,6 +1,6 @@
 //! How lives of the pool end and begin, and what must be there then.
 
-use super::{VOLUME_COUNT, Workload};
+use super::{VOLUME_COUNT, Workload, value_of};
 use crate::model::Model;
 use crate::world::End;
 use rand::Rng;
@@ -52,10 +52,15 @@ impl Workload {
         self.begin_life(life);
         self.repair = None;
         for volume in 0..VOLUME_COUNT {
-            for block in self.models[volume].touched() {
-                let value = self.read_block(volume, block).unwrap_or_else(|error| {
+            let blocks = self.models[volume].touched();
+            let handle = self.life().handles.remove(volume);
+            let contents = self.read_all(&handle, &blocks);
+            self.life().handles.insert(volume, handle);
+            for (block, content) in contents {
+                let content = content.unwrap_or_else(|error| {
                     panic!("block {block} of volume {volume} reads as an error after a crash: {error}")
                 });
+                let value = value_of(volume, block, &content);
                 let candidates = self.models[volume].candidate_values(block);
                 assert!(
                     candidates.contains(&value),

@@ -21,6 +21,10 @@ use uuid::Uuid;
 const SNAPSHOTS_MAX: usize = 12;
 /// The same where leaves are to be stored in parts: more than parts may be deep, for each volume.
 const MANY_SNAPSHOTS_MAX: usize = 24;
+/// Blocks that are read by one request where all are read.
+const RUN_BLOCKS_MAX: usize = 64;
+
+type ReadResult = std::result::Result<Vec<u8>, IoError>;
 
 /// What a snapshot may hold, by block: several values until it was read.
 type Content = BTreeMap<u64, Vec<Value>>;
@@ -271,8 +275,8 @@ impl Workload {
         };
         let handle = self.life().volumes.open_snapshot(id).expect("the snapshot is there");
         assert_eq!(handle.volume().size_bytes(), self.snapshots[index].size_bytes, "the size is frozen too");
-        for block in blocks {
-            match self.read_through(&handle, block) {
+        for (block, content) in self.read_all(&handle, &blocks) {
+            match content {
                 Ok(content) => self.check_snapshot_block(index, block, &content),
                 Err(_) => self.failed(),
             }
@@ -284,13 +288,33 @@ impl Workload {
         (0..self.snapshots.len()).for_each(|index| self.verify_snapshot(index));
     }
 
+    /// Blocks in ascending order, neighbours by one request; each alone where that fails.
+    pub(super) fn read_all(&mut self, handle: &OpenVolume, blocks: &[u64]) -> Vec<(u64, ReadResult)> {
+        let mut contents = Vec::new();
+        let neighbours = blocks.chunk_by(|block, next| block + 1 == *next);
+        for run in neighbours.flat_map(|neighbours| neighbours.chunks(RUN_BLOCKS_MAX)) {
+            match self.read_run(handle, run[0], run.len()) {
+                Ok(content) => {
+                    let content = content.chunks_exact(BLOCK_SIZE).map(|content| Ok(content.to_vec()));
+                    contents.extend(run.iter().copied().zip(content));
+                }
+                Err(_) => contents.extend(run.iter().map(|block| (*block, self.read_through(handle, *block)))),
+            }
+        }
+        contents
+    }
+
     /// One block, once everything else is done.
-    pub(super) fn read_through(&mut self, handle: &OpenVolume, block: u64) -> std::result::Result<Vec<u8>, IoError> {
-        let target = IoBuffer::allocate(BLOCK_SIZE);
+    pub(super) fn read_through(&mut self, handle: &OpenVolume, block: u64) -> ReadResult {
+        self.read_run(handle, block, 1)
+    }
+
+    fn read_run(&mut self, handle: &OpenVolume, first: u64, count: usize) -> ReadResult {
+        let target = IoBuffer::allocate(count * BLOCK_SIZE);
         let completion = Completion { owner: 1, cookie: 0 };
         let lane = self.lane();
         let life = self.life();
-        life.lanes[lane].read(handle.volume(), block * BLOCK_SIZE_U64, target.clone(), completion);
+        life.lanes[lane].read(handle.volume(), first * BLOCK_SIZE_U64, target.clone(), completion);
         let mut done = Vec::new();
         let mut life = self.life.take().expect("a life was begun");
         self.world.drain(&mut life, &mut done);
