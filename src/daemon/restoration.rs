@@ -29,6 +29,9 @@ use crate::lane::{DeviceVolume, Server};
 /// commands all were with that daemon the driver takes half a minute.
 const RECOVERY_TIME_MAX: Duration = Duration::from_secs(40);
 
+/// How long the requests in flight of one device may take to be answered when the daemon ends.
+const QUIESCE_TIME_MAX: Duration = Duration::from_secs(2);
+
 impl Attachments {
     /// Brings back what is remembered of the pool in a directory.
     pub(super) fn restore(server: &Arc<Server>, pool: &Path, names: DeviceNames, lock: MemoryLock) -> Self {
@@ -192,6 +195,14 @@ impl Attachments {
             tracing::error!(%error, device = number, "a device was left behind");
         } else {
             return true;
+        }
+        if attached.device().can_quiesce() {
+            match attached.driver.quiesce(attached.device(), QUIESCE_TIME_MAX) {
+                Ok(()) => tracing::info!(device = number, "a device was quiesced: nothing of it is in flight"),
+                Err(error) => {
+                    tracing::warn!(%error, device = number, "requests in flight come to the next daemon again")
+                }
+            }
         }
         let released = self.server.release_device(number);
         if let Err(error) = released.and_then(|()| attached.queues.lock().wait_ended(END_TIME_MAX)) {

@@ -98,6 +98,20 @@ filesystem_is_whole() {
 
 message_names_the_disks() { grep -q '/dev/ublkb0.* in use: requests wait' /run/daemon.log; }
 
+# With a driver that can do that, from 6.16 on, a daemon answers what is in flight before it leaves. (The daemon asks the driver.)
+disks_were_quiesced() {
+  case $(uname -r) in
+    [0-5].* | 6.[0-9].* | 6.1[0-5].*)
+      echo "the driver of $(uname -r) cannot quiesce"
+      ! grep 'device was quiesced' /run/daemon.log
+      ;;
+    *)
+      for number in 0 1; do grep "device was quiesced.*device=$number" /run/daemon.log; done
+      ! grep 'come to the next daemon again' /run/daemon.log
+      ;;
+  esac
+}
+
 # states: number and state of each device.
 states() { rok-blk devices -o jsonl | sed -n 's/.*"id":\([0-9]*\),.*"state":"\([a-z]*\)".*/\1 \2/p'; }
 
@@ -301,6 +315,7 @@ if start_daemon; then
       under_load
       stage load load_went_on
       stage message message_names_the_disks
+      stage quiesced disks_were_quiesced
       stage whole filesystem_is_whole
       stage calm kernel_is_calm 'BUG:|WARNING:|Oops|blocked for more|I/O error|EXT4-fs error'
       ;;

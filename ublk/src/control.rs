@@ -174,6 +174,8 @@ const END_RECOVERY: Action = Action {
     name: "end the recovery of",
     hint: "a thread that serves one of its queues is not running, or not submitting",
 };
+const QUIESCE: Action =
+    Action { code: sys::UBLK_U_CMD_QUIESCE_DEV, name: "quiesce", hint: "requests in flight were not answered" };
 const UPDATE_SIZE: Action =
     Action { code: sys::UBLK_U_CMD_UPDATE_SIZE, name: "change the size of", hint: "look at the kernel log" };
 const GET_INFO: Action =
@@ -302,6 +304,21 @@ impl Control {
     /// [`ControlError::TimeOver`] when a queue is not being served; what the driver answers.
     pub fn finish_recovery(&self, device: &Device) -> Result<(), ControlError> {
         self.run(END_RECOVERY, device.id, u64::from(std::process::id()))
+    }
+
+    /// Takes a live device that outlives its server away from it: new requests wait, those in flight are answered, and every
+    /// command of its queues comes back, which ends them. So the next server gets nothing a second time.
+    ///
+    /// Only for devices with [`Device::can_quiesce`]. The driver waits at most for `time_max`, in whole milliseconds and at
+    /// least one.
+    ///
+    /// # Errors
+    /// [`ControlError::Refused`] with `EBUSY` when requests were not answered in time: new ones wait all the same, and those come to
+    /// the next server again. What else the driver answers.
+    pub fn quiesce(&self, device: &Device, time_max: Duration) -> Result<(), ControlError> {
+        // 0 is for ever.
+        let milliseconds = u64::try_from(time_max.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.run(QUIESCE, device.id, milliseconds)
     }
 
     /// Gives a live device another size, in bytes, a multiple of 512; its users see it at once. The driver does not look at
@@ -441,6 +458,7 @@ fn open_handle(info: &sys::ublksrv_ctrl_dev_info) -> Result<Device, ControlError
         queue_depth: info.queue_depth,
         io_bytes_max: info.max_io_buf_bytes,
         is_recoverable: survives(info.flags),
+        can_quiesce: Features::from_bits(info.flags).has_quiesce(),
     })
 }
 

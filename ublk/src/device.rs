@@ -21,6 +21,7 @@ pub struct Device {
     pub(crate) queue_depth: u16,
     pub(crate) io_bytes_max: u32,
     pub(crate) is_recoverable: bool,
+    pub(crate) can_quiesce: bool,
 }
 
 impl Device {
@@ -52,6 +53,12 @@ impl Device {
     #[must_use]
     pub fn is_recoverable(&self) -> bool {
         self.is_recoverable
+    }
+
+    /// Whether its server can answer what is in flight before it leaves (see [`crate::Control::quiesce`]).
+    #[must_use]
+    pub fn can_quiesce(&self) -> bool {
+        self.can_quiesce
     }
 
     /// Path of the block device. It exists once the device is started.

@@ -65,12 +65,19 @@ impl Features {
         self.has(sys::UBLK_F_USER_RECOVERY)
     }
 
-    /// Flags of a device that outlives its server, with its requests in flight sent again to the next one; 0 if the driver
-    /// cannot do that. Without the second flag they would fail, which is no survival.
+    /// Flags of a device that outlives its server, with its requests in flight sent again to the next one, and that can be
+    /// quiesced where the driver knows how; 0 if the driver cannot do the first two. Without the second flag they would fail,
+    /// which is no survival.
     #[must_use]
     pub(crate) fn survival_flags(self) -> u64 {
         let flags = u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE);
-        if self.0 & flags == flags { flags } else { 0 }
+        if self.0 & flags == flags { self.0 & (flags | u64::from(sys::UBLK_F_QUIESCE)) } else { 0 }
+    }
+
+    /// True when a device can be taken from its server with nothing in flight (Linux 6.16).
+    #[must_use]
+    pub fn has_quiesce(self) -> bool {
+        self.has(sys::UBLK_F_QUIESCE)
     }
 
     /// True when a running device can change its size (Linux 6.16).
@@ -133,6 +140,8 @@ mod tests {
     fn device_survives_only_with_its_requests_in_flight() {
         assert_eq!(Features::from_bits(0x1fe).survival_flags(), 0x18);
         assert_eq!(Features::from_bits(0x8).survival_flags(), 0);
+        assert_eq!(Features::from_bits(0x7fff).survival_flags(), 0x1018, "and can be quiesced");
+        assert_eq!(Features::from_bits(0x1000).survival_flags(), 0);
         assert!(Features::from_bits(0x1fe).needs_stand_in() && !Features::from_bits(0x3fff).needs_stand_in());
     }
 

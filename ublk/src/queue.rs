@@ -444,6 +444,7 @@ mod tests {
             queue_depth: DEPTH,
             io_bytes_max: IO_BYTES_MAX,
             is_recoverable: false,
+            can_quiesce: false,
         };
         Queue::new(Arc::new(device), 0, PREFIX).expect("a memory file can be mapped")
     }
