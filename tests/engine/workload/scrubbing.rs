@@ -64,6 +64,10 @@ impl Scrubbing {
 impl Workload {
     /// Begins a pass, mostly with a bit inverted; or stores how far one is.
     pub(super) fn scrub(&mut self) {
+        if std::mem::take(&mut self.scrubbing.is_due) {
+            // It came to its end in what this operation has done already.
+            return self.judge_scrub();
+        }
         if self.scrubbing.scrub.as_ref().is_some_and(|scrub| scrub.record().place.is_some()) {
             return self.store_scrub();
         }
