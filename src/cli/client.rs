@@ -43,7 +43,7 @@ impl Client {
         let mut path = socket_path(socket);
         let service = control_socket::path_of_service(host::effective_uid());
         if socket.is_none()
-            && let Some(service) = service.filter(|service| path == *service || !path.exists())
+            && let Some(service) = service.filter(|service| path == *service || service.exists() && !path.exists())
         {
             path = service;
         } else if socket.is_none()

@@ -33,8 +33,7 @@ pub fn default_path(runtime_directory: Option<&Path>, uid: u32) -> PathBuf {
 /// path. Only root makes directories in `/run`: whose it is was root's decision.
 #[must_use]
 pub fn path_of_service(uid: u32) -> Option<PathBuf> {
-    let path = Path::new("/run").join(DIRECTORY).join(FILE);
-    (uid == 0 && path.exists()).then_some(path)
+    (uid == 0).then(|| Path::new("/run").join(DIRECTORY).join(FILE))
 }
 
 /// Checks that nobody else can have put the directory of a default socket there: it is a directory, not a link,
