@@ -1,6 +1,7 @@
 # In the emulated machine: how fast ublk is served here, as ratios, each of two that take turns. The null device of a lane against the
 # null device of libublk's own example, in the same mode (it copies data itself, which that device leaves out: reads of it give what
-# was in memory) and with buffers that the driver fills; and a volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
+# was in memory), with buffers that the driver fills, and, with a driver of 6.16 or newer, without any copy (UBLK_F_AUTO_BUF_REG): what a server
+gains at most that never looks at the data; and a volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
 
 # shellcheck source=tests/kernel/daemon.sh
 . /etc/daemon.sh
@@ -46,21 +47,21 @@ start_library() {
 
 # What is measured: its name, the two devices, and what fio does.
 cases() {
-  for depth in 1 64; do
-    for how in randread randwrite; do
-      echo "null-$how-4k-qd$depth /dev/ublkb40 $null $how $depth"
-      echo "null-with-buffers-$how-4k-qd$depth /dev/ublkb41 $null $how $depth"
+  for how in randread randwrite; do
+    for depth in 1 64; do
+      echo "null-$how-4k-qd$depth /dev/ublkb40 $null $how 4k $depth"
+      echo "null-with-buffers-$how-4k-qd$depth /dev/ublkb41 $null $how 4k $depth"
+      [ -z "$uncopied" ] || echo "null-uncopied-$how-4k-qd$depth $uncopied $null $how 4k $depth"
     done
-  done
-  for depth in 1 32; do
-    for how in randread randwrite; do echo "volume-$how-4k-qd$depth /dev/loop0 $volume $how $depth"; done
+    [ -z "$uncopied" ] || echo "null-uncopied-$how-256k-qd8 $uncopied $null $how 256k 8"
+    for depth in 1 32; do echo "volume-$how-4k-qd$depth /dev/loop0 $volume $how 4k $depth"; done
   done
 }
 
-# requests DEVICE HOW DEPTH: a second.
+# requests DEVICE HOW SIZE DEPTH: a second.
 requests() {
   # Of what is written to both before: 128 MiB.
-  /usr/bin/fio --name=figure --filename="$1" --rw="$2" --bs=4k --size=128M --iodepth="$3" --direct=1 --ioengine=io_uring \
+  /usr/bin/fio --name=figure --filename="$1" --rw="$2" --bs="$3" --size=128M --iodepth="$4" --direct=1 --ioengine=io_uring \
     --time_based --runtime="$seconds" --minimal >/run/fio || { cat /run/fio >&2; return 1; }
   # Reads and writes, of which there are none of one kind.
   awk -F ';' '{ print int($8 + $49) }' /run/fio
@@ -72,9 +73,9 @@ devices_are_filled() {
 
 take_turns() {
   for _ in $(seq "$rounds"); do
-    cases | while read -r name theirs ours how depth; do
-      other=$(requests "$theirs" "$how" "$depth") || return 1
-      own=$(requests "$ours" "$how" "$depth") || return 1
+    cases | while read -r name theirs ours how size depth; do
+      other=$(requests "$theirs" "$how" "$size" "$depth") || return 1
+      own=$(requests "$ours" "$how" "$size" "$depth") || return 1
       echo "$name $other $own" >>/run/figures
     done || return 1
   done
@@ -94,6 +95,8 @@ tell() {
 stage divided disk_is_divided
 if start_ours && start_library 40 --user_copy && start_library 41; then
   pass start
+  uncopied=''
+  if start_library 42 --zero-copy; then uncopied=/dev/ublkb42; else say "no device without copies: $(tail -n 1 /run/library-42)"; fi
   stage filled devices_are_filled
   stage measured take_turns
   tell
