@@ -68,13 +68,17 @@ survive() {
   machine --script "$here/survive.sh" --disk-mib 1024 --seconds-max "$1" --program "$target/debug/rok-blk" "${@:2}"
 }
 
-# deployed: as deploy/ installs it.
+# deployed SCRIPT [ARGUMENT]...: as deploy/ installs it.
 deployed() {
   # Without fio, which would only make the machine larger.
   local programs=(--program /sbin/mke2fs --program /sbin/e2fsck)
-  machine --script "$here/deploy.sh" --disk-mib 512 --program "$target/debug/rok-blk" --program /usr/bin/setpriv \
+  machine --script "$here/$1" --disk-mib 512 --program "$target/debug/rok-blk" --program /usr/bin/setpriv \
     --program /bin/udevadm --file deploy/60-rok-blk.rules --file /lib/udev/rules.d/50-udev-default.rules \
-    --file /lib/udev/rules.d/60-block.rules
+    --file /lib/udev/rules.d/60-block.rules "${@:2}"
+}
+
+under_systemd() {
+  deployed systemd.sh --program /usr/lib/systemd/systemd --program /usr/bin/systemctl --file deploy/rok-blk.service
 }
 
 # It has no use for fio, nor has memory.
@@ -153,18 +157,22 @@ case ${1:-} in
     survive 600 --setting ROK_SURVIVE_PARTS=states
     machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
     null_shared_ring
-    deployed
-    # Less than in the long run, since it is filled first.
-    memory 640
+    deployed deploy.sh
+    under_systemd
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
     wait
     memory 1024 --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-60}"
     wait
+    memory 640
+    wait
     # Nothing else may run beside what is measured.
     figures
     for series in 6.18 7.x; do on_kernel "$series"; done
+    # On the last one.
+    wait
+    figures
     ;;
   --kernels) for series in ${ROK_KERNEL_SERIES:-6.12 6.18 7.x}; do on_kernel "$series"; done ;;
   --figures) figures ;;
