@@ -50,8 +50,9 @@ pub(super) fn is_like_time(text: &str) -> bool {
     bytes.len() > 5 && bytes[..4].iter().all(u8::is_ascii_digit) && bytes[4] == b'-' && bytes[5].is_ascii_digit()
 }
 
+/// Not in front of the year 0, where an offset may lead: a time is shown with four digits for its year.
 fn in_zone(local: DateTime, offset: Offset) -> Option<Timestamp> {
-    offset.to_timestamp(local).ok()
+    offset.to_timestamp(local).ok().filter(|time| Offset::UTC.to_datetime(*time).year() >= 0)
 }
 
 /// `YYYY-MM-DD`.
@@ -154,6 +155,15 @@ mod tests {
             "2026-11-01T10:00+24:00",
             "2026-11-01T10:00+02:60",
         ] {
+            assert_eq!(parse_time(text).expect_err(text).kind(), ErrorKind::Usage, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_in_front_of_the_year_0_are_refused_since_they_would_be_shown_in_another_shape() {
+        assert_eq!(parsed("0000-01-01"), "0000-01-01T00:00:00Z");
+        assert_eq!(parsed("0000-01-01T10:00+10:00"), "0000-01-01T00:00:00Z");
+        for text in ["0000-01-01T00:00+00:01", "0000-01-01T09:59:59.999999999+10:00"] {
             assert_eq!(parse_time(text).expect_err(text).kind(), ErrorKind::Usage, "{text}");
         }
     }
