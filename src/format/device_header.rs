@@ -75,6 +75,9 @@ impl DeviceHeader {
         if version > FORMAT_VERSION {
             return Err(FormatError::NewerVersion(version));
         }
+        if version == 0 {
+            return Err(FormatError::Field("format version"));
+        }
         if !mac.verify(&[body], &seal) {
             return Err(FormatError::Checksum);
         }
@@ -102,5 +105,34 @@ impl DeviceHeader {
         }
         reader.bytes(8).ok()?;
         Some(Uuid::from_bytes(reader.array().ok()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{MasterKey, Purpose};
+
+    #[test]
+    fn version_0_was_never_written() {
+        let mac = MasterKey::from_bytes([3; 32]).static_mac(Purpose::DeviceHeader);
+        let id = Uuid::from_u128(1);
+        let header = DeviceHeader {
+            pool: id,
+            device: id,
+            index: DeviceIndex::new(0),
+            block_count: 4096,
+            session: SessionId::new(1),
+            checkpoint: CheckpointId::new(1),
+            generation: 1,
+        };
+        let (_, mut block) = header.encode(&mac);
+        assert_eq!(DeviceHeader::decode(&block, &mac), Ok(header));
+
+        block[8..12].fill(0);
+        let seal = mac.compute(&[&block[..BODY_BYTES]]);
+        block[BODY_BYTES..BODY_BYTES + 32].copy_from_slice(&seal);
+
+        assert_eq!(DeviceHeader::decode(&block, &mac), Err(FormatError::Field("format version")));
     }
 }

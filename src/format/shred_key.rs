@@ -50,6 +50,9 @@ impl ShredKeyCopy {
         if version > FORMAT_VERSION {
             return Err(FormatError::NewerVersion(version));
         }
+        if version == 0 {
+            return Err(FormatError::Field("format version"));
+        }
         let number = reader.u32()?;
         let copy = Self { pool: Uuid::from_bytes(reader.array()?), number, wrapped: reader.array()? };
         reader.reserved(reader.remaining())?;
@@ -57,5 +60,21 @@ impl ShredKeyCopy {
             return Err(FormatError::Field("number of the shred key"));
         }
         Ok(copy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_0_was_never_written() {
+        let copy = ShredKeyCopy { pool: Uuid::from_u128(1), number: 1, wrapped: [7; 60] };
+        let mut block = copy.encode();
+        assert_eq!(ShredKeyCopy::decode(&block), Ok(copy));
+
+        block[8..12].fill(0);
+
+        assert_eq!(ShredKeyCopy::decode(&block), Err(FormatError::Field("format version")));
     }
 }
