@@ -4,11 +4,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 use zeroize::Zeroizing;
 
-use super::on_full_resource::OnFull;
+use super::on_full::OnFull;
 use super::volume_rule::SECTOR_SIZE_DEFAULT;
 use crate::crypto::Passphrase;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pool::directory::Credential;
+use crate::pool::Credential;
 
 /// Largest body of a request.
 pub const BODY_BYTES_MAX: usize = 1 << 20;

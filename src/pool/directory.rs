@@ -27,8 +27,8 @@ mod superblock_file;
 #[cfg(test)]
 mod tests;
 
+pub use crate::pool::Credential;
 pub use creation::create;
-pub use credential::Credential;
 pub use device_list::{ChangedDevice, DeviceList, PreparedDevice};
 pub use key_file::generate_key_file;
 pub use key_slots::{ChangedKeySlot, KeyChange, KeySlotDescription, KeySlots};

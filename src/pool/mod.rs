@@ -8,6 +8,7 @@ mod check;
 mod checkpoint;
 mod cleaner;
 mod cleaning;
+mod credential;
 mod devices;
 #[cfg(feature = "rocksdb")]
 pub mod directory;
@@ -47,6 +48,7 @@ pub use check::{CheckReport, Difference, DifferenceKind, LeakRepair, Place, chec
 pub use checkpoint::{Checkpoint, Progress};
 pub use cleaner::{Cleaner, CleanerStep};
 pub use cleaning::{AddressGroup, CleaningStatus, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
+pub use credential::Credential;
 pub use devices::PoolDevice;
 pub use exits::Exits;
 pub use flushing::FlushStart;

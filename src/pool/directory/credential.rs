@@ -1,4 +1,4 @@
-//! What a user holds that opens a key slot, and the master key that comes of it.
+//! The master key that comes of what a user holds, and slots for it.
 
 use super::key_file;
 use super::superblock_file::SuperblockFile;
@@ -6,19 +6,10 @@ use crate::crypto::slot::{self, KeyError, KeySlot, SlotKind};
 use crate::crypto::{MasterKey, Passphrase, PassphraseCosts, Suite, system_random};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::superblock::{KeySlotRecord, Superblock};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use crate::pool::Credential;
+use std::path::Path;
 use uuid::Uuid;
 use zeroize::Zeroizing;
-
-/// Opens key slots of its kind.
-#[derive(Clone, Debug)]
-pub enum Credential {
-    /// The file with 32 random bytes at this path. It is read when it is needed.
-    KeyFile(PathBuf),
-    /// A passphrase.
-    Passphrase(Passphrase),
-}
 
 impl Credential {
     /// The word for the kind of slots that it opens.
@@ -75,16 +66,6 @@ impl Credential {
             Self::KeyFile(path) => Secret::KeyFile(key_file::read(path)?),
             Self::Passphrase(passphrase) => Secret::Passphrase(passphrase),
         })
-    }
-}
-
-/// The credential at the start of a sentence.
-impl fmt::Display for Credential {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::KeyFile(path) => write!(formatter, "The key file {}", path.display()),
-            Self::Passphrase(_) => formatter.write_str("The passphrase"),
-        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! changes slots holds the pool's devices, so that nobody else does; what stays always opens the pool, since a removal
 //! takes a credential of a slot that stays; a change that returned success left no slot of before in either copy.
 
-use super::credential::{self, Credential};
 use super::superblock_file::SuperblockFile;
+use super::{Credential, credential};
 use crate::crypto::slot::SlotKind;
 use crate::crypto::{MasterKey, PassphraseCosts, Suite};
 use crate::disk::FileDevice;
