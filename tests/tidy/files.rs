@@ -11,6 +11,7 @@ const FRONT_PAGE_LINES_MAX: usize = 150;
 /// Files with `unsafe`, and why it has to be there. Everywhere else it is refused.
 const UNSAFE_FILES: &[(&str, &str)] = &[
     ("examples/lane_device.rs", "counts what its allocator is asked for"),
+    ("fuzz/src/memory.rs", "counts what its allocator is asked for"),
     ("src/cli/bench/raw_side.rs", "entries of the ring point to buffers that they must not outlive"),
     ("src/cli/bench/ring_turn.rs", "entries of the ring point to a buffer that they must not outlive"),
     ("src/crypto/xts.rs", "AES-XTS is only in the C interface of AWS-LC"),
