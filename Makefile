@@ -27,7 +27,7 @@ test: ## Install what is missing, build, and run every test that needs no kernel
 	@deploy/install-deps.sh build test
 	@.ci/count-tests tests/run.sh
 
-fuzz: ## Feed NBD, the formats on disk, references and API requests with mutated input, 8 s each target (FUZZ_SECONDS=600)
+fuzz: ## Feed NBD, the formats on disk, references and API requests with mutated input, 5 s each target (FUZZ_SECONDS=600)
 	@deploy/install-deps.sh build ci
 	@tests/fuzz.sh
 

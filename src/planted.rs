@@ -83,11 +83,15 @@ pub enum Bug {
     ScrubTrustsFirstLook,
     /// A scrub never takes back what an earlier one has found.
     ScrubKeepsOldFindings,
+    /// Of the sequences that are given out at once the last one is given out again.
+    SequencesOverlap,
+    /// A session has the salt that another one may have.
+    SaltNotDrawn,
 }
 
 impl Bug {
-    /// All of them.
-    pub const ALL: [Self; 39] = [
+    /// Those that a random life finds: all but the last one, for which a pool must be copied.
+    pub const ALL: [Self; 40] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -127,6 +131,7 @@ impl Bug {
         Self::ScrubSkipsShared,
         Self::ScrubTrustsFirstLook,
         Self::ScrubKeepsOldFindings,
+        Self::SequencesOverlap,
     ];
 }
 

@@ -2,13 +2,13 @@
 # Feeds every fuzz target with mutated input, from the corpus in the repository on, and closes on one line:
 # N passed, N failed, N skipped. New inputs that reach new code stay in the build folder: copy those worth keeping.
 #
-#   FUZZ_SECONDS=8 tests/fuzz.sh [TARGET...]
+#   FUZZ_SECONDS=5 tests/fuzz.sh [TARGET...]
 #
 # cargo-fuzz asks for options that only a nightly compiler takes; RUSTC_BOOTSTRAP lets the stable one take them.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-readonly SECONDS_EACH=${FUZZ_SECONDS:-8}
+readonly SECONDS_EACH=${FUZZ_SECONDS:-5}
 # What the address sanitizer may take, and how long one input may run.
 readonly MEMORY_MIB_MAX=2048 INPUT_SECONDS_MAX=10
 export RUSTC_BOOTSTRAP=1 CARGO_TERM_COLOR=never

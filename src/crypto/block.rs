@@ -65,6 +65,7 @@ impl BlockCipher {
     pub fn encrypt(&mut self, sequence: Sequence, source: &[u8], target: &mut [u8]) -> u64 {
         assert!(source.len() == BLOCK_SIZE);
         assert!(target.len() == BLOCK_SIZE);
+        self.gmac.note(&tweak(sequence), &[source]);
         match &mut self.xts {
             Some(xts) => xts.encrypt(&tweak(sequence), source, target),
             None => target.copy_from_slice(source),

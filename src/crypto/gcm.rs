@@ -3,16 +3,27 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use super::derive::KEY_BYTES;
+use super::pairs::KeyMark;
 
 /// Size of a tag.
 pub(super) const TAG_BYTES: usize = 16;
 
 /// A GCM key with its expanded schedule; wiped by the library when it is freed.
-pub(super) struct Gcm(LessSafeKey);
+pub(super) struct Gcm {
+    key: LessSafeKey,
+    mark: KeyMark,
+}
 
 impl Gcm {
     pub(super) fn new(key: &[u8; KEY_BYTES]) -> Self {
-        Self(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("the key has 32 bytes")))
+        let unbound = UnboundKey::new(&AES_256_GCM, key).expect("the key has 32 bytes");
+        Self { key: LessSafeKey::new(unbound), mark: KeyMark::of(key) }
+    }
+
+    /// Tells tests that `parts` are about to be encrypted or authenticated, here or under a key that was drawn with this one.
+    #[inline]
+    pub(super) fn note(&self, nonce: &[u8], parts: &[&[u8]]) {
+        self.mark.note(nonce, parts);
     }
 
     /// Encrypts `body` and returns the tag over it and `associated`. The caller never repeats a nonce.
@@ -22,7 +33,7 @@ impl Gcm {
     #[inline]
     pub(super) fn seal(&self, nonce: [u8; NONCE_LEN], associated: &[u8], body: &mut [u8]) -> [u8; TAG_BYTES] {
         let tag = self
-            .0
+            .key
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(associated), body)
             .expect("bodies are far below 64 GiB");
         let mut bytes = [0; TAG_BYTES];
@@ -33,7 +44,9 @@ impl Gcm {
     /// Decrypts `body`; false if the tag does not fit, then `body` holds nothing of use.
     #[inline]
     pub(super) fn open(&self, nonce: [u8; NONCE_LEN], associated: &[u8], body: &mut [u8], tag: &[u8]) -> bool {
-        self.0.open_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(associated), tag, body).is_ok()
+        self.key
+            .open_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(associated), tag, body)
+            .is_ok()
     }
 
     /// GMAC (NIST SP 800-38D): the tag over `bytes` alone.

@@ -23,6 +23,7 @@ mod gcm;
 mod key_ring;
 mod mac;
 mod master;
+mod pairs;
 mod passphrase;
 mod random;
 mod seal;
@@ -36,6 +37,8 @@ pub use domain::{DomainKey, DomainWrapping, WRAPPED_KEY_BYTES, domain_place};
 pub use key_ring::{CipherCache, KeyRing};
 pub use mac::{Purpose, StaticMac};
 pub use master::MasterKey;
+#[cfg(feature = "planted-bugs")]
+pub use pairs::{end_pairs, watch_pairs};
 pub use passphrase::{PASSPHRASE_BYTES, Passphrase, PassphraseCosts, PassphraseError};
 pub use random::system_random;
 pub use seal::{SEAL_OVERHEAD_BYTES, SealError, SealKind, SessionKeys, sealed_session};

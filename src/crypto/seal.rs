@@ -195,6 +195,7 @@ impl SessionKeys {
     }
 
     fn seal_body(&self, gcm: &Gcm, nonce: [u8; NONCE_LEN], associated: &[&[u8]; 2], body: &mut [u8]) -> [u8; 16] {
+        gcm.note(&nonce, &[associated[0], associated[1], body]);
         with_fields(associated, |fields| match self.suite {
             Suite::XtsGmac => gcm.seal(nonce, fields, body),
             Suite::Plain => gcm.authenticate(nonce, with_body(fields, body)),

@@ -14,6 +14,7 @@ use crate::format::session::Session;
 use crate::format::superblock::DEVICES_MAX;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, ReservedStore, SpaceReserve, Table};
+use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Catalog, meta_error};
 use crate::pool::checkpoint::{Checkpoint, UnreadableTrees};
 use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
@@ -464,7 +465,9 @@ fn begin_session(
     random: Random<'_>,
 ) -> Result<SessionId> {
     let mut salt = [0; 32];
-    random(&mut salt);
+    if !is_planted(Bug::SaltNotDrawn) {
+        random(&mut salt);
+    }
     let session = Session { id: SessionId::new(last.get() + 1), first_sequence, salt };
     let value = session.encode(&parts.master.static_mac(Purpose::Session));
     let batch = [MetaOp::Put(Table::Sessions, key::session(session.id), value)];

@@ -71,4 +71,5 @@ counts! {
     scrubs_resumed
     scrubbed_blocks
     scrub_finds
+    key_pairs
 }

@@ -6,6 +6,7 @@
 
 mod cleaning;
 mod cold_leaf;
+mod copied_pool;
 mod counts;
 mod crash_states;
 mod damaged_leaf;
@@ -118,7 +119,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
     let Counts { key_changes, key_changes_cut_off, .. } = counts;
     let Counts { parts_stored, parts_beside, parts_rebased, .. } = counts;
-    let Counts { scrubs, scrubs_resumed, scrubbed_blocks, scrub_finds, .. } = counts;
+    let Counts { scrubs, scrubs_resumed, scrubbed_blocks, scrub_finds, key_pairs, .. } = counts;
     let happened = [
         snapshots,
         snapshots_removed,
@@ -140,6 +141,7 @@ fn assert_all_happened(counts: Counts) {
         scrubs_resumed,
         scrubbed_blocks,
         scrub_finds,
+        key_pairs,
         kills,
         power_losses,
         crashes_in_recovery,

@@ -139,6 +139,11 @@ impl Rig {
         }
     }
 
+    /// From now on it draws other random numbers than the machine it is a copy of.
+    pub fn draw_otherwise(&mut self) {
+        self.opened += 1 << 32;
+    }
+
     /// The same machine again, not a copy.
     pub fn handle(&self) -> Self {
         Self {

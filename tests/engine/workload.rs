@@ -21,6 +21,7 @@ use crate::sector::{fill, parse};
 use crate::world::{End, Life, World, device_bytes};
 use own_keys::OldKeys;
 use rand::Rng;
+use rok_blk::crypto::watch_pairs;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Stretch;
@@ -95,6 +96,7 @@ pub struct Outcome {
 pub fn run(seed: u64, operations: u64) -> Outcome {
     // A quarter of the seeds has devices that the volumes do not fit into.
     let is_short_of_space = seed % 4 == 3;
+    watch_pairs();
     let mut workload = Workload {
         world: World::new(seed, device_bytes(seed, is_short_of_space)),
         life: None,

@@ -107,6 +107,11 @@ impl Stage {
         }
     }
 
+    /// Leaves numbers of writes out, which are what is written.
+    pub fn skip_writes(&mut self, count: u64) {
+        self.next_write += count;
+    }
+
     pub fn life(&self) -> &RigLife {
         self.life.as_ref().expect("the pool is open")
     }

@@ -3,6 +3,7 @@
 use super::{Outcome, Workload};
 use crate::world::End;
 use rand::Rng;
+use rok_blk::crypto::end_pairs;
 use rok_blk::error::ErrorKind;
 use rok_blk::pool::{Checkpoint, Effort, Removals};
 use rok_blk::units::BLOCK_SIZE_U64;
@@ -37,6 +38,7 @@ impl Workload {
         self.world.counts.bad_block_reads = counters.bad_block_reads;
         self.world.counts.discards = counters.discards;
         self.world.counts.reserves_used = self.world.reserves_used();
+        self.world.counts.key_pairs = end_pairs();
         Outcome { trace: *self.world.trace.finalize().as_bytes(), counts: self.world.counts }
     }
 
