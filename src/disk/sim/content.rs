@@ -4,6 +4,7 @@
 
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, to_u64, to_usize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a device writes whole or not at all.
@@ -36,6 +37,17 @@ impl Content {
                 Arc::make_mut(self.blocks.entry(index).or_insert_with(|| Arc::new(ZEROS))).copy_from_slice(chunk);
             }
         }
+    }
+
+    /// Puts one byte everywhere into a range of blocks.
+    pub(super) fn fill(&mut self, blocks: Range<u64>, byte: u8) {
+        if byte == 0 {
+            let present: Vec<u64> = self.blocks.range(blocks).map(|(block, _)| *block).collect();
+            present.iter().for_each(|block| _ = self.blocks.remove(block));
+            return;
+        }
+        let filled = Arc::new([byte; BLOCK_SIZE]);
+        self.blocks.extend(blocks.map(|block| (block, Arc::clone(&filled))));
     }
 
     /// Copies in those sectors of a write that are still alive.
@@ -110,6 +122,14 @@ impl Write {
             if theirs.and_then(|theirs| newer.is_alive.get(theirs)) == Some(&true) {
                 *is_alive = false;
             }
+        }
+    }
+
+    /// Takes the sectors of a range out of this write.
+    pub(super) fn forget(&mut self, offset_bytes: u64, len_bytes: u64) {
+        let forgotten = offset_bytes..offset_bytes + len_bytes;
+        for (position, is_alive) in self.is_alive.iter_mut().enumerate() {
+            *is_alive &= !forgotten.contains(&(self.offset_bytes + to_u64(position * SECTOR_SIZE)));
         }
     }
 

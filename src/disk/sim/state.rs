@@ -13,6 +13,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What a range holds that was discarded and is no hole.
+const DISCARDED: u8 = 0xd1;
+
 /// A generator: given n, a number below n.
 pub(super) type Random<'a> = &'a mut dyn FnMut(u64) -> u64;
 
@@ -116,14 +119,14 @@ impl State {
     /// nobody wrote.
     pub(super) fn discard(&mut self, offset_bytes: u64, len_bytes: u64) {
         self.counters.discards += 1;
-        let byte = if self.is_thin { 0 } else { 0xd1 };
-        let bytes = vec![byte; to_usize(len_bytes)];
-        self.durable.write(offset_bytes, &bytes);
-        self.current.write(offset_bytes, &bytes);
-        let forgotten = Write::new(offset_bytes, bytes.into());
-        self.pending.iter_mut().for_each(|pending| pending.write.supersede(&forgotten));
+        let blocks = blocks_of(offset_bytes, to_usize(len_bytes));
+        self.durable.fill(blocks.clone(), if self.is_thin { 0 } else { DISCARDED });
+        self.current.fill(blocks.clone(), if self.is_thin { 0 } else { DISCARDED });
+        for pending in self.pending.iter_mut().filter(|pending| pending.write.overlaps(offset_bytes, len_bytes)) {
+            pending.write.forget(offset_bytes, len_bytes);
+        }
         self.pending.retain(|pending| pending.write.alive_count() > 0);
-        self.discarded.extend(blocks_of(offset_bytes, forgotten.bytes.len()));
+        self.discarded.extend(blocks);
     }
 
     /// Blocks that were discarded and not written since, as ranges of bytes.
@@ -160,7 +163,7 @@ impl State {
         } else {
             let written = blocks_of(write.offset_bytes, write.bytes.len());
             self.bad_blocks.retain(|block| !written.contains(block));
-            self.discarded.retain(|block| !written.contains(block));
+            written.for_each(|block| _ = self.discarded.remove(&block));
         }
         self.keep(write);
         if is_failing { Err(injected()) } else { Ok(()) }
