@@ -23,6 +23,9 @@ const BESIDE: [&str; 9] = [
 /// Steps in which a checkpoint reads what it changes.
 const STORING: [&str; 3] = ["checkpoint", "reclaim", "close"];
 
+/// Steps that store only what nothing depends on.
+const NOTING: [&str; 1] = ["scrub"];
+
 /// What it came to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
@@ -71,7 +74,7 @@ pub fn judge(kind: Kind, step: &'static str, done: &Done, is_pool_failed: bool) 
     let is_right = match (kind, &outcome) {
         (Kind::Write | Kind::Flush, Outcome::GoesOn(step)) => BESIDE.contains(step),
         (Kind::Write | Kind::Flush, Outcome::Refused(step)) => BESIDE.contains(step) || BEFORE.contains(step),
-        (Kind::Commit, Outcome::Refused(step)) => BEFORE.contains(step),
+        (Kind::Commit, Outcome::Refused(step)) => BEFORE.contains(step) || NOTING.contains(step),
         (Kind::Commit, Outcome::GoesOn(_)) => false,
         (Kind::Read | Kind::Discard | Kind::Holes | Kind::CommitFull, Outcome::PoolFails(_)) => false,
         (Kind::MetaGet | Kind::MetaScan, Outcome::PoolFails(step)) => STORING.contains(step),

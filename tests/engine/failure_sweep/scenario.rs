@@ -31,9 +31,19 @@ fn small(suite: Suite, lane_count: u16) -> Stage {
     Stage::new(Rig::blank(Settings::new(suite, lane_count), &[SMALL_BYTES]), 7)
 }
 
-pub const SCENARIOS: [Scenario; 3] = [
+pub const SCENARIOS: [Scenario; 4] = [
     Scenario { name: "data", begin: || small(Suite::XtsGmac, 2), steps: &DATA },
     Scenario { name: "versions", begin: || small(Suite::Plain, 1), steps: &VERSIONS },
+    Scenario {
+        name: "lineage",
+        begin: || {
+            let mut settings = Settings::new(Suite::Plain, 1);
+            // Nothing is copied down: what is removed is merged into what was made of it.
+            settings.limits.lineage_max = 8;
+            Stage::new(Rig::blank(settings, &[SMALL_BYTES]), 8)
+        },
+        steps: &LINEAGE,
+    },
     Scenario {
         name: "space",
         begin: || {
@@ -53,7 +63,7 @@ fn settled(stage: &mut Stage, act: impl FnOnce(&mut Stage)) -> Done {
 const BEGIN: [Step; 3] =
     [("make a pool", Stage::create_pool), ("make a superblock", Stage::create_superblock), ("open", Stage::open)];
 
-const DATA: [Step; 27] = [
+const DATA: [Step; 30] = [
     BEGIN[0],
     BEGIN[1],
     BEGIN[2],
@@ -67,6 +77,7 @@ const DATA: [Step; 27] = [
     ("checkpoint", Stage::checkpoint),
     ("write a part of a block", |stage| settled(stage, |stage| stage.write_sectors("b", 3..5, true))),
     ("read", |stage| stage.read("a")),
+    ("read of leaves in memory", |stage| stage.read("a")),
     ("discard", |stage| removed(stage, 1..2, RemoveMode::Discard)),
     ("write zeroes", |stage| removed(stage, 255..257, RemoveMode::Zero)),
     ("write provisioned zeroes", |stage| removed(stage, 2..3, RemoveMode::ZeroProvisioned)),
@@ -75,6 +86,8 @@ const DATA: [Step; 27] = [
     ("die and open", die_and_open),
     ("read", |stage| stage.read("a")),
     ("read", |stage| stage.read("b")),
+    ("checkpoint", Stage::checkpoint),
+    ("scrub", Stage::scrub),
     ("shred", |stage| stage.remove_volume("b", true)),
     ("change the key slots", Stage::change_superblock),
     ("repair the superblock", Stage::repair_superblock),
@@ -116,6 +129,28 @@ const VERSIONS: [Step; 34] = [
     ("die and open", die_and_open),
     ("read a clone", |stage| stage.read("e")),
     ("check the open pool", Stage::check_open),
+    ("close", Stage::close),
+    ("check", Stage::check_closed),
+];
+
+/// A volume that is gone stays for its clone; then the volume goes that it was cloned from itself.
+const LINEAGE: [Step; 18] = [
+    BEGIN[0],
+    BEGIN[1],
+    BEGIN[2],
+    ("create", |stage| stage.create("a", 16, false)),
+    ("write", |stage| settled(stage, |stage| stage.write("a", 0..6, false))),
+    ("snapshot", |stage| stage.snapshot(&["a"])),
+    ("clone", |stage| stage.clone_version("a@1", &["c"])),
+    ("write", |stage| settled(stage, |stage| stage.write("c", 1..3, false))),
+    ("snapshot", |stage| stage.snapshot(&["c"])),
+    ("clone", |stage| stage.clone_version("c@1", &["d"])),
+    ("write", |stage| settled(stage, |stage| stage.write("d", 2..4, false))),
+    ("checkpoint", Stage::checkpoint),
+    ("remove a volume", |stage| stage.remove_volume("c", false)),
+    ("remove a volume", |stage| stage.remove_volume("a", false)),
+    ("reclaim", Stage::reclaim),
+    ("read a clone", |stage| stage.read("d")),
     ("close", Stage::close),
     ("check", Stage::check_closed),
 ];

@@ -2,9 +2,9 @@
 
 use super::{Done, Pending, Stage};
 use rok_blk::error::Result;
-use rok_blk::pool::{AddressGroup, Effort, Removals, Stretch};
+use rok_blk::pool::{AddressGroup, Effort, Removals, Scrub, ScrubWish, Stretch};
 use rok_blk::units::{BLOCK_SIZE_U64, DeviceIndex, STRETCH_BLOCKS};
-use rok_blk::volume::{DiffSide, StatusWanted, diff};
+use rok_blk::volume::{DiffSide, ScrubResult, StatusWanted, diff};
 use std::sync::Arc;
 
 impl Stage {
@@ -79,6 +79,26 @@ impl Stage {
         let pool = &self.life().pool;
         let mut repair = pool.find_leaks()?;
         while pool.repair_leaks(&mut repair)? {}
+        Ok(())
+    }
+
+    /// Reads everything, as a scrub does, a few blocks at a time, and stores how far it is.
+    pub fn scrub(&mut self) -> Done {
+        self.settle()?;
+        let mut scrub = Scrub::load(Arc::clone(&self.life().pool))?;
+        scrub.begin(1, 1 << 20);
+        while let Some(from) = scrub.record().place {
+            let result = ScrubResult::default();
+            let completion = self.completion(Pending::Other);
+            let wish = ScrubWish { from, blocks_max: 4, is_brief: false };
+            self.life().lanes[0].scrub(wish, &result, completion);
+            self.settle()?;
+            let step = std::mem::take(&mut *result.lock());
+            scrub.take(step, 1);
+            scrub.store()?;
+        }
+        let damages = &scrub.record().damages;
+        assert!(damages.is_empty() || self.rig.tap.failed_count() > 0, "nothing is damaged: {damages:?}");
         Ok(())
     }
 
