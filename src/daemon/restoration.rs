@@ -29,8 +29,9 @@ use crate::lane::{DeviceVolume, Server};
 /// commands all were with that daemon the driver takes half a minute.
 const RECOVERY_TIME_MAX: Duration = Duration::from_secs(40);
 
-/// How long the requests in flight of one device may take to be answered when the daemon ends.
-const QUIESCE_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long the requests in flight may take to be answered when the daemon ends, those of all devices together. Writes that wait
+/// for space are not.
+const QUIESCE_TIME_MAX: Duration = Duration::from_secs(5);
 
 impl Attachments {
     /// Brings back what is remembered of the pool in a directory.
@@ -163,9 +164,10 @@ impl Attachments {
         let before = self.remembered();
         let mut kept = before.clone();
         let mut left = Vec::new();
+        let quiesce_until = Instant::now() + QUIESCE_TIME_MAX;
         for attached in self.close_table() {
             let (number, remembered, path) = (attached.device().id(), attached.remembered, attached.path());
-            let has_ended = self.end_or_release(attached);
+            let has_ended = self.end_or_release(attached, quiesce_until);
             if !has_ended {
                 left.push(path.display().to_string());
             }
@@ -182,7 +184,7 @@ impl Attachments {
     }
 
     /// Whether a device was ended; else the next daemon takes it over, if it can be.
-    fn end_or_release(&self, attached: Arc<Attached>) -> bool {
+    fn end_or_release(&self, attached: Arc<Attached>, quiesce_until: Instant) -> bool {
         let (number, can_stay) = (attached.device().id(), attached.device().is_recoverable());
         let Err(error) = self.take_away(attached, Care::Full) else { return true };
         // It is in the table still.
@@ -197,7 +199,8 @@ impl Attachments {
             return true;
         }
         if attached.device().can_quiesce() {
-            match attached.driver.quiesce(attached.device(), QUIESCE_TIME_MAX) {
+            let time_max = quiesce_until.saturating_duration_since(Instant::now());
+            match attached.driver.quiesce(attached.device(), time_max) {
                 Ok(()) => tracing::info!(device = number, "a device was quiesced: nothing of it is in flight"),
                 Err(error) => {
                     tracing::warn!(%error, device = number, "requests in flight come to the next daemon again")
