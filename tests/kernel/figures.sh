@@ -6,7 +6,7 @@ gains at most that never looks at the data; and a volume against a loop device o
 # shellcheck source=tests/kernel/daemon.sh
 . /etc/daemon.sh
 
-rounds=${ROK_FIGURE_ROUNDS:-9}
+rounds=${ROK_FIGURE_ROUNDS:-5}
 seconds=${ROK_FIGURE_SECONDS:-2}
 
 # The disk's first half is the pool's, the other the loop device's.

@@ -103,8 +103,9 @@ memory() {
 # The library's own example, as it is released, built in a place of its own.
 figures() {
   cargo install --quiet --locked --root "$target/libublk" --example null libublk@0.4.8
-  machine --script "$here/figures.sh" --disk-mib 1024 --seconds-max 1200 --module loop --program /sbin/losetup \
-    --program "$target/debug/examples/lane_device" --program "$target/libublk/bin/null"
+  machine --script "$here/figures.sh" --disk-mib 1024 --seconds-max 1800 --module loop --program /sbin/losetup \
+    --program "$target/debug/examples/lane_device" --program "$target/libublk/bin/null" \
+    --setting "ROK_FIGURE_ROUNDS=${ROK_FIGURE_ROUNDS:-5}"
 }
 
 # power_cuts: a machine whose disks are recorded, and the cuts. A recording that has failed is kept.
