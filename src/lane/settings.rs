@@ -68,7 +68,19 @@ impl Default for NbdLimits {
     }
 }
 
+/// Open files that connections leave to the metadata store, devices, rings, disks and the API.
+const FILES_KEPT: u64 = 640;
+
 impl NbdLimits {
+    /// The same for a process that may have so many files open: each connection is one, and a metadata store that gets none stops
+    /// the pool. Of few files connections have half.
+    #[must_use]
+    pub fn within_open_files(self, files_max: u64) -> Self {
+        let files = files_max - FILES_KEPT.min(files_max / 2);
+        let connections_max = usize::try_from(files).unwrap_or(usize::MAX).clamp(1, self.connections_max);
+        Self { connections_max, ..self }
+    }
+
     /// Whether each bound is one that the server can keep.
     ///
     /// # Errors
@@ -108,6 +120,13 @@ mod tests {
     #[test]
     fn defaults_can_be_kept() {
         NbdLimits::default().check().expect("they are");
+    }
+
+    #[test]
+    fn connections_leave_files_to_the_daemon() {
+        let connections_max = |files_max| NbdLimits::default().within_open_files(files_max).connections_max;
+
+        assert_eq!([0, 1, 200, 1024, 1664, u64::MAX].map(connections_max), [1, 1, 100, 512, 1024, 1024]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod failures;
 mod fallback;
 mod full_file_system;
 mod history;
+mod host;
 mod images;
 mod io_method;
 mod job;
