@@ -4,7 +4,7 @@
 #
 #   run.sh           what every change must pass
 #   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, a minute without
-#                    memory, and figures; ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS say otherwise; and --kernels with the newer ones
+#                    memory, --power, and figures; ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS say otherwise; and --kernels with the newer ones
 #   run.sh --figures ratios to libublk's own null device and to a loop device
 #   run.sh --kernels what runs the program itself, on each kernel series of ROK_KERNEL_SERIES (6.12 6.18 7.x), with a few kills
 #   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
@@ -167,6 +167,7 @@ case ${1:-} in
     memory 1024 --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-60}"
     wait
     memory 640
+    power_cuts
     wait
     # Nothing else may run beside what is measured.
     figures

@@ -14,7 +14,8 @@
 # The guest script is sourced by a busybox shell, after tests/kernel/guest.sh, which has its vocabulary: stage, skip,
 # say. It finds tests/kernel/daemon.sh as /etc/daemon.sh.
 #
-# Prints the guest's lines, then "N passed, N failed, N skipped". Exit status: 0 all passed; 1 something failed, or
+# Prints the guest's lines, then "N passed, N failed, N skipped". All that the machine said is kept for a week, in kernel-logs of the
+# build folder. Exit status: 0 all passed; 1 something failed, or
 # the machine did not come to its end; 77 a need is missing (the reason is printed), or 1 with ROK_REQUIRE_KERNEL=1 or
 # ROK_REQUIRE_ALL=1.
 #
@@ -23,7 +24,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-readonly processors=2
+readonly processors=2 consoles=${CARGO_TARGET_DIR:-$here/../../target}/kernel-logs
 script='' programs=() files=() modules=() settings=() disk_mib=0 memory_mib=1536 recording='' meta_disk_mib=0
 seconds_max=360
 
@@ -84,6 +85,11 @@ machine='' recorder=''
 finish() {
   if [ -n "$machine" ]; then kill "$machine" 2>/dev/null || true; fi
   if [ -n "$recorder" ]; then kill "$recorder" 2>/dev/null || true; fi
+  if [ -s "$work/console" ]; then
+    mkdir -p "$consoles"
+    find "$consoles" -name '*.console' -mtime +7 -delete
+    cp "$work/console" "$consoles/$(date +%Y%m%d-%H%M%S)-$(basename "$script" .sh)-$(basename "${module_root:-kernel}").console"
+  fi
   if [ "${ROK_VM_KEEP:-0}" = 1 ]; then echo "kept $work"; else rm -rf "$work"; fi
 }
 trap finish EXIT
