@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.." || exit 1
 status=0
 cargo test --workspace --no-fail-fast -- --show-output || status=$?
 cargo test --no-default-features --features planted-bugs --test engine -- --show-output || status=$?
+cargo run --no-default-features --features planted-bugs --example interleavings || status=$?
 exit "$status"

@@ -51,7 +51,8 @@ impl Entry {
     }
 
     /// From what [`Self::place`], [`Self::sequence`] and [`Self::mac`] of an entry returned; nothing is checked again.
-    pub(crate) const fn from_entry_parts(place: u64, sequence: u64, mac: u64) -> Self {
+    #[must_use]
+    pub const fn from_entry_parts(place: u64, sequence: u64, mac: u64) -> Self {
         Self { place, sequence: Sequence::new(sequence), mac }
     }
 
