@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -32,6 +33,8 @@ const RECOVERY_TIME_MAX: Duration = Duration::from_secs(40);
 /// How long the requests in flight may take to be answered when the daemon ends, those of all devices together. Writes that wait
 /// for space are not.
 const QUIESCE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Pause before lanes are asked again whether all is answered.
+const DRAIN_PERIOD: Duration = Duration::from_millis(1);
 
 impl Attachments {
     /// Brings back what is remembered of the pool in a directory.
@@ -198,20 +201,46 @@ impl Attachments {
         } else {
             return true;
         }
-        if attached.device().can_quiesce() {
-            let time_max = quiesce_until.saturating_duration_since(Instant::now());
-            match attached.driver.quiesce(attached.device(), time_max) {
-                Ok(()) => tracing::info!(device = number, "a device was quiesced: nothing of it is in flight"),
-                Err(error) => {
-                    tracing::warn!(%error, device = number, "requests in flight come to the next daemon again")
-                }
-            }
-        }
+        self.quiesce(&attached, quiesce_until);
         let released = self.server.release_device(number);
         if let Err(error) = released.and_then(|()| attached.queues.lock().wait_ended(END_TIME_MAX)) {
             tracing::warn!(%error, device = number, "requests of a device are under way still");
         }
         false
+    }
+
+    /// Has what is in flight of a device answered, so that none of it comes to the next daemon again, if the driver can hold back what
+    /// is new, and if that is in time.
+    fn quiesce(&self, attached: &Attached, until: Instant) {
+        let number = attached.device().id();
+        if !attached.device().can_quiesce() || attached.state() != AttachmentState::Live {
+            return;
+        }
+        match self.drain(attached, until) {
+            Ok(true) => tracing::info!(device = number, "a device was quiesced: nothing of it is in flight"),
+            Ok(false) => tracing::warn!(device = number, "requests in flight come to the next daemon again"),
+            Err(error) => tracing::warn!(%error, device = number, "requests in flight come to the next daemon again"),
+        }
+    }
+
+    /// Whether everything was answered in time.
+    fn drain(&self, attached: &Attached, until: Instant) -> Result<bool> {
+        let number = attached.device().id();
+        self.server.drain_device(number)?;
+        let time_max = until.saturating_duration_since(Instant::now());
+        attached.driver.quiesce(attached.device(), time_max).map_err(failure)?;
+        let mut said = 0;
+        while said < 2 {
+            said = if self.server.drain_device(number)? { said + 1 } else { 0 };
+            if said == 0 {
+                if Instant::now() >= until {
+                    return Ok(false);
+                }
+                // Lanes are busy with just that: they are not asked all the time.
+                thread::sleep(DRAIN_PERIOD);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -140,6 +140,24 @@ impl Server {
         Ok(())
     }
 
+    /// Whether no request of a device is under way. To be called before the device is quiesced, so that its queues know, and until it
+    /// says so twice afterwards: what a lane has not seen yet of that it sees between two calls.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if the server is ending, or overloaded.
+    pub fn drain_device(&self, id: u32) -> Result<bool> {
+        let (answer, answers) = mpsc::channel();
+        for mailbox in self.shared.serving_mailboxes() {
+            mailbox.send(Message::Device(DeviceMessage::Drain { id, answer: answer.clone() }))?;
+        }
+        drop(answer);
+        let mut is_drained = true;
+        for _ in self.shared.serving_mailboxes() {
+            is_drained &= answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
+        }
+        Ok(is_drained)
+    }
+
     /// Has lanes serve a device no more, which has to be one that outlives its server: its requests wait in the driver, those
     /// that are not answered are sent again to the next server. Nothing can be attached afterwards: to be called before
     /// the end of the server.

@@ -42,6 +42,8 @@ pub(super) enum DeviceMessage {
     Serve(NewQueue),
     /// The device of this number is about to be stopped: none of its writes waits for space any more. Then say so.
     Leave { id: u32, done: mpsc::Sender<()> },
+    /// The device of this number is about to be quiesced, or is: answer what is under way. Then say whether nothing is.
+    Drain { id: u32, answer: mpsc::Sender<bool> },
     /// Serve the device of this number no more, and let its requests wait for the next server.
     Release { id: u32 },
 }
@@ -91,8 +93,20 @@ impl Devices {
                 // Who has given up waiting stops the device without.
                 let _is_awaited = done.send(()).is_ok();
             }
+            DeviceMessage::Drain { id, answer } => {
+                let is_drained = self.drain(id);
+                // Who has given up waiting releases the device.
+                let _is_awaited = answer.send(is_drained).is_ok();
+            }
             DeviceMessage::Release { id } => self.release(id, engine),
         }
+    }
+
+    /// Whether no request of a device is under way.
+    fn drain(&mut self, id: u32) -> bool {
+        let of_device = self.0.iter_mut().filter(|(_, device)| device.queue.device().id() == id);
+        // All of them, since each is told.
+        of_device.fold(true, |is_drained, (_, device)| device.queue.drain() && is_drained)
     }
 
     /// Answers nothing of a device any more. What is with the engine is waited for; the driver sends it again to the next

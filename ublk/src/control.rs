@@ -306,11 +306,12 @@ impl Control {
         self.run(END_RECOVERY, device.id, u64::from(std::process::id()))
     }
 
-    /// Takes a live device that outlives its server away from it: new requests wait, those in flight are answered, and every
-    /// command of its queues comes back, which ends them. So the next server gets nothing a second time.
+    /// Has the requests of a live device that outlives its server wait from now on, but for those that the server has: commands without a
+    /// request come back. What is answered behind that comes to no other server, so the server should answer everything and then
+    /// go ([`crate::Queue::drain`], to be called before this).
     ///
-    /// Only for devices with [`Device::can_quiesce`]. The driver waits at most for `time_max`, in whole milliseconds and at
-    /// least one.
+    /// Only for devices with [`Device::can_quiesce`]. The driver may wait until all is answered, or not at all, as it does up to Linux
+    /// 7.3: at most for `time_max`, in whole milliseconds and at least one.
     ///
     /// # Errors
     /// [`ControlError::Refused`] with `EBUSY` when requests were not answered in time: new ones wait all the same, and those come to

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! waiting (fetch) -> kernel -> serving -> waiting (commit and fetch) -> kernel -> ...
-//! any of them -> ended, when the device stops or a command fails
+//! any of them -> ended, when the device stops or a command fails; when it is quiesced, those that wait in the kernel
 //! ```
 //!
 //! The owner of the ring, in each turn of its loop:
@@ -56,6 +56,7 @@ pub struct Queue {
     waiting: VecDeque<u16>,
     live_count: usize,
     is_stopping: bool,
+    is_draining: bool,
     descriptors: Mapping,
 }
 
@@ -169,6 +170,7 @@ impl Queue {
             waiting: (0..depth).collect(),
             live_count: usize::from(depth),
             is_stopping: false,
+            is_draining: false,
             descriptors,
             device,
         })
@@ -203,6 +205,16 @@ impl Queue {
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.waiting.len() == self.tags.len() && self.tags.iter().all(|state| *state == TagState::Fetch)
+    }
+
+    /// To be called before the device is quiesced ([`crate::Control::quiesce`]): from now on a command that comes back without a
+    /// request ends only its tag, and answers of others still go out. Returns whether no request is under way.
+    ///
+    /// Commands that came back, and requests that had come before, may not be reaped yet when the device is quiesced. So once it is: two
+    /// calls that say so, with a turn of the loop between them.
+    pub fn drain(&mut self) -> bool {
+        self.is_draining = true;
+        self.tags.iter().all(|state| matches!(state, TagState::Kernel | TagState::Ended))
     }
 
     /// Puts waiting commands in the ring, as many as it has room for, and returns how many still wait. Does not
@@ -248,7 +260,9 @@ impl Queue {
         }
         if result == sys::UBLK_IO_RES_ABORT {
             self.end(tag);
-            self.stop();
+            if !self.is_draining {
+                self.stop();
+            }
             return Ok(None);
         }
         if result != 0 {
@@ -580,6 +594,25 @@ mod tests {
         queue.complete(0, Ok(())).expect("serving");
         assert!(queue.is_ended());
         assert_eq!(queue.submit(&mut ring_of(8)), 0, "nothing is fetched again");
+    }
+
+    #[test]
+    fn queue_of_a_quiesced_device_answers_what_is_under_way() {
+        let mut queue = queue_over(&[(0, 8, 0), (0, 8, 0)]);
+        assert!(!queue.drain(), "its first commands wait");
+        queue.submit(&mut ring_of(8));
+        assert!(queue.drain());
+        queue.on_completion(PREFIX.pack(0), 0).expect("ours").expect("a request");
+        for tag in 1..u64::from(DEPTH) {
+            assert_eq!(queue.on_completion(PREFIX.pack(tag), -libc::ENODEV).expect("ours"), None);
+        }
+        assert!(!queue.drain(), "tag 0 is being served");
+        queue.complete(0, Ok(())).expect("serving");
+        assert!(!queue.drain(), "its answer waits");
+        let mut ring = ring_of(8);
+        assert_eq!(queue.submit(&mut ring), 0);
+        assert_eq!(ring.submission().len(), 1, "the answer goes out");
+        assert!(queue.drain() && !queue.is_ended());
     }
 
     #[test]
