@@ -7,7 +7,6 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::size::parse_size;
-use crate::daemon::host;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{Expose, ListenSettings, NbdLimits, TlsOffer};
 
@@ -85,7 +84,7 @@ pub(super) struct NbdArguments {
 }
 
 impl NbdArguments {
-    /// The bounds of connections, which leave the daemon as many files as it needs itself.
+    /// The bounds of connections.
     ///
     /// # Errors
     /// `Usage` naming what cannot be kept.
@@ -104,17 +103,7 @@ impl NbdArguments {
             payload_bytes_max: usize::try_from(self.nbd_max_payload).unwrap_or(usize::MAX),
         };
         limits.check()?;
-        let Ok(files_max) = host::open_file_limit() else { return Ok(limits) };
-        let bounded = limits.within_open_files(files_max);
-        if bounded.connections_max < limits.connections_max {
-            tracing::warn!(
-                "At most {} NBD connections instead of {}, since this process may have {files_max} files open and the pool needs \
-                 some of them: raise that limit (ulimit -n, systemd: LimitNOFILE=)",
-                bounded.connections_max,
-                limits.connections_max
-            );
-        }
-        Ok(bounded)
+        Ok(limits)
     }
 
     /// Where certificates are.

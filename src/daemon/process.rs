@@ -113,7 +113,7 @@ impl Daemon {
             device_names: DeviceNames::beside(&options.socket),
             nbd_unix: options.nbd_unix,
             nbd_unix_settings: options.nbd_unix_settings,
-            nbd_limits: options.nbd_limits,
+            nbd_limits: within_open_files(options.nbd_limits),
             tls_directory: options.tls_directory,
             nbd_tcp: options.nbd_tcp,
             nbd_given: options.nbd_given,
@@ -212,6 +212,27 @@ impl Signals {
             _ = self.hangup.recv() => "SIGHUP",
         }
     }
+}
+
+/// As many connections as the process may have files open beside its own; fewer than are wanted are told of.
+fn within_open_files(limits: NbdLimits) -> NbdLimits {
+    let files_max = match host::open_file_limit() {
+        Ok(files_max) => files_max,
+        Err(error) => {
+            tracing::warn!(%error, "the kernel does not tell how many files this process may open");
+            return limits;
+        }
+    };
+    let bounded = limits.within_open_files(files_max);
+    if bounded.connections_max < limits.connections_max {
+        tracing::warn!(
+            "At most {} NBD connections instead of {}, since this process may have {files_max} files open and the pool needs some \
+             of them: raise that limit (ulimit -n, systemd: LimitNOFILE=)",
+            bounded.connections_max,
+            limits.connections_max
+        );
+    }
+    bounded
 }
 
 fn start_runtime() -> Result<Runtime> {

@@ -17,6 +17,7 @@ use rocksdb::{
     DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, SliceTransform, Snapshot,
     WriteBatch, WriteBufferManager, WriteOptions,
 };
+use rustix::process::{Resource, getrlimit};
 
 use super::rocks_reads::{
     collect, found_by_seek, many_seeks_options, scan_options, seek_one_after_the_other, seek_options, visit_from,
@@ -66,7 +67,7 @@ pub struct RocksOptions {
     /// Memory for blocks, indexes, filters and unwritten changes together. The page cache is not used, where the file
     /// system allows that.
     pub cache_size_bytes: usize,
-    /// Files open at once, at least 64.
+    /// Files open at once, at least 64; fewer where the process may have few.
     pub open_file_count_max: u16,
     /// Threads that flush and compact, at least 1.
     pub background_thread_count: u8,
@@ -84,6 +85,12 @@ impl RocksOptions {
     fn family_buffer_bytes(self) -> usize {
         bounded(self.cache_size_bytes / FAMILY_BUFFER_DIVISOR, self.reserve_bytes / FAMILY_RESERVE_DIVISOR)
     }
+}
+
+/// As many files as are wanted, but at most a quarter of what the process may have open, and at least 64.
+fn open_files(wanted: u16) -> u16 {
+    let process_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    u16::try_from(process_max / 4).map_or(wanted, |quarter| wanted.min(quarter)).max(64)
 }
 
 /// The smaller of a number of bytes in memory and one on disk.
@@ -419,7 +426,7 @@ fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
         cache.clone(),
     ));
     options.set_max_total_wal_size(to_u64(buffer_size));
-    options.set_max_open_files(limits.open_file_count_max.max(64).into());
+    options.set_max_open_files(open_files(limits.open_file_count_max).into());
     options.set_max_background_jobs(limits.background_thread_count.max(1).into());
     options.set_log_level(LogLevel::Warn);
     options.set_keep_log_file_num(MESSAGE_FILE_COUNT);

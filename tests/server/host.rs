@@ -1,6 +1,7 @@
 //! What the host may do to a daemon: let it have few files or little memory, or stop it for a while.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -12,11 +13,13 @@ use rok_nbd::{CommandFlags, RequestKind};
 
 use crate::nbd_client::NbdClient;
 use crate::stamp::{self, BLOCK_BYTES, BLOCK_BYTES_U64, Value};
-use crate::support::{Home, Serving};
+use crate::support::{Home, Serving, WAIT_MAX};
 
 const FILES_MAX: u64 = 200;
 /// More than there are files.
 const CROWD: usize = 300;
+/// So many of them get in at least.
+const CROWD_IN_MIN: u64 = 50;
 /// What the metadata store may need at a moment at which a crowd is there.
 const FILES_LEFT_MIN: u64 = 40;
 /// Longer than the daemon lets a message take in that test.
@@ -74,8 +77,13 @@ fn with_few_files_clients_are_turned_away_and_the_pool_goes_on() {
     home.run(["create", "vol1", "--size", "16M"]).success();
     let socket = home.path("run/rok-blk/nbd.sock");
     let mut honest = NbdClient::connect(&socket, "vol1").expect("the first one is taken");
+    let before = open_files(&serving);
 
-    let crowd: Vec<UnixStream> = (0..CROWD).map(|_| UnixStream::connect(&socket).expect("it listens")).collect();
+    let mut crowd: Vec<UnixStream> = (0..CROWD).map(|_| UnixStream::connect(&socket).expect("it listens")).collect();
+    // All before the last one are in, or were turned away.
+    let last = crowd.last_mut().expect("there is a crowd");
+    last.set_read_timeout(Some(WAIT_MAX)).expect("a timeout");
+    assert_eq!(last.read(&mut [0; 1]).expect("it is closed"), 0, "the last one is turned away");
     for index in 0..BLOCKS {
         write(&mut honest, index, index);
     }
@@ -83,6 +91,7 @@ fn with_few_files_clients_are_turned_away_and_the_pool_goes_on() {
     home.run(["snapshot", "vol1"]).success();
     let open = open_files(&serving);
     println!("{open} of {FILES_MAX} files are open beside a crowd of {CROWD}");
+    assert!(open > before + CROWD_IN_MIN, "{before} files were open before");
     assert!(open + FILES_LEFT_MIN <= FILES_MAX, "{open} files are open");
     drop(crowd);
 
@@ -141,18 +150,25 @@ fn without_memory_a_daemon_ends_or_goes_on_and_loses_nothing() {
         write(&mut honest, index, index);
     }
 
-    // Reads of holes, nobody of whom takes the answer: each holds memory.
+    let data = vec![7; usize::try_from(LARGE_BYTES).expect("it fits")];
+    honest.write(BLOCKS * BLOCK_BYTES_U64, &data);
+
+    // Nobody takes the answer, which is held in memory for each of them.
     let mut greedy: Vec<NbdClient> = Vec::new();
-    for number in 0..LARGE_REQUESTS {
+    for _ in 0..LARGE_REQUESTS {
         let Ok(mut client) = NbdClient::connect(&socket, "vol1") else { break };
-        let range = (number * u64::from(LARGE_BYTES), LARGE_BYTES);
+        let range = (BLOCKS * BLOCK_BYTES_U64, LARGE_BYTES);
         if client.submit(RequestKind::Read, CommandFlags::NONE, range, &[]).is_err() {
             break;
         }
         greedy.push(client);
     }
-    let read = honest.call(RequestKind::Read, (0, 4096), &[]);
-    println!("{} clients got in; then a read came to {:?}", greedy.len(), read.map(|result| result.map(|_| "data")));
+    let answers: Vec<bool> =
+        greedy.iter_mut().map(|client| matches!(client.complete(), Ok(done) if done.result.is_ok())).collect();
+    let served = answers.iter().filter(|is_served| **is_served).count();
+    let read = honest.call(RequestKind::Read, (0, 4096), &[]).map(|result| result.map(|_| "data"));
+    println!("of {LARGE_REQUESTS} large reads {served} were served; then a small one came to {read:?}");
+    assert!((served as u64) < LARGE_REQUESTS || !matches!(read, Ok(Ok(_))), "the limit was felt");
     drop((honest, greedy));
     serving.kill();
 
