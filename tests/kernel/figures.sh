@@ -1,7 +1,7 @@
 # In the emulated machine: how fast ublk is served here, as ratios, each of two that take turns. The null device of a lane against the
 # null device of libublk's own example, in the same mode (it copies data itself, which that device leaves out: reads of it give what
 # was in memory), with buffers that the driver fills, and, with a driver of 6.16 or newer, without any copy (UBLK_F_AUTO_BUF_REG): what a server
-gains at most that never looks at the data; and a volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
+# gains at most that never looks at the data; and a volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
 
 # shellcheck source=tests/kernel/daemon.sh
 . /etc/daemon.sh

@@ -79,8 +79,8 @@ daemon_is_confined() {
   grep 'Max locked memory  *unlimited' "$process/limits"
   # The kernel kills it last, and it has said nothing of what it was refused.
   [ "$(cat "$process/oom_score_adj")" -le -999 ]
-  ! grep -E 'IO flusher|not locked|oom_score_adj' /run/daemon.log
-  [ ! -e "$process/root/etc/rok-blk/pool.key" ] || ! /usr/bin/setpriv --reuid rok-blk --clear-groups cat "$process/root/etc/rok-blk/pool.key"
+  refused grep -E 'IO flusher|not locked|oom_score_adj' /run/daemon.log
+  refused /usr/bin/setpriv --reuid rok-blk --clear-groups cat /etc/rok-blk/pool.key
 }
 
 disk_has_a_filesystem() {
@@ -90,14 +90,16 @@ disk_has_a_filesystem() {
   [ "$(readlink -f /dev/rok/vol1)" = /dev/ublkb0 ]
   /sbin/mke2fs -q -t ext4 /dev/rok/vol1
   mount -t ext4 /dev/rok/vol1 /mnt
-  dd if=/dev/urandom of=/run/data bs=64k count=8 2>/dev/null
+  mkdir /run/hashes
 }
 
-# Files, one after the other, until /run/end is there. Ends at the first that fails.
+# Files, one after the other, each with other data, until /run/end is there; keeps what each must be. Ends at the first that fails.
 write_files() {
   count=0
   while [ ! -e /run/end ]; do
+    dd if=/dev/urandom of=/run/data bs=64k count=8 2>/dev/null
     dd if=/run/data of="/mnt/$((count % 16))" bs=64k conv=fsync || return 1
+    sha256sum </run/data >"/run/hashes/$((count % 16))"
     count=$((count + 1))
     echo >>/run/beats
   done
@@ -125,8 +127,9 @@ load_had_no_error() {
   [ "$(readlink -f /dev/rok/vol1)" = /dev/ublkb0 ]
   umount /mnt
   /sbin/e2fsck -f -n /dev/rok/vol1
+  echo 3 >/proc/sys/vm/drop_caches
   mount -t ext4 -o ro /dev/rok/vol1 /mnt
-  for file in /mnt/[0-9]*; do cmp /run/data "$file"; done
+  for file in $(ls /run/hashes); do sha256sum <"/mnt/$file" | cmp - "/run/hashes/$file"; done
   umount /mnt
 }
 

@@ -288,7 +288,7 @@ impl Workload {
         (0..self.snapshots.len()).for_each(|index| self.verify_snapshot(index));
     }
 
-    /// Blocks in ascending order, neighbours by one request; each alone where that fails.
+    /// Blocks in ascending order, neighbours by one request; each alone where that fails. One of them has the error at least.
     pub(super) fn read_all(&mut self, handle: &OpenVolume, blocks: &[u64]) -> Vec<(u64, ReadResult)> {
         let mut contents = Vec::new();
         let neighbours = blocks.chunk_by(|block, next| block + 1 == *next);
@@ -298,7 +298,15 @@ impl Workload {
                     let content = content.chunks_exact(BLOCK_SIZE).map(|content| Ok(content.to_vec()));
                     contents.extend(run.iter().copied().zip(content));
                 }
-                Err(_) => contents.extend(run.iter().map(|block| (*block, self.read_through(handle, *block)))),
+                Err(error) => {
+                    let mut alone: Vec<_> =
+                        run.iter().map(|block| (*block, self.read_through(handle, *block))).collect();
+                    if alone.iter().all(|(_, content)| content.is_ok()) {
+                        // Who reads has to have a reason for that.
+                        alone[0].1 = Err(error);
+                    }
+                    contents.extend(alone);
+                }
             }
         }
         contents
