@@ -12,13 +12,17 @@ mod reserved;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 #[cfg(feature = "rocksdb")]
+mod rocks_options;
+#[cfg(feature = "rocksdb")]
 mod rocks_reads;
 
 pub use memory::MemoryStore;
 pub use operation::{Durability, MetaError, MetaOp, Table};
 pub use reserved::{ReservedStore, SpaceReserve};
 #[cfg(feature = "rocksdb")]
-pub use rocks::{RocksOptions, RocksStore};
+pub use rocks::RocksStore;
+#[cfg(feature = "rocksdb")]
+pub use rocks_options::RocksOptions;
 
 /// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);

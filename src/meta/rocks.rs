@@ -17,8 +17,8 @@ use rocksdb::{
     DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, LogLevel, MergeOperands, Options, SliceTransform, Snapshot,
     WriteBatch, WriteBufferManager, WriteOptions,
 };
-use rustix::process::{Resource, getrlimit};
 
+use super::rocks_options::RocksOptions;
 use super::rocks_reads::{
     collect, found_by_seek, many_seeks_options, scan_options, seek_one_after_the_other, seek_options, visit_from,
 };
@@ -33,14 +33,6 @@ const BLOOM_BITS: f64 = 10.0;
 const LEAF_RESTART_INTERVAL: i32 = 64;
 /// Part of a table's memory that is a Bloom filter of prefixes.
 const MEMORY_BLOOM_RATIO: f64 = 0.1;
-/// Unwritten changes may take this part of the cache, and this part of the reserve: with it all of them are flushed, and
-/// as much is left for what follows.
-const WRITE_BUFFER_DIVISOR: usize = 4;
-const RESERVE_DIVISOR: u64 = 2;
-/// One table's unwritten changes are flushed at this part of the cache, and this part of the reserve. After a lack of
-/// space RocksDB goes on only when that much is free.
-const FAMILY_BUFFER_DIVISOR: usize = 16;
-const FAMILY_RESERVE_DIVISOR: u64 = 4;
 /// Files of level 0 at which commits wait. Below it nothing slows them down: they either pass or wait.
 const LEVEL_0_FILE_COUNT_MAX: i32 = 36;
 /// How often, and after which pauses, a commit that has to wait for flushes tries again: two minutes.
@@ -60,54 +52,6 @@ const OUT_OF_SPACE_WORDS: [&str; 4] =
     ["No space left on device", "Disk quota exceeded", "Space limit reached", "Max allowed space was reached"];
 /// What RocksDB says of a failed sync.
 const SYNC_WORDS: [&str; 3] = ["While fdatasync", "While fsync", "While sync_file_range"];
-
-/// How much a [`RocksStore`] may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RocksOptions {
-    /// Memory for blocks, indexes, filters and unwritten changes together. The page cache is not used, where the file
-    /// system allows that.
-    pub cache_size_bytes: usize,
-    /// Files open at once, at least 64; fewer where the process may have few.
-    pub open_file_count_max: u16,
-    /// Threads that flush and compact, at least 1.
-    pub background_thread_count: u8,
-    /// Space that the store gets when the file system has none left: unwritten changes stay well below it.
-    pub reserve_bytes: u64,
-}
-
-impl RocksOptions {
-    /// Memory for the unwritten changes of all tables.
-    fn write_buffer_bytes(self) -> usize {
-        bounded(self.cache_size_bytes / WRITE_BUFFER_DIVISOR, self.reserve_bytes / RESERVE_DIVISOR)
-    }
-
-    /// Memory for those of one table.
-    fn family_buffer_bytes(self) -> usize {
-        bounded(self.cache_size_bytes / FAMILY_BUFFER_DIVISOR, self.reserve_bytes / FAMILY_RESERVE_DIVISOR)
-    }
-}
-
-/// As many files as are wanted, but at most a quarter of what the process may have open, and at least 64.
-fn open_files(wanted: u16) -> u16 {
-    let process_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    u16::try_from(process_max / 4).map_or(wanted, |quarter| wanted.min(quarter)).max(64)
-}
-
-/// The smaller of a number of bytes in memory and one on disk.
-fn bounded(memory_bytes: usize, disk_bytes: u64) -> usize {
-    usize::try_from(disk_bytes).map_or(memory_bytes, |disk_bytes| memory_bytes.min(disk_bytes))
-}
-
-impl Default for RocksOptions {
-    fn default() -> Self {
-        Self {
-            cache_size_bytes: 256 << 20,
-            open_file_count_max: 512,
-            background_thread_count: 2,
-            reserve_bytes: 64 << 20,
-        }
-    }
-}
 
 /// A [`MetaStore`] in a directory of its own.
 pub struct RocksStore {
@@ -426,7 +370,7 @@ fn database_options(limits: RocksOptions, cache: &Cache) -> Options {
         cache.clone(),
     ));
     options.set_max_total_wal_size(to_u64(buffer_size));
-    options.set_max_open_files(open_files(limits.open_file_count_max).into());
+    options.set_max_open_files(limits.open_files().into());
     options.set_max_background_jobs(limits.background_thread_count.max(1).into());
     options.set_log_level(LogLevel::Warn);
     options.set_keep_log_file_num(MESSAGE_FILE_COUNT);

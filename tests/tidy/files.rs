@@ -30,6 +30,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("src/lane/thread.rs", "accepted sockets come from the kernel as numbers"),
     ("src/pool/directory/key_file.rs", "who runs the process is a system call"),
     ("tests/server/activation.rs", "descriptors are passed between fork and exec"),
+    ("tests/server/host.rs", "a limit is set between fork and exec"),
     ("tests/server/refusal.rs", "a filter of system calls is installed between fork and exec"),
     ("tests/server/support.rs", "signals are sent by a system call"),
     ("ublk/src/command.rs", "commands are put on a ring and must outlive their completion"),
