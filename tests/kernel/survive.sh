@@ -98,10 +98,10 @@ filesystem_is_whole() {
 
 message_names_the_disks() { grep -q '/dev/ublkb0.* in use: requests wait' /run/daemon.log; }
 
-# With a driver that can do that, from 6.16 on, a daemon answers what is in flight before it leaves. (The daemon asks the driver.)
+# With a driver that can do that, from 7.0 on, a daemon answers what is in flight before it leaves. (The daemon asks the driver.)
 disks_were_quiesced() {
   case $(uname -r) in
-    [0-5].* | 6.[0-9].* | 6.1[0-5].*)
+    [0-6].*)
       echo "the driver of $(uname -r) cannot quiesce"
       ! grep 'device was quiesced' /run/daemon.log
       ;;

@@ -67,14 +67,15 @@ impl Features {
 
     /// Flags of a device that outlives its server, with its requests in flight sent again to the next one, and that can be
     /// quiesced where the driver knows how; 0 if the driver cannot do the first two. Without the second flag they would fail,
-    /// which is no survival.
+    /// which is no survival. Drivers of Linux 6.16 to 6.19 lose a device that was quiesced for the second time.
     #[must_use]
     pub(crate) fn survival_flags(self) -> u64 {
         let flags = u64::from(sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE);
-        if self.0 & flags == flags { self.0 & (flags | u64::from(sys::UBLK_F_QUIESCE)) } else { 0 }
+        let quiesce = if self.keeps_commands() { 0 } else { u64::from(sys::UBLK_F_QUIESCE) };
+        if self.0 & flags == flags { self.0 & (flags | quiesce) } else { 0 }
     }
 
-    /// True when a device can be taken from its server with nothing in flight (Linux 6.16).
+    /// True when new requests of a device can be held back while its server answers what it has (Linux 6.16).
     #[must_use]
     pub fn has_quiesce(self) -> bool {
         self.has(sys::UBLK_F_QUIESCE)
@@ -104,8 +105,12 @@ impl Features {
     /// queue's commands reach the driver at once, so one that has only one queue has a server or has none.
     #[must_use]
     pub(crate) fn surviving_queues_max(self) -> u16 {
-        let keeps_commands = self.has(sys::UBLK_F_PER_IO_DAEMON) && !self.has(sys::UBLK_F_BATCH_IO);
-        if keeps_commands { 1 } else { QUEUE_COUNT_MAX }
+        if self.keeps_commands() { 1 } else { QUEUE_COUNT_MAX }
+    }
+
+    /// Linux 6.16 to 6.19.
+    fn keeps_commands(self) -> bool {
+        self.has(sys::UBLK_F_PER_IO_DAEMON) && !self.has(sys::UBLK_F_BATCH_IO)
     }
 
     fn has(self, feature: u32) -> bool {
@@ -140,7 +145,8 @@ mod tests {
     fn device_survives_only_with_its_requests_in_flight() {
         assert_eq!(Features::from_bits(0x1fe).survival_flags(), 0x18);
         assert_eq!(Features::from_bits(0x8).survival_flags(), 0);
-        assert_eq!(Features::from_bits(0x7fff).survival_flags(), 0x1018, "and can be quiesced");
+        assert_eq!(Features::from_bits(0x0f_ffff).survival_flags(), 0x1018, "and can be quiesced");
+        assert_eq!(Features::from_bits(0x7fff).survival_flags(), 0x18, "but not by drivers that lose it then");
         assert_eq!(Features::from_bits(0x1000).survival_flags(), 0);
         assert!(Features::from_bits(0x1fe).needs_stand_in() && !Features::from_bits(0x3fff).needs_stand_in());
     }
