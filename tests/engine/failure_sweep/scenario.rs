@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rok_blk::crypto::Suite;
 use rok_blk::disk::{CrashMode, Device as _};
-use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, STRETCH_BLOCKS};
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LEAF_ENTRIES_U64, STRETCH_BLOCKS};
 use rok_blk::volume::RemoveMode;
 
 /// A step and its name.
@@ -26,6 +26,8 @@ const SPACE_STRETCHES: u64 = 6;
 const SMALL_BYTES: u64 = 800 * BLOCK_SIZE_U64;
 /// Into a second leaf.
 const BLOCKS: u64 = 270;
+/// More than one checkpoint merges.
+const LEAVES: u64 = 10;
 
 fn small(suite: Suite, lane_count: u16) -> Stage {
     Stage::new(Rig::blank(Settings::new(suite, lane_count), &[SMALL_BYTES]), 7)
@@ -133,24 +135,25 @@ const VERSIONS: [Step; 34] = [
     ("check", Stage::check_closed),
 ];
 
-/// A volume that is gone stays for its clone; then the volume goes that it was cloned from itself.
-const LINEAGE: [Step; 18] = [
+/// A version is merged into the clone that is left of it, and in the middle of that the clone goes too.
+const LINEAGE: [Step; 17] = [
     BEGIN[0],
     BEGIN[1],
     BEGIN[2],
-    ("create", |stage| stage.create("a", 16, false)),
-    ("write", |stage| settled(stage, |stage| stage.write("a", 0..6, false))),
+    ("create", |stage| stage.create("a", LEAVES * LEAF_ENTRIES_U64, false)),
+    ("create", |stage| stage.create("b", 4, false)),
+    ("write in each leaf", |stage| {
+        settled(stage, |stage| in_each_leaf().for_each(|blocks| stage.write("a", blocks, false)))
+    }),
+    ("write", |stage| settled(stage, |stage| stage.write("b", 0..2, false))),
     ("snapshot", |stage| stage.snapshot(&["a"])),
     ("clone", |stage| stage.clone_version("a@1", &["c"])),
     ("write", |stage| settled(stage, |stage| stage.write("c", 1..3, false))),
-    ("snapshot", |stage| stage.snapshot(&["c"])),
-    ("clone", |stage| stage.clone_version("c@1", &["d"])),
-    ("write", |stage| settled(stage, |stage| stage.write("d", 2..4, false))),
     ("checkpoint", Stage::checkpoint),
-    ("remove a volume", |stage| stage.remove_volume("c", false)),
     ("remove a volume", |stage| stage.remove_volume("a", false)),
+    ("checkpoint", Stage::begin_a_merge),
+    ("remove a volume", |stage| stage.remove_volume("c", false)),
     ("reclaim", Stage::reclaim),
-    ("read a clone", |stage| stage.read("d")),
     ("close", Stage::close),
     ("check", Stage::check_closed),
 ];
@@ -183,6 +186,11 @@ const SPACE: [Step; 20] = [
     ("close", Stage::close),
     ("check", Stage::check_closed),
 ];
+
+/// A block of each leaf.
+fn in_each_leaf() -> impl Iterator<Item = std::ops::Range<u64>> {
+    (0..LEAVES).map(|leaf| leaf * LEAF_ENTRIES_U64..leaf * LEAF_ENTRIES_U64 + 1)
+}
 
 fn removed(stage: &mut Stage, blocks: std::ops::Range<u64>, mode: RemoveMode) -> Done {
     stage.remove_blocks("a", blocks, mode, false)?;

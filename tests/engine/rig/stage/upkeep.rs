@@ -53,6 +53,19 @@ impl Stage {
         panic!("something lives no more and is not reclaimed");
     }
 
+    /// Checkpoints until a version that lives no more is merged in part; or what is to go is gone, where a removal was refused.
+    pub fn begin_a_merge(&mut self) -> Done {
+        self.settle()?;
+        for _ in 0..STEPS_MAX {
+            self.checkpoint()?;
+            let pool = &self.life().pool;
+            if pool.with_catalog(|catalog, _| catalog.merging().is_some()) || !pool.is_reclaiming() {
+                return Ok(());
+            }
+        }
+        panic!("nothing is merged, and something lives no more");
+    }
+
     /// Checks a pool that nobody has open.
     pub fn check_closed(&mut self) -> Done {
         let report = self.rig.check(&self.rig.tap)?;
