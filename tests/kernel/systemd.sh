@@ -139,7 +139,7 @@ service_ends() {
   [ "$(property ActiveState)/$(property Result)" = inactive/success ]
   [ -z "$(find /dev -name 'ublk[bc]*')" ]
   # What it leaves in /run is not root's, which is no reason to say anything else.
-  fails 11 'No daemon answers' rok-blk list
+  fails 11 'No daemon answers' rok-blk ls
 }
 
 # root may read the pool; what it makes there must not be root's, so it looks as the daemon's user.
