@@ -111,7 +111,7 @@ fn published_vectors_hold() {
 /// cases, `ROK_XTS_SEED` repeats a run.
 #[test]
 fn random_units_match_the_oracle() {
-    let cases = environment_number("ROK_XTS_CASES").unwrap_or(10_000);
+    let cases = environment_number("ROK_XTS_CASES").unwrap_or(1_000_000);
     let seed = environment_number("ROK_XTS_SEED").unwrap_or_else(random_seed);
     let mut random = SmallRng::seed_from_u64(seed);
     for case in 0..cases {
