@@ -83,7 +83,7 @@ pub fn check(preludes: &Preludes, number: u64, bug: Option<Bug>) -> Tally {
     let mut random = SmallRng::seed_from_u64(number);
     let mut tally = Tally::default();
     let (mut stage, captures) = preludes.begin(number);
-    plant(bug);
+    crate::plant_quietly(bug);
     if random.random_ratio(1, 8) {
         let kinds = [Kind::Read, Kind::Write, Kind::Flush, Kind::Commit, Kind::MetaGet, Kind::MetaScan];
         let (kind, nth) = (kinds[random.random_range(0..kinds.len())], random.random_range(1..7));
