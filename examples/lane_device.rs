@@ -1,13 +1,13 @@
 //! Proves that the ring of a real lane carries ublk commands, pool I/O and NBD sockets at the same time.
 //!
 //! Makes an encrypted pool on a block device, and serves with **one** lane: the volume `disk` as a ublk device, the
-//! volume `export` over NBD on a unix socket, and a null device. Run as root on a kernel with ublk:
+//! volume `export` over NBD on a unix socket, a null device, and one that copies no data. Run as root on a kernel with ublk:
 //!
 //! ```text
 //! lane_device POOL_DIRECTORY BLOCK_DEVICE SOCKET_PATH SIZE_MIB
 //! ```
 //!
-//! Prints `READY DISK_DEVICE NULL_DEVICE`, then for each line of its standard input `ALLOCATIONS COUNT`: how often the process has
+//! Prints `READY DISK_DEVICE BARE_DEVICE NULL_DEVICE`, then for each line of its standard input `ALLOCATIONS COUNT`: how often the process has
 //! asked for memory so far (that of the metadata store, which is C++, not counted). Ends when its input does: stops the devices and the server, opens the
 //! pool once more, and prints PASS or FAIL.
 
@@ -135,14 +135,17 @@ fn serve(directory: &Path, key_file: &Path, socket: &Path, size_bytes: u64) -> R
     let volume = Arc::new(server.volumes().open("disk")?);
     let parameters = DeviceParameters { logical_block_bytes: 512, ..DeviceParameters::new(size_bytes) };
     let disk = attach(&server, &control, &parameters, &DeviceTarget::Volume(volume))?;
+    let bare = attach(&server, &control, &DeviceParameters::new(size_bytes), &DeviceTarget::Bare)?;
     let null = attach(&server, &control, &DeviceParameters::new(size_bytes), &DeviceTarget::Null)?;
-    println!("READY {} {}", disk.0.block_path().display(), null.0.block_path().display());
+    let [disk_path, bare_path, null_path] = [&disk, &bare, &null].map(|(device, _)| device.block_path());
+    println!("READY {} {} {}", disk_path.display(), bare_path.display(), null_path.display());
     for line in stdin().lines() {
         line?;
         println!("ALLOCATIONS {}", ALLOCATIONS.load(Ordering::Relaxed));
     }
 
     detach(&control, disk)?;
+    detach(&control, bare)?;
     detach(&control, null)?;
     Ok(server.shutdown()?)
 }

@@ -30,6 +30,9 @@ use std::sync::{Arc, mpsc};
 pub enum DeviceTarget {
     /// Nothing: reads give zeros, and writes go nowhere. Measures a frontend without the engine behind it.
     Null,
+    /// Nothing, and no data is copied: reads give what was in the driver's memory, which may be anybody's. Measures the commands
+    /// alone, against other servers' null devices that leave the data out.
+    Bare,
     /// A volume.
     Volume(Arc<OpenVolume>),
     /// A volume or snapshot that is only read: the block layer warns of writes to a read-only disk, and lets them through.
@@ -339,6 +342,7 @@ impl DeviceQueue {
     fn serve(&mut self, request: &Request, service: &mut DeviceService<'_>) -> Result<(), QueueError> {
         match &self.target {
             DeviceTarget::Null => return self.serve_null(request, service.buffers),
+            DeviceTarget::Bare => return self.queue.complete(request.tag, Ok(())),
             DeviceTarget::ReadOnly(_) if !matches!(request.kind, RequestKind::Read | RequestKind::Flush) => {
                 return self.queue.complete(request.tag, Err(IoError::ReadOnly.errno()));
             }

@@ -1,7 +1,9 @@
-# In the emulated machine: how fast ublk is served here, as ratios, each of two that take turns. The null device of a lane against the
-# null device of libublk's own example, in the same mode (it copies data itself, which that device leaves out: reads of it give what
-# was in memory), with buffers that the driver fills, and, with a driver of 6.16 or newer, without any copy (UBLK_F_AUTO_BUF_REG): what a server
-# gains at most that never looks at the data; and a volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did not run.
+# In the emulated machine: how fast ublk is served here, as ratios, each of two that take turns. A lane against the null device of
+# libublk's own example: in the same mode, where that device leaves the data out (reads give what was in memory), with a device of ours
+# that does so too (null) and with one that copies what is read (null-filled); with buffers that the driver fills; and, with a driver of
+# 6.16 or newer, without any copy (UBLK_F_AUTO_BUF_REG), which is what a server gains at most that never looks at the data. And a
+# volume against a loop device on the same disk. An emulated machine says nothing of times, and scatters; a failure is only what did
+# not run.
 
 # shellcheck source=tests/kernel/daemon.sh
 . /etc/daemon.sh
@@ -17,7 +19,7 @@ disk_is_divided() {
   /sbin/losetup --direct-io=on /dev/loop0 /dev/vda2
 }
 
-# lane_device serves a volume and a null device with one lane.
+# lane_device serves a volume, a null device that copies nothing and one that fills what is read, with one lane.
 start_ours() {
   mkfifo /run/stop /run/out
   lane_device "$pool" /dev/vda1 /run/nbd.sock 256 </run/stop >/run/out 2>&1 &
@@ -27,6 +29,8 @@ start_ours() {
   volume=${line#READY }
   volume=${volume%% *}
   null=${line##* }
+  bare=${line% *}
+  bare=${bare##* }
 }
 
 # start_library NUMBER [ARGUMENT]: the library's example serves until it is killed. It says nothing when it is ready, but the disk is
@@ -49,7 +53,8 @@ start_library() {
 cases() {
   for how in randread randwrite; do
     for depth in 1 64; do
-      echo "null-$how-4k-qd$depth /dev/ublkb40 $null $how 4k $depth"
+      echo "null-$how-4k-qd$depth /dev/ublkb40 $bare $how 4k $depth"
+      [ "$how" != randread ] || echo "null-filled-$how-4k-qd$depth /dev/ublkb40 $null $how 4k $depth"
       echo "null-with-buffers-$how-4k-qd$depth /dev/ublkb41 $null $how 4k $depth"
       [ -z "$uncopied" ] || echo "null-uncopied-$how-4k-qd$depth $uncopied $null $how 4k $depth"
     done
