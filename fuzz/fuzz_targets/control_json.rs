@@ -5,6 +5,8 @@
 #![no_main]
 
 // The daemon is only built with a metadata store; what it takes is in files of their own.
+#[path = "../../src/daemon/device_request.rs"]
+mod device_request;
 #[path = "../../src/daemon/on_full.rs"]
 #[allow(dead_code, reason = "words are for the command line")]
 mod on_full;
@@ -56,14 +58,18 @@ fn check_credential(credential: &request::KeyCredential) {
 }
 
 fuzz_target!(|input: &[u8]| {
+    use device_request::{AddDevice, AttachDevice, GrowDevice};
     use policy_request::{CreatePolicy, PolicyTargets, SetPolicy};
-    use request::{CreateVolume, ExportVolume, NewKey, RemoveKey, RenameVolume, ResizeVolume, SetVolume, UnlockPool};
+    use request::{
+        CreateVolume, ExportVolume, ForecastRemoval, NewKey, RemoveKey, RenameVolume, ResizeVolume, RestoreFromTrash,
+        SetVolume, UnlockPool,
+    };
     use snapshot_request::{
         AddHold, AddTag, ChangeLabels, CloneSnapshot, CreateSnapshots, RemoveHold, RemoveTag, Resolve, RollBack,
     };
 
     let [choice, body @ ..] = input else { return };
-    match choice % 20 {
+    match choice % 25 {
         0 => drop(check::<CreateVolume>(body)),
         1 => drop(check::<RenameVolume>(body)),
         2 => drop(check::<ResizeVolume>(body)),
@@ -96,6 +102,11 @@ fuzz_target!(|input: &[u8]| {
         16 => drop(check::<RollBack>(body)),
         17 => drop(check::<CreatePolicy>(body)),
         18 => drop(check::<SetPolicy>(body)),
-        _ => drop(check::<PolicyTargets>(body)),
+        19 => drop(check::<PolicyTargets>(body)),
+        20 => drop(check::<AddDevice>(body)),
+        21 => drop(check::<GrowDevice>(body)),
+        22 => drop(check::<AttachDevice>(body)),
+        23 => drop(check::<ForecastRemoval>(body)),
+        _ => drop(check::<RestoreFromTrash>(body)),
     }
 });

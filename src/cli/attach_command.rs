@@ -12,9 +12,9 @@ use super::failure::{Failed, Outcome, exit_code};
 use super::output::Output;
 use super::table::Table;
 use crate::daemon::attachment_resource::{
-    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentChangeList, AttachmentDriver,
-    AttachmentList,
+    Attachment, AttachmentAction, AttachmentChange, AttachmentChangeList, AttachmentList,
 };
+use crate::daemon::device_request::{AttachDevice, AttachmentDriver};
 use crate::daemon::device_users::is_unused;
 use crate::daemon::resource::{ApiVersion, Kind};
 use crate::error::{Error, ErrorKind};

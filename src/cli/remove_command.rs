@@ -11,9 +11,10 @@ use super::failure::{Failed, Outcome, exit_code};
 use super::output::Output;
 use super::table::Table;
 use super::volume_command::confirm;
+use crate::daemon::request::ForecastRemoval;
 use crate::daemon::resource::{ApiVersion, Change, Kind};
 use crate::daemon::snapshot_resource::SnapshotChange;
-use crate::daemon::space_resource::{ForecastRemoval, RemovalForecast};
+use crate::daemon::space_resource::RemovalForecast;
 use crate::volume::Reference;
 
 /// What was done to one of them.

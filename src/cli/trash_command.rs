@@ -14,7 +14,8 @@ use super::remove_command::freed_sentence;
 use super::table::Table;
 use super::volume_command::confirm;
 use crate::daemon::failure_resource::Failure;
-use crate::daemon::trash_resource::{EmptyAnswer, RestoreAnswer, RestoreFromTrash, TrashList, TrashedThing};
+use crate::daemon::request::RestoreFromTrash;
+use crate::daemon::trash_resource::{EmptyAnswer, RestoreAnswer, TrashList, TrashedThing};
 use crate::error::ErrorKind;
 
 /// What to do with the trash.

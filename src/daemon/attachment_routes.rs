@@ -7,7 +7,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Answer, Body, Name, Options, run};
-use super::attachment_resource::{AttachDevice, AttachmentChange, AttachmentList, DetachOptions};
+use super::attachment_resource::{AttachmentChange, AttachmentList, DetachOptions};
+use super::device_request::AttachDevice;
 use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::request::ChangeOptions;

@@ -3,33 +3,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::device_request::AddDevice;
 use super::resource::{ApiVersion, Kind, PoolDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pool::directory::{ChangedDevice, DeviceSource};
-
-/// Makes a device of the pool larger.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct GrowDevice {
-    /// Its name in the pool's directory; may be left out if the pool has one device.
-    #[serde(default)]
-    pub device: Option<String>,
-    /// Its new size in bytes, a multiple of 4096, if it is a file. A disk takes the size that it has by now.
-    #[serde(default, rename = "size")]
-    pub size_bytes: Option<u64>,
-}
-
-/// Adds a device to the pool: one of the two.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AddDevice {
-    /// Bytes of a new file in the pool's directory: a multiple of 4096, at least 16 MiB.
-    #[serde(default, rename = "size")]
-    pub size_bytes: Option<u64>,
-    /// Absolute path of a block device whose first MiB is zeros.
-    #[serde(default)]
-    pub block: Option<String>,
-}
 
 impl AddDevice {
     /// Where the blocks are to be.

@@ -10,6 +10,7 @@ pub mod check_resource;
 pub mod cleaning_resource;
 pub mod control;
 pub mod control_socket;
+pub mod device_request;
 pub mod device_resource;
 pub mod device_users;
 pub mod diff_resource;

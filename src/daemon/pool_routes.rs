@@ -10,13 +10,14 @@ use super::answer::{Answer, Body, Options, run, run_at};
 use super::attention::Attention;
 use super::check_resource::CheckAnswer;
 use super::control::Control;
-use super::device_resource::{AddDevice, DeviceChange, GrowDevice};
+use super::device_request::{AddDevice, GrowDevice};
+use super::device_resource::DeviceChange;
 use super::failure_resource::Failure;
 use super::gate::Gate;
 use super::lock_resource::LockAnswer;
-use super::request::{ChangeOptions, LockOptions, UnlockPool};
+use super::request::{ChangeOptions, ForecastRemoval, LockOptions, UnlockPool};
 use super::resource::{PoolAnswer, Space, Status};
-use super::space_resource::{ForecastRemoval, RemovalForecast};
+use super::space_resource::RemovalForecast;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new()

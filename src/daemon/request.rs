@@ -241,6 +241,26 @@ const fn default_sector_size() -> u32 {
     SECTOR_SIZE_DEFAULT
 }
 
+/// Takes something out of the trash.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreFromTrash {
+    /// What commands called it, or its id.
+    #[serde(rename = "ref")]
+    pub reference: String,
+    /// A new name for a volume, if its own was given to another meanwhile.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// What is to be removed together.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForecastRemoval {
+    /// References of volumes, which go with their snapshots, and of snapshots.
+    pub refs: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,14 +5,6 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::resource::{ApiVersion, Kind};
 
-/// What is to be removed together.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ForecastRemoval {
-    /// References of volumes, which go with their snapshots, and of snapshots.
-    pub refs: Vec<String>,
-}
-
 /// What removing a set for good would free.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RemovalForecast {

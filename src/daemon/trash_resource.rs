@@ -52,18 +52,6 @@ pub struct TrashList {
     pub items: Vec<TrashItem>,
 }
 
-/// Takes something out of the trash.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RestoreFromTrash {
-    /// What commands called it, or its id.
-    #[serde(rename = "ref")]
-    pub reference: String,
-    /// A new name for a volume, if its own was given to another meanwhile.
-    #[serde(default)]
-    pub name: Option<String>,
-}
-
 /// What came back out of the trash or, as a dry run, would.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RestoreAnswer {

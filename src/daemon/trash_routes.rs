@@ -10,8 +10,8 @@ use super::answer::{Answer, Body, Options, run};
 use super::attention::Attention;
 use super::failure_resource::Failure;
 use super::gate::Gate;
-use super::request::ChangeOptions;
-use super::trash_resource::{EmptyAnswer, EmptyOptions, RestoreAnswer, RestoreFromTrash, TrashList};
+use super::request::{ChangeOptions, RestoreFromTrash};
+use super::trash_resource::{EmptyAnswer, EmptyOptions, RestoreAnswer, TrashList};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gate>> {
     OpenApiRouter::new().routes(routes!(list, empty)).routes(routes!(restore))

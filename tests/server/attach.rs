@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use rok_blk::daemon::attachment_resource::{
-    Attachment, AttachmentAction, AttachmentChange, AttachmentDriver, AttachmentList, AttachmentState,
+    Attachment, AttachmentAction, AttachmentChange, AttachmentList, AttachmentState,
 };
+use rok_blk::daemon::device_request::AttachmentDriver;
 use rok_blk::daemon::openapi_document;
 use rok_blk::daemon::resource::{ApiVersion, Kind};
 use serde_json::{Value, json};

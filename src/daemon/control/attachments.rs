@@ -9,11 +9,11 @@ use uuid::Uuid;
 use super::Control;
 use super::nbd_attachments::FoundNbd;
 use crate::daemon::attachment_resource::{
-    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentDriver, AttachmentList, AttachmentState,
-    DetachOptions,
+    Attachment, AttachmentAction, AttachmentChange, AttachmentList, AttachmentState, DetachOptions,
 };
 use crate::daemon::attachment_store::{Remembered, RememberedDevices};
 use crate::daemon::attachments::{Attached, Waiting};
+use crate::daemon::device_request::{AttachDevice, AttachmentDriver};
 use crate::daemon::kernel_nbd::NbdAttached;
 use crate::daemon::resource::{ApiVersion, Kind, Volume};
 use crate::daemon::trash::Thing;

@@ -8,10 +8,11 @@ use uuid::Uuid;
 use super::Control;
 use super::attachments::{RETRY_TIME_MAX, how};
 use crate::daemon::attachment_resource::{
-    AttachDevice, Attachment, AttachmentAction, AttachmentChange, AttachmentDriver, AttachmentState, DetachOptions,
+    Attachment, AttachmentAction, AttachmentChange, AttachmentState, DetachOptions,
 };
 use crate::daemon::attachment_store::Remembered;
 use crate::daemon::attachments::Waiting;
+use crate::daemon::device_request::{AttachDevice, AttachmentDriver};
 use crate::daemon::kernel_nbd::{NbdAttached, block_path, state_unserved};
 use crate::daemon::trash::Thing;
 use crate::error::{Error, ErrorKind, Result};

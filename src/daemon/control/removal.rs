@@ -8,12 +8,12 @@ use crate::crypto::system_random;
 use crate::daemon::attention::Attention;
 use crate::daemon::failure_resource::Failure;
 use crate::daemon::job_resource::job_reference;
-use crate::daemon::request::RemoveOptions;
+use crate::daemon::request::{RemoveOptions, RestoreFromTrash};
 use crate::daemon::resource::{Action, ApiVersion, Change, Kind, seconds_since_1970, time_text};
 use crate::daemon::snapshot_resource::{SnapshotAction, SnapshotChange};
 use crate::daemon::trash::{TRASH_SECONDS, Thing};
 use crate::daemon::trash_resource::{
-    EmptiedItem, EmptyAnswer, EmptyOptions, RestoreAnswer, RestoreFromTrash, TrashItem, TrashList, TrashedThing,
+    EmptiedItem, EmptyAnswer, EmptyOptions, RestoreAnswer, TrashItem, TrashList, TrashedThing,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::reference::check_name;
