@@ -129,14 +129,7 @@ impl Server {
     /// # Errors
     /// [`ErrorKind::Busy`] if the server is ending, or overloaded.
     pub fn leave_device(&self, id: u32) -> Result<()> {
-        let (done, answers) = mpsc::channel();
-        for mailbox in self.shared.serving_mailboxes() {
-            mailbox.send(Message::Device(DeviceMessage::Leave { id, done: done.clone() }))?;
-        }
-        drop(done);
-        for _ in self.shared.serving_mailboxes() {
-            answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
-        }
+        self.ask_lanes(|done| DeviceMessage::Leave { id, done })?;
         Ok(())
     }
 
@@ -146,16 +139,21 @@ impl Server {
     /// # Errors
     /// [`ErrorKind::Busy`] if the server is ending, or overloaded.
     pub fn drain_device(&self, id: u32) -> Result<bool> {
-        let (answer, answers) = mpsc::channel();
-        for mailbox in self.shared.serving_mailboxes() {
-            mailbox.send(Message::Device(DeviceMessage::Drain { id, answer: answer.clone() }))?;
+        let answers = self.ask_lanes(|answer| DeviceMessage::Drain { id, answer })?;
+        Ok(answers.into_iter().all(|is_drained| is_drained))
+    }
+
+    /// What each lane that serves users answers to a message.
+    fn ask_lanes<A>(&self, message: impl Fn(mpsc::Sender<A>) -> DeviceMessage) -> Result<Vec<A>> {
+        let (sender, answers) = mpsc::channel();
+        let mailboxes = self.shared.serving_mailboxes();
+        for mailbox in mailboxes {
+            mailbox.send(Message::Device(message(sender.clone())))?;
         }
-        drop(answer);
-        let mut is_drained = true;
-        for _ in self.shared.serving_mailboxes() {
-            is_drained &= answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"))?;
-        }
-        Ok(is_drained)
+        drop(sender);
+        // A lane that ends drops its messages, and with them the channel.
+        let answer = |_| answers.recv().map_err(|_| Error::new(ErrorKind::Busy, "The server is ending"));
+        mailboxes.iter().map(answer).collect()
     }
 
     /// Has lanes serve a device no more, which has to be one that outlives its server: its requests wait in the driver, those
