@@ -2,7 +2,7 @@
 
 use crate::crypto::{KeyRing, SessionKeys};
 use crate::disk::Device;
-use crate::error::IoError;
+use crate::error::{Error, ErrorKind, IoError};
 use crate::format::bitmap::StretchBits;
 use crate::map::{Changes, LeafCache};
 use crate::meta::{MetaRead, MetaStore, ReservedStore};
@@ -436,6 +436,17 @@ impl Pool {
     /// [`IoError::Io`] after a failure.
     pub fn check_writable(&self) -> Result<(), IoError> {
         if self.is_failed.load(Ordering::Acquire) { Err(IoError::Io) } else { Ok(()) }
+    }
+
+    /// Whether changes are stored, for who tells a person.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Other`] after a failure, with the way out.
+    pub fn check_healthy(&self) -> Result<(), Error> {
+        self.check_writable().map_err(|_| {
+            Error::new(ErrorKind::Other, "The pool has failed: nothing is stored any more")
+                .with_hint("`rok-blk status` says why; restart the daemon once the device is repaired")
+        })
     }
 
     /// An overwrite or a removal, which may use the reserve, has blocks in a batch.

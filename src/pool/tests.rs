@@ -290,6 +290,27 @@ fn take_snapshot(pool: &Pool, name: &str) -> SnapshotId {
     (snapshot.volume, snapshot.number)
 }
 
+/// Nobody knows whether the store has the change that failed: one that follows might need what is gone.
+#[test]
+fn a_failed_pool_changes_nothing_more() {
+    let place = Place::new();
+    let pool = place.open();
+    create_volume(&pool, "vol");
+    let source = take_snapshot(&pool, "vol");
+    pool.fail("the disk is broken".to_owned());
+
+    let name = "clone".to_owned();
+    let clone = NewClone { id: Uuid::new_v4(), name, created_at: 0, expires_at: 0, labels: Vec::new() };
+    let refused = pool.change_catalog(|catalog, at| catalog.add_clones(at, source, vec![clone]));
+
+    let error = refused.expect_err("the pool has failed");
+    assert!(error.to_string().contains("has failed") && error.hint().is_some(), "{error}");
+    assert_eq!(remove_volume(&pool, "none").expect_err("there is none").kind(), ErrorKind::NotFound);
+    drop(pool);
+    let found = place.open().with_catalog(|catalog, _| catalog.find("clone").is_ok());
+    assert!(!found, "a change was stored");
+}
+
 /// A clone of a clone was looked up in as many trees as there were clones.
 #[test]
 fn a_leaf_is_looked_for_in_few_trees_however_often_a_clone_was_cloned() {

@@ -100,10 +100,12 @@ impl Pool {
     }
 
     /// Makes the change of the catalog that `plan` plans. If the store fails, the next open may find the change or not: a
-    /// removed volume would take with it what was acknowledged since, so nothing is acknowledged any more. Never on a lane.
+    /// removed volume would take with it what was acknowledged since, so nothing is acknowledged any more. Nor is another change
+    /// made, which might build on what is not there. Never on a lane.
     ///
     /// # Errors
     /// Those of `plan`, and the store's. All but refusals and a lack of space stop the pool, before anybody has another turn.
+    /// [`ErrorKind::Other`] if the pool has failed.
     pub fn change_catalog_in<R>(
         &self,
         turn: &Turn,
@@ -112,6 +114,9 @@ impl Pool {
         assert!(turn.is_of(&self.turns), "the turn is of the same pool");
         let at = CatalogStore { store: &*self.store, keys: &self.keys };
         let planned = plan(&self.catalog.lock(), at);
+        if planned.is_ok() {
+            self.check_healthy()?;
+        }
         let _until_the_catalog_has_it = self.commits.lock();
         let committed = planned.and_then(|change| change.commit(at));
         if let Err(error) = &committed

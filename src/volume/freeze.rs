@@ -65,7 +65,7 @@ impl Frozen {
     /// If a write is under way.
     pub fn flush(&self) -> Result<bool> {
         assert!(self.is_empty(), "what is not written cannot be flushed");
-        self.check_writable()?;
+        self.pool.check_healthy()?;
         self.pool.flush_devices()
     }
 
@@ -77,18 +77,11 @@ impl Frozen {
         for volume in &self.volumes {
             volume.gate.await_empty();
         }
-        self.check_writable()?;
+        self.pool.check_healthy()?;
         while is_flushed && !self.flush()? {
             self.pool.await_flush_end();
         }
         Ok(())
-    }
-
-    fn check_writable(&self) -> Result<()> {
-        self.pool.check_writable().map_err(|_| {
-            Error::new(ErrorKind::Other, "The pool has failed: nothing is stored any more")
-                .with_hint("`rok-blk status` says why; restart the daemon once the device is repaired")
-        })
     }
 }
 
