@@ -22,8 +22,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Blocks that one read takes: a whole window's worth of batches at a time.
-const CHUNK_BLOCKS: u64 = 512;
+/// Blocks that one read takes where the log has jumped: it may jump on, in space that has aged.
+const CHUNK_BLOCKS_MIN: u64 = 16;
+/// Where it goes straight on, each read takes twice as many as the one before, up to a window's worth of batches.
+const CHUNK_BLOCKS_MAX: u64 = 512;
 
 /// What recovery found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -289,9 +291,20 @@ impl Walk<'_> {
         Ok(bytes[from..from + blocks_to_bytes(to_usize(count))].to_vec())
     }
 
+    /// How many blocks are worth reading at once: what has gone straight on so far is likely to go on.
+    fn blocks_ahead(&self, address: Address) -> u64 {
+        let follows = self.chunk.as_ref().and_then(|(start, bytes)| {
+            let len = to_u64(bytes.len() / BLOCK_SIZE);
+            let goes_on =
+                start.device() == address.device() && (start.block()..=start.block() + len).contains(&address.block());
+            goes_on.then_some(2 * len)
+        });
+        follows.unwrap_or_default().clamp(CHUNK_BLOCKS_MIN, CHUNK_BLOCKS_MAX)
+    }
+
     /// At least `count` blocks; many, if all of them can be read.
     fn read_chunk(&mut self, address: Address, count: u64) -> Result<Vec<u8>> {
-        let blocks = CHUNK_BLOCKS.min(self.device_blocks(address).saturating_sub(address.block()));
+        let blocks = self.blocks_ahead(address).min(self.device_blocks(address).saturating_sub(address.block()));
         let is_rough = self.rough.is_some_and(|rough| {
             rough.start.device() == address.device()
                 && (rough.start.block()..rough.start.block() + rough.count).contains(&address.block())
