@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 
 readonly RECORD=docs/torture.tsv
 # How much of each in a turn: some minutes on two processors.
-readonly SEEDS=1000 CRASH_STATES=20000 FLIPS=65536 FUZZ_SECONDS_EACH=20
+readonly SEEDS=1000 CRASH_STATES=200000 FLIPS=65536 FUZZ_SECONDS_EACH=20
 
 usage() {
   sed -n '5,8p' "$0" >&2

@@ -14,7 +14,9 @@ use state::Tally;
 pub use state::text_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const STATES: u64 = 20_000;
+const STATES: u64 = 200_000;
+/// Of so many states, at least so many of a hundred must have lost or torn something.
+const LOSSY_PERCENT_MIN: u64 = 90;
 
 /// Runs workloads on all threads until there are so many states; the sum, and the number of the workload behind the last one.
 fn run(first: u64, states: u64) -> (Tally, u64) {
@@ -40,6 +42,7 @@ fn no_crash_state_breaks_the_contract() {
     sum.assert_clean();
     if states >= STATES {
         sum.assert_all_happened();
+        assert!(sum.lossy * 100 >= sum.states * LOSSY_PERCENT_MIN, "{}", sum.summary());
     }
 }
 

@@ -294,10 +294,10 @@ impl Workload {
         let neighbours = blocks.chunk_by(|block, next| block + 1 == *next);
         for run in neighbours.flat_map(|neighbours| neighbours.chunks(RUN_BLOCKS_MAX)) {
             match self.read_run(handle, run[0], run.len()) {
-                Ok(content) => {
-                    let content = content.chunks_exact(BLOCK_SIZE).map(|content| Ok(content.to_vec()));
-                    contents.extend(run.iter().copied().zip(content));
-                }
+                Ok(content) => content.with_bytes(|bytes| {
+                    let bytes = bytes.chunks_exact(BLOCK_SIZE).map(|content| Ok(content.to_vec()));
+                    contents.extend(run.iter().copied().zip(bytes));
+                }),
                 Err(error) => {
                     let mut alone: Vec<_> =
                         run.iter().map(|block| (*block, self.read_through(handle, *block))).collect();
@@ -314,10 +314,10 @@ impl Workload {
 
     /// One block, once everything else is done.
     pub(super) fn read_through(&mut self, handle: &OpenVolume, block: u64) -> ReadResult {
-        self.read_run(handle, block, 1)
+        self.read_run(handle, block, 1).map(|content| content.with_bytes(<[u8]>::to_vec))
     }
 
-    fn read_run(&mut self, handle: &OpenVolume, first: u64, count: usize) -> ReadResult {
+    fn read_run(&mut self, handle: &OpenVolume, first: u64, count: usize) -> std::result::Result<IoBuffer, IoError> {
         let target = IoBuffer::allocate(count * BLOCK_SIZE);
         let completion = Completion { owner: 1, cookie: 0 };
         let lane = self.lane();
@@ -330,7 +330,7 @@ impl Workload {
         let position = done.iter().position(|(completion, _)| completion.owner == 1).expect("the read is answered");
         let (_, result) = done.remove(position);
         self.take_done(done);
-        result.map(|()| target.with_bytes(<[u8]>::to_vec))
+        result.map(|()| target)
     }
 
     /// What the pool has and what was made are the same, but for what a crash decides.
