@@ -32,8 +32,8 @@ const FULL_LOG_TRIES: u32 = 60;
 const FULL_LOG_PERIOD: u64 = 20;
 /// Every so many cycles everything ever written is compared, not only what was written since the last time.
 const COMPARE_ALL_PERIOD: u64 = 25;
-/// What is promised is 2 s; the bound here has room for a machine that is busy with other tests.
-const OPEN_TIME_MAX: Duration = Duration::from_secs(10);
+/// What is promised is 2 s, of an idle machine; here others have it too, so this only ends what never would.
+const OPEN_TIME_MAX: Duration = Duration::from_secs(60);
 /// A load gets this long at most before it is killed.
 const LOAD_MS_MAX: u64 = 250;
 /// Covers a checkpoint's duration, mostly.

@@ -37,7 +37,7 @@ use uuid::Uuid;
 const MIB: u64 = 1 << 20;
 const VOLUME_BYTES: u64 = 256 * MIB;
 /// No answer of a healthy server takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What outlives a server: files, store, key.
 pub struct World {
