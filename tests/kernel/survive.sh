@@ -51,10 +51,22 @@ write_and_check() {
   done
 }
 
-# stall SINCE: the longest time that the writer took for a file which was done later, in seconds.
+# probe: one request after the other, a read of a block of a file and a write of it, neither of which has the machine do much. A line
+# in /run/probes for each pair: what lies between two is how long a request waited.
+probe() {
+  while [ ! -e /run/end ]; do
+    dd if=/mnt/probe of=/run/probe bs=4k iflag=direct || return 1
+    dd if=/run/probe of=/mnt/probe bs=4k oflag=direct conv=notrunc || return 1
+    read -r now _ </proc/uptime
+    echo "$now" >>/run/probes
+    sleep 0.1
+  done
+}
+
+# stall FILE SINCE: the longest time between two lines of a file, of which the second came later than that, in seconds.
 stall() {
-  awk -v since="$1" '$1 >= since && before && $1 - before > longest { longest = $1 - before } { before = $1 }
-    END { printf "%.1f", longest }' /run/beats
+  awk -v since="$2" '$1 >= since && before && $1 - before > longest { longest = $1 - before } { before = $1 }
+    END { printf "%.1f", longest }' "$1"
 }
 
 # cycle NAME END: the daemon ends by the function END and is started again, under load.
@@ -64,7 +76,8 @@ cycle() {
   "$2"
   if start_daemon && await_files 3; then
     pass "$1"
-    say "longest stall $(stall "$began") s"
+    say "longest stall of a request $(stall /run/probes "$began") s; of a file of up to 1 MiB, made, written, read and hashed, $(
+      stall /run/beats "$began") s"
   else
     fail "$1" "$(tail -5 /run/daemon.log) $(tail -2 /run/writer.log)"
     return 1
@@ -81,6 +94,7 @@ kill_two_daemons() {
 }
 
 load_went_on() {
+  [ "$probe_status" = 0 ] || { tail -5 /run/probe.log; return 1; }
   [ "$writer_status" = 0 ] || { tail -5 /run/writer.log; return 1; }
   [ "$raw_status" = 0 ] || { tail -5 /run/raw.log; return 1; }
   echo "$(wc -l </run/beats) files, $(wc -l </run/raw-rounds) rounds of raw load"
@@ -231,6 +245,10 @@ under_load() {
   mkdir /run/hashes
   : >/run/beats
   : >/run/raw-rounds
+  : >/run/probes
+  dd if=/dev/zero of=/mnt/probe bs=4k count=1 conv=fsync 2>/dev/null
+  probe 2>/run/probe.log &
+  probe=$!
   write_and_check 2>/run/writer.log &
   writer=$!
   raw=''
@@ -251,6 +269,8 @@ under_load() {
   touch /run/end
   wait "$writer"
   writer_status=$?
+  wait "$probe"
+  probe_status=$?
   raw_status=0
   if [ -n "$raw" ]; then
     wait "$raw"
