@@ -82,7 +82,7 @@ struct Found {
 pub fn replay(source: &Source<'_>, starts: &[ChainStart], next_sequence: Sequence) -> Result<Recovered> {
     let mut walk = Walk {
         source,
-        chunk: None,
+        chunks: source.devices.iter().map(|_| None).collect(),
         rough: None,
         ciphers: CipherCache::default(),
         found: Vec::new(),
@@ -110,8 +110,8 @@ pub fn replay(source: &Source<'_>, starts: &[ChainStart], next_sequence: Sequenc
 
 struct Walk<'a> {
     source: &'a Source<'a>,
-    /// The last bytes read: where they start, and they.
-    chunk: Option<(Address, Vec<u8>)>,
+    /// The last bytes read of each device: where they start, and they. A batch may have its record on one and its data on another.
+    chunks: Vec<Option<(Address, Vec<u8>)>>,
     /// Where a long read failed last: there only what is needed is read.
     rough: Option<AddressRun>,
     ciphers: CipherCache,
@@ -276,28 +276,26 @@ impl Walk<'_> {
         Ok(again)
     }
 
-    /// Blocks of a device, through the chunk that was read last.
+    /// Blocks of a device, through the chunk that was read of it last.
     fn read(&mut self, address: Address, count: u64) -> Result<Vec<u8>> {
-        let is_inside = self.chunk.as_ref().is_some_and(|(start, bytes)| {
-            start.device() == address.device()
-                && start.block() <= address.block()
+        let device = address.device().as_usize();
+        let is_inside = self.chunks[device].as_ref().is_some_and(|(start, bytes)| {
+            start.block() <= address.block()
                 && address.block() + count <= start.block() + to_u64(bytes.len() / BLOCK_SIZE)
         });
         if !is_inside {
-            self.chunk = Some((address, self.read_chunk(address, count)?));
+            self.chunks[device] = Some((address, self.read_chunk(address, count)?));
         }
-        let (start, bytes) = self.chunk.as_ref().expect("read just now");
+        let (start, bytes) = self.chunks[device].as_ref().expect("read just now");
         let from = blocks_to_bytes(to_usize(address.block() - start.block()));
         Ok(bytes[from..from + blocks_to_bytes(to_usize(count))].to_vec())
     }
 
     /// How many blocks are worth reading at once: what has gone straight on so far is likely to go on.
     fn blocks_ahead(&self, address: Address) -> u64 {
-        let follows = self.chunk.as_ref().and_then(|(start, bytes)| {
+        let follows = self.chunks[address.device().as_usize()].as_ref().and_then(|(start, bytes)| {
             let len = to_u64(bytes.len() / BLOCK_SIZE);
-            let goes_on =
-                start.device() == address.device() && (start.block()..=start.block() + len).contains(&address.block());
-            goes_on.then_some(2 * len)
+            (start.block()..=start.block() + len).contains(&address.block()).then_some(2 * len)
         });
         follows.unwrap_or_default().clamp(CHUNK_BLOCKS_MIN, CHUNK_BLOCKS_MAX)
     }
