@@ -218,7 +218,8 @@ impl Checkpoint {
         }
         // In a turn, as all that is stored: it would be in the way of who holds writes back.
         let turn = self.pool.take_turn();
-        let stored = self.pool.store_owners(&groups);
+        let stored = self.pool.check_healthy().and_then(|()| self.pool.store_owners(&groups));
+        let stored = self.pool.fail_unless_stored(stored);
         drop(turn);
         if let Err(error) = stored {
             // A step without space comes again.
@@ -243,9 +244,14 @@ impl Checkpoint {
             next_sequence: self.next_sequence,
             chains: chains.collect(),
         };
-        let committed = self.pool.store.commit(&[self.put_checkpoint(&record)], Durability::Synced);
+        let commit = || self.pool.store.commit(&[self.put_checkpoint(&record)], Durability::Synced);
+        let committed = self
+            .pool
+            .check_healthy()
+            .and_then(|()| commit().map_err(|error| meta_error("Storing the checkpoint", error)));
+        let committed = self.pool.fail_unless_stored(committed);
         drop(turn);
-        committed.map_err(|error| meta_error("Storing the checkpoint", error))?;
+        committed?;
         let mut stored = self.pool.stored.lock();
         stored.checkpoint = self.id;
         stored.is_trusted = true;

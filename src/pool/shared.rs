@@ -449,6 +449,16 @@ impl Pool {
         })
     }
 
+    /// Passes the result of a commit on. Any error but a lack of space leaves open what is stored, and fails the pool: by who has
+    /// the turn, so that nobody who has it next builds on that.
+    pub(super) fn fail_unless_stored<T>(&self, committed: Result<T, Error>) -> Result<T, Error> {
+        committed.inspect_err(|error| {
+            if error.kind() != ErrorKind::NoSpace {
+                self.fail(error.to_string());
+            }
+        })
+    }
+
     /// An overwrite or a removal, which may use the reserve, has blocks in a batch.
     pub fn begin_reserve_use(&self) {
         self.reserve_uses[0].fetch_add(1, Ordering::AcqRel);

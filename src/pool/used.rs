@@ -28,7 +28,7 @@ impl Pool {
     ///
     /// # Errors
     /// The store's failure, or [`ErrorKind::Integrity`] if what it held at open contradicts itself. Then nothing has
-    /// changed.
+    /// changed, and but for a lack of space the pool has failed. [`ErrorKind::Other`] if it had before.
     pub(super) fn commit_with_bits(
         &self,
         turn: &Turn,
@@ -39,7 +39,8 @@ impl Pool {
         assert!(turn.is_of(&self.turns), "the turn is of the same pool");
         batch.extend(edit.ops(CatalogStore { store: &*self.store, keys: &self.keys }));
         let _until_the_catalog_has_it = self.commits.lock();
-        self.commit_bits(batch, bits, action)?;
+        self.check_healthy()?;
+        self.fail_unless_stored(self.commit_bits(batch, bits, action))?;
         self.catalog.lock().apply(edit);
         Ok(())
     }

@@ -115,7 +115,7 @@ fn is_expected(done: &Done, is_after_failure: bool) -> bool {
     }
 }
 
-/// A pool that has failed takes no write, flush or discard, and reads go on.
+/// A pool that has failed takes no write, flush or discard, nor a change of volumes and snapshots, and reads go on.
 fn probe_failed_pool(stage: &mut Stage) -> Result<(), String> {
     drop(stage.settle());
     let heads = stage.heads();
@@ -130,6 +130,11 @@ fn probe_failed_pool(stage: &mut Stage) -> Result<(), String> {
             if !matches!(done, Err(Refusal::Request(IoError::Io))) {
                 return Err(format!("a pool that has failed answers {done:?}"));
             }
+        }
+    }
+    for tried in stage.try_changes() {
+        if !matches!(&tried, Err(error) if error.kind() == ErrorKind::Other) {
+            return Err(format!("a pool that has failed answers to a change: {tried:?}"));
         }
     }
     for name in surely_there(stage) {

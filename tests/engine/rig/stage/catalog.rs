@@ -6,6 +6,8 @@ use crate::model::Model;
 use rok_blk::error::{Error, ErrorKind};
 use rok_blk::format::snapshot::Annotations;
 use rok_blk::pool::{NewClone, NewSnapshot};
+use rok_blk::units::BLOCK_SIZE_U64;
+use rok_blk::volume::NewVolume;
 use uuid::Uuid;
 
 impl Stage {
@@ -51,6 +53,25 @@ impl Stage {
         let heads = oracle.heads.values().map(|head| head.presence);
         let things = heads.chain(oracle.versions.values().map(|version| version.presence));
         things.filter(|presence| *presence != Presence::Gone).count()
+    }
+
+    /// Tries to make, change and remove things, and what comes of it. The oracle does not know: for a pool that must refuse.
+    pub fn try_changes(&self) -> Vec<Result<(), Error>> {
+        const NAME: &str = "late";
+        let life = self.life();
+        let new = NewVolume::new(Uuid::from_u128(0x1a7e), NAME, BLOCK_SIZE_U64);
+        let mut tried = vec![life.volumes.create(&new).map(drop)];
+        if let Some(volume) = life.volumes.list().first() {
+            tried.push(life.volumes.rename(&volume.name, NAME).map(drop));
+        }
+        let found = life.pool.with_catalog(|catalog, _| catalog.snapshots().next().map(|of| (of.volume, of.number)));
+        if let Some(id) = found {
+            let (new_id, name) = (Uuid::from_u128(0x1a7f), NAME.to_owned());
+            let clone = NewClone { id: new_id, name, created_at: 0, expires_at: 0, labels: Vec::new() };
+            tried.push(life.volumes.clone_snapshot(id, vec![clone]).map(drop));
+            tried.push(life.volumes.remove_snapshots(&[id]));
+        }
+        tried
     }
 
     /// Takes a snapshot of volumes at one instant.
