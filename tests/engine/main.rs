@@ -51,14 +51,16 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |value| value.parse().expect("a number"))
 }
 
-/// Plants a bug on this thread. Panics under it are expected and not printed: their stacks would hide the one that is not.
+/// Plants a bug on this thread. Panics under it are expected: one line tells of each, since their stacks would hide the one that is not.
 fn plant_quietly(bug: Option<Bug>) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let print = take_hook();
         set_hook(Box::new(move |panic| {
-            if !Bug::ALL.into_iter().any(is_planted) {
-                print(panic);
+            let planted = Bug::ALL.into_iter().chain([Bug::SaltNotDrawn]).find(|bug| is_planted(*bug));
+            match (planted, panic.location()) {
+                (Some(bug), Some(place)) => println!("{bug:?} makes it panic at {place}"),
+                _ => print(panic),
             }
         }));
     });
