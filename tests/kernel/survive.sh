@@ -55,10 +55,22 @@ write_and_check() {
 # in /run/probes for each pair: what lies between two is how long a request waited.
 probe() {
   while [ ! -e /run/end ]; do
-    dd if=/mnt/probe of=/run/probe bs=4k iflag=direct || return 1
+    dd if=/mnt/probe of=/run/probe-read bs=4k iflag=direct || return 1
+    cmp /run/probe /run/probe-read || return 1
     dd if=/run/probe of=/mnt/probe bs=4k oflag=direct conv=notrunc || return 1
     read -r now _ </proc/uptime
     echo "$now" >>/run/probes
+    sleep 0.1
+  done
+}
+
+# await_probe: until what the probe waits for now is done, and told.
+await_probe() {
+  wanted=$(($(wc -l </run/probes) + 2))
+  looks=0
+  until [ "$(wc -l </run/probes)" -ge "$wanted" ]; do
+    looks=$((looks + 1))
+    if [ "$looks" -gt 600 ] || ! kill -0 "$probe" 2>/dev/null; then return 1; fi
     sleep 0.1
   done
 }
@@ -74,12 +86,12 @@ cycle() {
   random_pause
   read -r began _ </proc/uptime
   "$2"
-  if start_daemon && await_files 3; then
+  if start_daemon && await_files 3 && await_probe; then
     pass "$1"
     say "longest stall of a request $(stall /run/probes "$began") s; of a file of up to 1 MiB, made, written, read and hashed, $(
       stall /run/beats "$began") s"
   else
-    fail "$1" "$(tail -5 /run/daemon.log) $(tail -2 /run/writer.log)"
+    fail "$1" "$(tail -5 /run/daemon.log) $(tail -2 /run/writer.log) $(tail -2 /run/probe.log)"
     return 1
   fi
 }
@@ -97,7 +109,7 @@ load_went_on() {
   [ "$probe_status" = 0 ] || { tail -5 /run/probe.log; return 1; }
   [ "$writer_status" = 0 ] || { tail -5 /run/writer.log; return 1; }
   [ "$raw_status" = 0 ] || { tail -5 /run/raw.log; return 1; }
-  echo "$(wc -l </run/beats) files, $(wc -l </run/raw-rounds) rounds of raw load"
+  echo "$(wc -l </run/beats) files, $(wc -l </run/raw-rounds) rounds of raw load, $(wc -l </run/probes) probes"
   [ "$(ls /run/hashes | wc -l)" = "$files" ]
 }
 
@@ -246,7 +258,8 @@ under_load() {
   : >/run/beats
   : >/run/raw-rounds
   : >/run/probes
-  dd if=/dev/zero of=/mnt/probe bs=4k count=1 conv=fsync 2>/dev/null
+  dd if=/dev/urandom of=/run/probe bs=4k count=1 2>/dev/null
+  dd if=/run/probe of=/mnt/probe bs=4k conv=fsync 2>/dev/null
   probe 2>/run/probe.log &
   probe=$!
   write_and_check 2>/run/writer.log &
