@@ -66,13 +66,16 @@ verify_raw() {
   done
 }
 
-# await_files COUNT: until the writer has written so many more.
-await_files() {
-  wanted=$(($(wc -l </run/beats) + $1))
+# await_lines FILE COUNT PROCESS [SECONDS_MAX]: until a process has written so many more lines, by default for at most 60 s.
+await_lines() {
+  wanted=$(($(wc -l <"$1") + $2))
   looks=0
-  until [ "$(wc -l </run/beats)" -ge "$wanted" ]; do
+  until [ "$(wc -l <"$1")" -ge "$wanted" ]; do
     looks=$((looks + 1))
-    if [ "$looks" -gt 600 ] || ! kill -0 "$writer" 2>/dev/null; then return 1; fi
+    if [ "$looks" -gt $((${4:-60} * 10)) ] || ! kill -0 "$3" 2>/dev/null; then return 1; fi
     sleep 0.1
   done
 }
+
+# await_files COUNT: until the writer has written so many more.
+await_files() { await_lines /run/beats "$1" "$writer"; }

@@ -73,16 +73,7 @@ write_files() {
 }
 
 # await_files COUNT: until the writer has written so many more.
-await_files() {
-  wanted=$(($(wc -l </run/beats) + $1))
-  looks=0
-  until [ "$(wc -l </run/beats)" -ge "$wanted" ]; do
-    looks=$((looks + 1))
-    [ "$looks" -le 1200 ]
-    kill -0 "$writer"
-    sleep 0.1
-  done
-}
+await_files() { await_lines /run/beats "$1" "$writer" 120; }
 
 # The time is what the load is to last: there is nothing to wait for.
 load_goes_on_for_a_while() {

@@ -64,17 +64,6 @@ probe() {
   done
 }
 
-# await_probe: until what the probe waits for now is done, and told.
-await_probe() {
-  wanted=$(($(wc -l </run/probes) + 2))
-  looks=0
-  until [ "$(wc -l </run/probes)" -ge "$wanted" ]; do
-    looks=$((looks + 1))
-    if [ "$looks" -gt 600 ] || ! kill -0 "$probe" 2>/dev/null; then return 1; fi
-    sleep 0.1
-  done
-}
-
 # stall FILE SINCE: the longest time between two lines of a file, of which the second came later than that, in seconds.
 stall() {
   awk -v since="$2" '$1 >= since && before && $1 - before > longest { longest = $1 - before } { before = $1 }
@@ -86,7 +75,8 @@ cycle() {
   random_pause
   read -r began _ </proc/uptime
   "$2"
-  if start_daemon && await_files 3 && await_probe; then
+  # What the probe waits for now is done by then, and told.
+  if start_daemon && await_files 3 && await_lines /run/probes 2 "$probe"; then
     pass "$1"
     say "longest stall of a request $(stall /run/probes "$began") s; of a file of up to 1 MiB, made, written, read and hashed, $(
       stall /run/beats "$began") s"
