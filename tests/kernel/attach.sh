@@ -157,7 +157,7 @@ load_is_verified() {
 
 # In place of the shell that runs it: in the background $! names fio itself.
 become_nbd_client() {
-  exec /usr/bin/fio --thread --name=nbd --ioengine=nbd --uri='nbd+unix:///vol1?socket=/run/rok-blk/nbd.sock' --size=4M "$@"
+  exec /usr/bin/fio --thread --name=nbd --ioengine=nbd --uri='nbd+unix:///vol1?socket=/run/rok-blk/nbd.sock' --size=1M "$@"
 }
 
 nbd() { (become_nbd_client "$@"); }
