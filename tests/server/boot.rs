@@ -146,15 +146,17 @@ struct Machine {
 impl Machine {
     /// Boots the Debian on the disk that `disk` describes, for the `boot`-th time.
     fn boot(image: &Path, boot: u32, disk: &[&str]) -> Self {
-        // A kernel that panics leaves the machine (panic=-1 with -no-reboot), so that a failure is seen at once.
+        // A kernel that panics leaves the machine (panic=-1 with -no-reboot), so that a failure is seen at once. norandmaps, -erms
+        // and -fsrm: see tests/kernel/vm.sh.
         let kernel_line = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on exercise.boot={boot} \
-             exercise.seed={SEED}"
+            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr norandmaps tsc=reliable random.trust_cpu=on \
+             exercise.boot={boot} exercise.seed={SEED}"
         );
         let mut command = clients::command("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512", "-machine", "q35"])
-            .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-monitor", "none"])
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-smp", "2", "-m", "512"])
+            .args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"])
+            .args(["-serial", "stdio", "-monitor", "none"])
             .arg("-kernel")
             .arg(image.join("vmlinuz"))
             .arg("-initrd")
