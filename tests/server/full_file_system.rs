@@ -13,23 +13,40 @@ use crate::nbd_client::NbdClient;
 use crate::stamp::{self, BLOCK_BYTES, BLOCK_BYTES_U64, Value};
 use crate::support::{Home, POOL_SIZE, WAIT_MAX, skip};
 
+/// The smallest that XFS takes is 300 MiB.
 const FILE_SYSTEM_BYTES: u64 = 256 << 20;
+const XFS_BYTES: u64 = 320 << 20;
 /// Blocks that are written while there is space.
 const BLOCK_COUNT: u64 = 512;
 
-/// A small ext4 in a file, mounted.
+/// A small file system in a file, mounted.
 pub struct SmallFileSystem(PathBuf);
 
 impl SmallFileSystem {
-    /// `None` where it cannot be mounted.
+    /// An ext4; `None` where it cannot be mounted.
     pub fn mount(home: &Home) -> Option<Self> {
-        let (image, place) = (home.path("ext4"), home.path("small"));
-        File::create(&image).and_then(|file| file.set_len(FILE_SYSTEM_BYTES)).expect("there is space");
+        Self::mount_made_by(home, &["mkfs.ext4", "-q", "-m", "0"], FILE_SYSTEM_BYTES)
+    }
+
+    /// An XFS; `None` where it cannot be mounted.
+    pub fn mount_xfs(home: &Home) -> Option<Self> {
+        Self::mount_made_by(home, &["mkfs.xfs", "-q"], XFS_BYTES)
+    }
+
+    fn mount_made_by(home: &Home, make: &[&str], size_bytes: u64) -> Option<Self> {
+        let (image, place) = (home.path("image"), home.path("small"));
+        File::create(&image).and_then(|file| file.set_len(size_bytes)).expect("there is space");
         fs::create_dir(&place).expect("it is new");
-        let make = Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image).status().expect("e2fsprogs");
-        assert!(make.success());
+        let made =
+            Command::new(make[0]).args(&make[1..]).arg(&image).status().expect("e2fsprogs and xfsprogs are there");
+        assert!(made.success());
         let mounted = Command::new("mount").args(["-o", "loop"]).args([&image, &place]).output().expect("util-linux");
         mounted.status.success().then_some(Self(place))
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Takes every free block, but not the reserve of the pool: a checkpoint that finds no space while the last blocks are

@@ -3,21 +3,29 @@
 //! `ROK_SEED=7` replays a seed's choices (the moments of kills are as exact as a clock), `ROK_KILL_CYCLES=1000` kills
 //! more often.
 
-use std::env;
 use std::ops::Range;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
+use std::{env, fs};
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use crate::devices::LoopDevice;
+use crate::full_file_system::SmallFileSystem;
 use crate::load::{Load, Pattern, Plan, Scope, Shared, compare};
-use crate::support::{Home, WAIT_MAX, request};
+use crate::support::{Home, WAIT_MAX, request, skip};
 use crate::victim::{CHECKPOINT_BEGINS, Obituary, Victim};
 
 /// Kills in a run.
 const CYCLES: u64 = 100;
+/// Kills in a run on each other kind of disk.
+const OTHER_DISK_CYCLES: u64 = 7;
 /// Holds the blocks of a full log twice: those that live and those in quarantine.
 const POOL_SIZE: &str = "2G";
+/// Holds those of a mixed load, and has place in a small file system.
+const SMALL_POOL_SIZE: &str = "160M";
+const LOOP_BYTES: u64 = 160 << 20;
 const VOLUME: &str = "vol1";
 const VOLUME_SIZE: &str = "1G";
 /// 32 MiB that the mixed load writes: small, so that writes overlap.
@@ -54,6 +62,16 @@ enum Moment {
     FullLog(u64),
 }
 
+/// Where the pool's data are. Its `meta/` is with them, but not on a block device.
+enum Disk {
+    /// Files in the file system of the test.
+    Files,
+    /// Files in one that is mounted.
+    Mounted(SmallFileSystem),
+    /// A block device.
+    Loop(LoopDevice),
+}
+
 /// What really happened.
 #[derive(Default, Debug)]
 struct Counts {
@@ -67,6 +85,8 @@ struct Counts {
 }
 
 struct Run {
+    /// Before the home, in which it is mounted: fields are dropped in their order.
+    _disk: Disk,
     home: Home,
     shared: Shared,
     random: SmallRng,
@@ -87,17 +107,9 @@ fn no_acknowledged_write_is_lost_by_kills() {
          no_acknowledged_write_is_lost_by_kills -- --nocapture"
     );
     println!("{replay}");
-    let mut run = Run::new(seed);
-    for cycle in 0..cycles {
-        if let Err(failure) = run.cycle(cycle) {
-            panic!("cycle {cycle}: {failure}\n{:?}\n{replay}", run.counts);
-        }
-        run.home.check();
-    }
-    let last = run.open(cycles).unwrap_or_else(|failure| panic!("the last opening: {failure}\n{replay}"));
-    run.compare(Scope::All).unwrap_or_else(|failure| panic!("at last: {failure}\n{replay}"));
-    last.terminate();
-    run.report();
+    let home = Home::new();
+    let mut run = Run::new(seed, home, Disk::Files);
+    run.cycles(cycles, &replay);
     let counts = run.counts;
     assert!(counts.under_load > 0, "{counts:?}\n{replay}");
     assert!(counts.inside_opening > 0 && counts.inside_checkpoint_of_opening > 0, "{counts:?}\n{replay}");
@@ -106,15 +118,42 @@ fn no_acknowledged_write_is_lost_by_kills() {
     assert!(slowest <= OPEN_TIME_MAX, "opening took {slowest:?}\n{replay}");
 }
 
-impl Run {
-    fn new(seed: u64) -> Self {
+#[test]
+fn kills_lose_nothing_on_ext4_xfs_and_a_loop_device() {
+    let cycles = env::var("ROK_KILL_CYCLES").map_or(OTHER_DISK_CYCLES, |value| value.parse().expect("a number"));
+    for (seed, name) in (0..).zip(["ext4", "xfs", "loop device"]) {
         let home = Home::new();
+        let disk = match name {
+            "ext4" => SmallFileSystem::mount(&home).map(Disk::Mounted),
+            "xfs" => SmallFileSystem::mount_xfs(&home).map(Disk::Mounted),
+            _ => LoopDevice::attach(&home, "disk", LOOP_BYTES).map(Disk::Loop),
+        };
+        let Some(disk) = disk else { return skip(&format!("no {name} can be had here")) };
+        println!("{name}");
+        let mut run = Run::new(seed, home, disk);
+        run.cycles(cycles, name);
+        assert!(run.counts.under_load + run.counts.inside_opening > 0, "{name}: {:?}", run.counts);
+    }
+}
+
+impl Run {
+    fn new(seed: u64, home: Home, disk: Disk) -> Self {
         let (pool, key) = (home.text("pool"), home.text("pool.key"));
-        home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
+        let device = match &disk {
+            Disk::Files => ["--size", POOL_SIZE],
+            Disk::Mounted(small) => {
+                let place = small.path().join("pool");
+                fs::create_dir(&place).and_then(|()| symlink(&place, &pool)).expect("both are free");
+                ["--size", SMALL_POOL_SIZE]
+            }
+            Disk::Loop(device) => ["--device", device.text()],
+        };
+        home.run(["pool", "create", &pool, "--key-file", &key, "--generate-key"].iter().chain(&device)).success();
         let serving = home.serve(&[]);
         home.run(["create", VOLUME, "--size", VOLUME_SIZE]).success();
         serving.kill();
         Self {
+            _disk: disk,
             home,
             shared: Shared::default(),
             random: SmallRng::seed_from_u64(seed),
@@ -122,6 +161,20 @@ impl Run {
             open_times: Vec::new(),
             last_changes: 0,
         }
+    }
+
+    /// Kills so many daemons, and compares everything at last.
+    fn cycles(&mut self, cycles: u64, replay: &str) {
+        for cycle in 0..cycles {
+            if let Err(failure) = self.cycle(cycle) {
+                panic!("cycle {cycle}: {failure}\n{:?}\n{replay}", self.counts);
+            }
+            self.home.check();
+        }
+        let last = self.open(cycles).unwrap_or_else(|failure| panic!("the last opening: {failure}\n{replay}"));
+        self.compare(Scope::All).unwrap_or_else(|failure| panic!("at last: {failure}\n{replay}"));
+        last.terminate();
+        self.report();
     }
 
     /// Starts a daemon, compares what it holds, and kills it.
