@@ -234,6 +234,26 @@ missing_driver_is_named() {
   rok-blk attach vol1
 }
 
+# Ten years forward and twenty back, where it stays: what orders things counts.
+clock_is_set() {
+  device=$(rok-blk devices -q)
+  before=$(rok-blk snapshot vol1)
+  dd if=/dev/urandom of=/run/clock bs=1M count=4
+  for years in 10 -20; do
+    date -s "@$(($(date +%s) + years * 31557600))"
+    dd if=/run/clock of="$device" bs=1M oflag=direct conv=fsync
+    same_bytes /run/clock "$device"
+    after=$(rok-blk snapshot vol1)
+    [ "${after#vol1@}" = $((${before#vol1@} + 1)) ]
+    before=$after
+  done
+  snapshot=$(rok-blk attach vol1@latest)
+  same_bytes /run/clock "$snapshot"
+  rok-blk detach "$snapshot"
+  rok-blk rm "$before" --now
+  [ "$(rok-blk ls -q | grep -c '^vol1$')" = 1 ]
+}
+
 pool_is_whole() {
   [ "$(find /dev -name 'ublk[bc]*')" = '' ]
   rok-blk check --pool "$pool" --key-file "$key"
@@ -261,6 +281,7 @@ if start_daemon; then
     skip verified 'fio is not installed'
   fi
   stage lock lock_takes_devices_away
+  stage clock clock_is_set
   if stop_daemon; then pass end; else fail end "$(tail -5 /run/daemon.log)"; fi
   stage whole pool_is_whole
   # ext4 tells of the device that was taken away under it.
