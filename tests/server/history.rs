@@ -1,4 +1,5 @@
-//! What each block of a volume may hold: the writes that no later acknowledged one has replaced.
+//! What each block of a volume may hold: the writes that no later one has replaced which must still be there. That is one
+//! that was acknowledged, or, where power is lost, one that was acknowledged before an acknowledged flush was sent.
 //!
 //! Time is counted in events. A write is noted before it is sent and acknowledged after its reply came, so that a
 //! write noted later than another one's acknowledgement really came later.
@@ -8,9 +9,20 @@ use std::ops::Range;
 
 use crate::stamp::Value;
 
+/// What a history is to outlive.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Blow {
+    /// The server's end.
+    #[default]
+    Kill,
+    /// The machine's.
+    PowerLoss,
+}
+
 /// The writes to a volume, all its connections together.
 #[derive(Default)]
 pub struct History {
+    blow: Blow,
     now: u64,
     blocks: BTreeMap<u64, Vec<Write>>,
     /// Touched since the last comparison.
@@ -43,14 +55,41 @@ impl History {
         submitted
     }
 
-    /// Notes that the write of `submitted` was acknowledged: what was acknowledged before it was sent is gone.
-    pub fn acknowledge(&mut self, blocks: Range<u64>, submitted: Moment) {
+    /// An empty history.
+    pub fn that_outlives(blow: Blow) -> Self {
+        Self { blow, ..Self::default() }
+    }
+
+    /// Notes that the write of `submitted` was acknowledged, by itself or (`is_flushed`, FUA) as its own flush: if it must stay,
+    /// what was acknowledged before it was sent is gone.
+    pub fn acknowledge(&mut self, blocks: Range<u64>, submitted: Moment, is_flushed: bool) {
         let now = self.tick();
         for block in blocks {
             let writes = self.blocks.get_mut(&block).expect("the write was noted");
             let write = writes.iter_mut().find(|write| write.submitted == submitted).expect("it was noted here");
             write.acknowledged = Some(now);
-            writes.retain(|write| write.acknowledged.is_none_or(|acknowledged| acknowledged > submitted));
+            if is_flushed || self.blow == Blow::Kill {
+                replace_before(writes, submitted);
+            }
+        }
+    }
+
+    /// Notes that a flush is about to be sent.
+    pub fn submit_flush(&mut self) -> Moment {
+        self.tick()
+    }
+
+    /// Notes that the flush of `submitted` was acknowledged: what was acknowledged before it was sent must stay.
+    pub fn acknowledge_flush(&mut self, submitted: Moment) {
+        if self.blow == Blow::Kill {
+            return;
+        }
+        for block in &self.unverified {
+            let writes = self.blocks.get_mut(block).expect("it was touched");
+            let covered = writes.iter().filter(|write| write.acknowledged.is_some_and(|moment| moment < submitted));
+            if let Some(last) = covered.map(|write| write.submitted).max() {
+                replace_before(writes, last);
+            }
         }
     }
 
@@ -86,6 +125,13 @@ impl History {
     }
 }
 
+/// Forgets what was acknowledged before the write of `submitted`, which must stay, was sent.
+fn replace_before(writes: &mut Vec<Write>, submitted: Moment) {
+    writes.retain(|write| {
+        write.submitted == submitted || write.acknowledged.is_none_or(|acknowledged| acknowledged > submitted)
+    });
+}
+
 fn runs(blocks: impl Iterator<Item = u64>, count_max: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for block in blocks {
@@ -108,7 +154,7 @@ mod tests {
     fn an_acknowledged_write_may_not_be_lost() {
         let mut history = History::default();
         let moment = history.submit(4..6, A);
-        history.acknowledge(4..6, moment);
+        history.acknowledge(4..6, moment, false);
 
         history.settle(4, Some(Value::Zeros)).expect_err("the write is lost");
         history.settle(4, None).expect_err("it is torn");
@@ -132,8 +178,8 @@ mod tests {
         for found in [A, B] {
             let mut history = History::default();
             let (first, second) = (history.submit(0..1, A), history.submit(0..1, B));
-            history.acknowledge(0..1, second);
-            history.acknowledge(0..1, first);
+            history.acknowledge(0..1, second, false);
+            history.acknowledge(0..1, first, false);
             history.settle(0, Some(Value::Zeros)).expect_err("both replaced it");
             history.settle(0, Some(found)).expect("they were concurrent");
         }
@@ -143,12 +189,39 @@ mod tests {
     fn a_later_acknowledged_write_replaces_an_earlier_one() {
         let mut history = History::default();
         let first = history.submit(0..1, A);
-        history.acknowledge(0..1, first);
+        history.acknowledge(0..1, first, false);
         let second = history.submit(0..1, B);
-        history.acknowledge(0..1, second);
+        history.acknowledge(0..1, second, false);
 
         history.settle(0, Some(A)).expect_err("it came before");
         history.settle(0, Some(B)).expect("it came last");
+    }
+
+    #[test]
+    fn a_power_loss_takes_what_no_flush_covers() {
+        for (is_flushed, may_be_lost) in [(false, true), (true, false)] {
+            let mut history = History::that_outlives(Blow::PowerLoss);
+            let moment = history.submit(0..1, A);
+            history.acknowledge(0..1, moment, is_flushed);
+            assert_eq!(history.settle(0, Some(Value::Zeros)).is_ok(), may_be_lost);
+        }
+        for (acknowledged_first, may_be_lost) in [(false, true), (true, false)] {
+            let mut history = History::that_outlives(Blow::PowerLoss);
+            let moment = history.submit(0..1, A);
+            let flush = if acknowledged_first {
+                history.acknowledge(0..1, moment, false);
+                history.submit_flush()
+            } else {
+                let flush = history.submit_flush();
+                history.acknowledge(0..1, moment, false);
+                flush
+            };
+            let later = history.submit(0..1, B);
+            history.acknowledge(0..1, later, false);
+            history.acknowledge_flush(flush);
+            assert_eq!(history.settle(0, Some(Value::Zeros)).is_ok(), may_be_lost);
+            history.settle(0, Some(if may_be_lost { Value::Zeros } else { B })).expect("not covered: there or not");
+        }
     }
 
     #[test]

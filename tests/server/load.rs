@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use rok_nbd::{CommandFlags, RequestKind, WireError};
 
-use crate::history::{History, Moment};
+use crate::history::{Blow, History, Moment};
 use crate::nbd_client::NbdClient;
 use crate::stamp::{self, BLOCK_BYTES, BLOCK_BYTES_U64, Value};
 
@@ -63,6 +63,11 @@ pub struct Load {
 }
 
 impl Shared {
+    /// A history that outlives more than the server's end.
+    pub fn that_outlives(blow: Blow) -> Self {
+        Self { history: Arc::new(Mutex::new(History::that_outlives(blow))), ..Self::default() }
+    }
+
     /// The history. Short: connections wait for it.
     pub fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().expect("no connection panicked")
@@ -116,7 +121,13 @@ struct Writer {
     cursor: Arc<AtomicU64>,
     random: SmallRng,
     /// What each request in flight changes.
-    in_flight: HashMap<u64, (Range<u64>, Moment)>,
+    in_flight: HashMap<u64, Change>,
+}
+
+/// What a request changes.
+enum Change {
+    Write { blocks: Range<u64>, moment: Moment, is_flushed: bool },
+    Flush(Moment),
 }
 
 impl Writer {
@@ -133,8 +144,11 @@ impl Writer {
             match (completion.result, change) {
                 (Ok(_), change) => {
                     self.shared.acknowledged_count.fetch_add(1, Ordering::Relaxed);
-                    if let Some((blocks, moment)) = change {
-                        self.shared.history().acknowledge(blocks, moment);
+                    match change.expect("each request changes something") {
+                        Change::Write { blocks, moment, is_flushed } => {
+                            self.shared.history().acknowledge(blocks, moment, is_flushed);
+                        }
+                        Change::Flush(moment) => self.shared.history().acknowledge_flush(moment),
                     }
                 }
                 // A server that was told to end may refuse; what it refused may have happened or not.
@@ -147,7 +161,10 @@ impl Writer {
     fn submit(&mut self) -> std::io::Result<()> {
         let (kind, flags, blocks) = self.choose();
         if kind == RequestKind::Flush {
-            return self.server.submit(kind, flags, (0, 0), &[]).map(drop);
+            let moment = self.shared.history().submit_flush();
+            let cookie = self.server.submit(kind, flags, (0, 0), &[])?;
+            self.in_flight.insert(cookie, Change::Flush(moment));
+            return Ok(());
         }
         let is_write = kind == RequestKind::Write;
         let sequence = self.shared.next_sequence.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +178,8 @@ impl Writer {
         }
         let moment = self.shared.history().submit(blocks.clone(), value);
         let cookie = self.server.submit(kind, flags, byte_range(&blocks), &payload)?;
-        self.in_flight.insert(cookie, (blocks, moment));
+        let is_flushed = flags.contains(CommandFlags::FUA);
+        self.in_flight.insert(cookie, Change::Write { blocks, moment, is_flushed });
         Ok(())
     }
 

@@ -86,6 +86,18 @@ impl Victim {
         }
     }
 
+    /// Its process.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it said, if it has ended by itself.
+    pub fn refusal(&mut self) -> Option<String> {
+        let status = self.child.try_wait().expect("it can be waited for")?;
+        self.said.extend(self.lines.iter());
+        Some(format!("it ended by itself with {status}; it said {:#?}", self.said))
+    }
+
     /// Asks it to end.
     pub fn terminate(&self) {
         send_signal(self.child.id(), libc::SIGTERM);
