@@ -3,10 +3,12 @@
 # them there.
 #
 #   run.sh           what every change must pass
-#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, a minute without
-#                    memory, --power, and figures; ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS say otherwise; and --kernels with the newer ones
+#   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, a minute without memory, --power,
+#                    --figures, and --kernels with the newer ones. ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS
+#                    say otherwise
 #   run.sh --figures ratios to libublk's own null device and to a loop device
-#   run.sh --kernels what runs the program itself, on each kernel series of ROK_KERNEL_SERIES (6.12 6.18 7.x), with a few kills
+#   run.sh --kernels what every change must pass, with fewer kills, and power cuts, on each kernel series of
+#                    ROK_KERNEL_SERIES (6.12 6.18 7.x)
 #   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
 #                    and twenty points; ROK_POWER_CUTS says otherwise, and tests/power/main.rs what else there is.
 #                    ROK_POWER_RECORDING=DIRECTORY cuts an earlier recording
@@ -132,17 +134,34 @@ power_cuts() {
   fi
 }
 
-# on_kernel SERIES: the program itself on another kernel, with a few kills. A kernel that cannot be had is a skip.
+# scripts: those that run beside each other. The longest first, so that none of them is the last one and alone.
+scripts() {
+  filesystems
+  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
+  machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+  machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
+    ${nbd_client[@]+"${nbd_client[@]}"}
+  survive 600 --setting ROK_SURVIVE_PARTS=states
+  # Shorter than in the long run.
+  memory 640 --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-5}"
+  under_systemd
+  deployed deploy.sh
+}
+
+# on_kernel SERIES: all scripts on another kernel, with a few kills and power cuts. A kernel that cannot be had is a skip.
 on_kernel() {
   wait
   echo "NOTE kernel series $1"
   export ROK_KERNEL_SERIES=$1 ROK_REQUIRE_KERNEL=0 ROK_REQUIRE_ALL=0
   null_shared_ring
-  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
   wait
   [ "$(cat "$logs/$begun_count.result")" != 77 ] || return 0
   # Alone, since it tells how long requests wait.
-  survive 1800 --setting ROK_KILLS=5 --setting ROK_PLANNED_RESTARTS=3
+  survive 1800 --setting ROK_SURVIVE_PARTS=load --setting ROK_KILLS=5 --setting ROK_PLANNED_RESTARTS=3
+  wait
+  scripts
+  wait
+  ROK_POWER_CUTS=${ROK_POWER_CUTS:-40} power_cuts
 }
 
 case ${1:-} in
@@ -150,18 +169,8 @@ case ${1:-} in
     # Alone, since it tells how long requests wait.
     survive 600 --setting ROK_SURVIVE_PARTS=load
     wait
-    # The longest first, so that none of them is the last one and alone.
-    machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
-    machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
-      ${nbd_client[@]+"${nbd_client[@]}"}
-    filesystems
-    survive 600 --setting ROK_SURVIVE_PARTS=states
-    machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
+    scripts
     null_shared_ring
-    deployed deploy.sh
-    under_systemd
-    # Shorter than in the long run.
-    memory 640 --setting "ROK_MEMORY_SECONDS=${ROK_MEMORY_SECONDS:-5}"
     ;;
   --long)
     survive 7200 --setting "ROK_KILLS=${ROK_KILLS:-100}" --setting "ROK_PLANNED_RESTARTS=${ROK_PLANNED_RESTARTS:-20}"
