@@ -9,11 +9,13 @@ as=''
 # start_daemon: in the background, by the command $as if it is set; its messages are in /run/daemon.log. Sets $daemon.
 start_daemon() {
   mkfifo /run/messages
-  # shellcheck disable=SC2086 # words
-  $as rok-blk -v serve --pool "$pool" --key-file "$key" --lanes 2 </dev/null >/run/uris 2>/run/messages &
-  daemon=$!
-  exec 8</run/messages
+  # Neither waits for the other end: a child that ends meanwhile would interrupt that, which the shell does not survive.
+  exec 9<>/run/messages 8</run/messages
   rm /run/messages
+  # shellcheck disable=SC2086 # words
+  $as rok-blk -v serve --pool "$pool" --key-file "$key" --lanes 2 </dev/null >/run/uris 2>&9 8<&- 9>&- &
+  daemon=$!
+  exec 9>&-
   line=''
   until [ "$line" = Ready. ]; do
     read -r -t 60 line <&8 || return 1
