@@ -51,6 +51,7 @@ xz-utils          command xz
 zstd              command zstd
 e2fsprogs         command mke2fs
 xfsprogs          command mkfs.xfs
+fuse3             command fusermount3
 mmdebstrap        command mmdebstrap
 uidmap            command newuidmap
 debian-archive-keyring  file /usr/share/keyrings/debian-archive-keyring.gpg
