@@ -21,7 +21,7 @@ use fuser::{
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use tree::{Directory, File, Kind, Node};
-pub use tree::{Losses, Scope, Tree};
+pub use tree::{Lies, Losses, Scope, Tree};
 
 /// How long the kernel may go by what it was told. Nobody else changes anything.
 const KNOWN_FOR: Duration = Duration::from_secs(1);

@@ -13,13 +13,13 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::history::Blow;
 use crate::load::{Load, Pattern, Plan, Scope as Compared, Shared, compare};
-use crate::lossy_fs::{Losses, Mounted, Scope, Tree};
+use crate::lossy_fs::{Lies, Losses, Mounted, Scope, Tree};
 use crate::support::{Finished, Home, finish, request, send_signal, skip};
 use crate::victim::Victim;
 
 /// Cuts in a run: of data, of `meta/`, and of both, in turns.
 const CYCLES: u64 = 48;
-/// Cuts on a disk that lies, one of which must be seen, for each of the three.
+/// Cuts on a disk that lies, one of which must be seen, in each case.
 const CONTROL_CYCLES: u64 = 16;
 const POOL_SIZE: &str = "256M";
 const VOLUME: &str = "vol1";
@@ -79,12 +79,14 @@ fn what_a_flush_covers_outlives_the_power() {
 
 #[test]
 fn a_disk_that_lies_about_syncs_is_found_out() {
-    for scope in [Scope::Data, Scope::Meta, Scope::All] {
+    let cases =
+        [(Scope::Data, Lies::All), (Scope::Meta, Lies::All), (Scope::All, Lies::All), (Scope::All, Lies::Directories)];
+    for (scope, lies) in cases {
         let Some(mut run) = Run::new(7) else { return };
-        run.disk().tree().lies = true;
+        run.disk().tree().lies = lies;
         let found = (0..CONTROL_CYCLES).find_map(|_| run.cycle(scope).err());
-        println!("{scope:?}: {found:?}");
-        assert!(found.is_some(), "{scope:?}: {:?}", run.counts);
+        println!("{scope:?}, {lies:?}: {found:?}");
+        assert!(found.is_some(), "{scope:?}, {lies:?}: {:?}", run.counts);
     }
 }
 

@@ -73,6 +73,16 @@ pub enum Scope {
     All,
 }
 
+/// Which syncs do nothing, as on a disk that lies, or by a program that forgets them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Lies {
+    #[default]
+    None,
+    /// Those of directories.
+    Directories,
+    All,
+}
+
 /// What a power loss did.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Losses {
@@ -85,8 +95,7 @@ pub struct Losses {
 pub struct Tree {
     nodes: BTreeMap<u64, Node>,
     next: u64,
-    /// Whether syncs do nothing, as on a disk that lies.
-    pub lies: bool,
+    pub lies: Lies,
 }
 
 impl Change {
@@ -200,7 +209,7 @@ impl Directory {
 impl Default for Tree {
     fn default() -> Self {
         let root = Node { kind: Kind::Directory(Directory::default()), mode: 0o700, owner: (0, 0) };
-        Self { nodes: BTreeMap::from([(ROOT, root)]), next: ROOT + 1, lies: false }
+        Self { nodes: BTreeMap::from([(ROOT, root)]), next: ROOT + 1, lies: Lies::None }
     }
 }
 
@@ -287,11 +296,10 @@ impl Tree {
     /// `ENOENT`.
     pub fn sync(&mut self, number: u64) -> Result<(), i32> {
         let node = self.nodes.get_mut(&number).ok_or(libc::ENOENT)?;
-        if !self.lies {
-            match &mut node.kind {
-                Kind::File(file) => file.sync(),
-                Kind::Directory(directory) => directory.sync(),
-            }
+        match &mut node.kind {
+            Kind::File(file) if self.lies != Lies::All => file.sync(),
+            Kind::Directory(directory) if self.lies == Lies::None => directory.sync(),
+            _ => {}
         }
         Ok(())
     }
@@ -467,7 +475,7 @@ mod tests {
     fn a_disk_that_lies_syncs_nothing() {
         let lost = |seed| {
             let (mut tree, number) = tree_with_file();
-            tree.lies = true;
+            tree.lies = Lies::All;
             tree.file(number).expect("a file").write(0, &[2; 8]);
             tree.sync(number).expect("it says so");
             tree.lose_power(Scope::All, &mut SmallRng::seed_from_u64(seed)).lost > 0
