@@ -137,7 +137,8 @@ power_cuts() {
 # scripts: those that run beside each other. The longest first, so that none of them is the last one and alone.
 scripts() {
   filesystems
-  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk"
+  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk" \
+    --setting "ROK_ATTACH_ROUNDS=${ROK_ATTACH_ROUNDS:-5}"
   machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
   machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
     ${nbd_client[@]+"${nbd_client[@]}"}
@@ -159,7 +160,7 @@ on_kernel() {
   # Alone, since it tells how long requests wait.
   survive 1800 --setting ROK_SURVIVE_PARTS=load --setting ROK_KILLS=5 --setting ROK_PLANNED_RESTARTS=3
   wait
-  scripts
+  ROK_ATTACH_ROUNDS=${ROK_ATTACH_ROUNDS:-60} scripts
   wait
   ROK_POWER_CUTS=${ROK_POWER_CUTS:-40} power_cuts
 }

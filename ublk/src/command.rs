@@ -120,7 +120,10 @@ impl Command {
         let mut area = [0; 80];
         area[..bytes.len()].copy_from_slice(&bytes);
         let entry = opcode::UringCmd80::new(Fd(control.as_raw_fd()), self.code).cmd(area).build();
-        Ok(entry.user_data(COMMAND_USER_DATA))
+        // A command may sleep, so the kernel has a thread of its own do it in any case. Asked for from the beginning, that
+        // thread is made unless one is free; otherwise only if the kernel counts none as running, and Linux 6.18 was seen to
+        // count one that was gone: the command then waited for ever.
+        Ok(entry.flags(squeue::Flags::ASYNC).user_data(COMMAND_USER_DATA))
     }
 }
 
