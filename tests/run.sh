@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.." || exit 1
 
 readonly SIMULATION=(--no-default-features --features planted-bugs)
 log=$(mktemp "${TMPDIR:-/tmp}/rok-simulation.XXXXXX")
-trap 'rm -f "$log"' EXIT
+# Also where it is ended before that was shown.
+trap 'cat "$log"; rm -f "$log"' EXIT
 
 cargo test --workspace --no-run || exit
 cargo test "${SIMULATION[@]}" --test engine --no-run || exit
@@ -16,6 +17,8 @@ cargo build "${SIMULATION[@]}" --example interleavings || exit
 simulate() {
   local status=0
   cargo test "${SIMULATION[@]}" --test engine -- --show-output || status=$?
+  # Ended by a signal, as all that is run here is to be.
+  [ "$status" -lt 128 ] || return "$status"
   cargo run "${SIMULATION[@]}" --example interleavings || status=$?
   return "$status"
 }
@@ -25,5 +28,4 @@ simulation=$!
 status=0
 cargo test --workspace --no-fail-fast -- --show-output || status=$?
 wait "$simulation" || status=$?
-cat "$log"
 exit "$status"

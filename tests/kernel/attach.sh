@@ -237,7 +237,7 @@ missing_driver_is_named() {
 # Each is several commands to the driver, none of which may be left lying (Linux 6.18 did that to one in some twenty rounds).
 attached_again_and_again() {
   rok-blk detach vol1
-  for round in $(seq "${ROK_ATTACH_ROUNDS:-5}"); do
+  for round in $(seq "${ROK_ATTACH_ROUNDS:-3}"); do
     echo "round $round"
     rok-blk attach vol1
     rok-blk detach vol1

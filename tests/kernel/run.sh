@@ -138,7 +138,7 @@ power_cuts() {
 scripts() {
   filesystems
   machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk" \
-    --setting "ROK_ATTACH_ROUNDS=${ROK_ATTACH_ROUNDS:-5}"
+    --setting "ROK_ATTACH_ROUNDS=${ROK_ATTACH_ROUNDS:-3}"
   machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
   machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \
     ${nbd_client[@]+"${nbd_client[@]}"}

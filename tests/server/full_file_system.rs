@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rok_nbd::{RequestKind, WireError};
 
@@ -16,6 +16,8 @@ use crate::support::{Home, POOL_SIZE, WAIT_MAX, skip};
 /// The smallest that XFS takes is 300 MiB.
 const FILE_SYSTEM_BYTES: u64 = 256 << 20;
 const XFS_BYTES: u64 = 320 << 20;
+/// Together some ten seconds.
+const UNMOUNT_TRIES: u64 = 45;
 /// Blocks that are written while there is space.
 const BLOCK_COUNT: u64 = 512;
 
@@ -82,8 +84,12 @@ impl SmallFileSystem {
 
 impl Drop for SmallFileSystem {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status().expect("util-linux");
-        assert!(unmounted.success() || std::thread::panicking(), "nothing holds it");
+        // The kernel closes the files of a process that is gone in its own time, and tells nobody.
+        let is_unmounted = (0..UNMOUNT_TRIES).any(|attempt| {
+            std::thread::sleep(Duration::from_millis(attempt * 10));
+            Command::new("umount").arg(&self.0).status().expect("util-linux").success()
+        });
+        assert!(is_unmounted || std::thread::panicking(), "nothing holds it");
     }
 }
 

@@ -27,7 +27,12 @@ pub struct History {
     blocks: BTreeMap<u64, Vec<Write>>,
     /// Touched since the last comparison.
     unverified: BTreeSet<u64>,
+    /// While a snapshot is being made: what each block may hold in it.
+    snapshot: Option<SnapshotValues>,
 }
+
+/// What blocks of a snapshot may hold; a block that is not there has zeros.
+pub type SnapshotValues = BTreeMap<u64, Vec<Value>>;
 
 /// When a write was noted; names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -47,6 +52,11 @@ impl History {
     /// Notes that a write is about to be sent.
     pub fn submit(&mut self, blocks: Range<u64>, value: Value) -> Moment {
         let submitted = self.tick();
+        if let Some(snapshot) = &mut self.snapshot {
+            for block in blocks.clone() {
+                snapshot.entry(block).or_insert_with(|| vec![UNTOUCHED.value]).push(value);
+            }
+        }
         for block in blocks {
             let writes = self.blocks.entry(block).or_insert_with(|| vec![UNTOUCHED]);
             writes.push(Write { value, submitted, acknowledged: None });
@@ -72,6 +82,23 @@ impl History {
                 replace_before(writes, submitted);
             }
         }
+    }
+
+    /// Notes that a snapshot is about to be asked for: it has what was acknowledged before, flushed or not.
+    pub fn begin_snapshot(&mut self) {
+        let values = self.blocks.iter().map(|(block, writes)| {
+            let is_replaced = |write: &Write| {
+                let later = writes.iter().filter(|other| other.acknowledged.is_some());
+                later.map(|other| other.submitted).any(|moment| write.acknowledged.is_some_and(|end| end < moment))
+            };
+            (*block, writes.iter().filter(|write| !is_replaced(write)).map(|write| write.value).collect())
+        });
+        self.snapshot = Some(values.collect());
+    }
+
+    /// What blocks may hold in the snapshot that was begun last: that, and whatever was sent since.
+    pub fn end_snapshot(&mut self) -> SnapshotValues {
+        self.snapshot.take().expect("one was begun")
     }
 
     /// Notes that a flush is about to be sent.
@@ -222,6 +249,22 @@ mod tests {
             assert_eq!(history.settle(0, Some(Value::Zeros)).is_ok(), may_be_lost);
             history.settle(0, Some(if may_be_lost { Value::Zeros } else { B })).expect("not covered: there or not");
         }
+    }
+
+    #[test]
+    fn a_snapshot_has_what_was_acknowledged_before_and_perhaps_what_came_meanwhile() {
+        const C: Value = Value::Stamp { client: 3, sequence: 1 };
+        let mut history = History::that_outlives(Blow::PowerLoss);
+        let first = history.submit(0..1, A);
+        history.acknowledge(0..1, first, false);
+        let second = history.submit(0..1, B);
+        history.submit(1..2, B);
+        history.begin_snapshot();
+        history.acknowledge(0..1, second, true);
+        history.submit(2..3, C);
+        let values = history.end_snapshot();
+        history.submit(0..3, A);
+        assert_eq!(values, BTreeMap::from([(0, vec![A, B]), (1, vec![Value::Zeros, B]), (2, vec![Value::Zeros, C])]));
     }
 
     #[test]

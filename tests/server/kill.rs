@@ -173,7 +173,7 @@ impl Run {
         }
         let last = self.open(cycles).unwrap_or_else(|failure| panic!("the last opening: {failure}\n{replay}"));
         self.compare(Scope::All).unwrap_or_else(|failure| panic!("at last: {failure}\n{replay}"));
-        last.terminate();
+        last.finish();
         self.report();
     }
 

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use rok_nbd::{CommandFlags, RequestKind, WireError};
 
-use crate::history::{Blow, History, Moment};
+use crate::history::{Blow, History, Moment, SnapshotValues};
 use crate::nbd_client::NbdClient;
 use crate::stamp::{self, BLOCK_BYTES, BLOCK_BYTES_U64, Value};
 
@@ -226,6 +226,35 @@ pub fn compare(socket: &Path, export: &str, history: &mut History, scope: Scope)
         Scope::New => history.unverified_runs(COMPARED_BLOCKS_MAX),
         Scope::All => history.touched_runs(COMPARED_BLOCKS_MAX),
     };
+    read_blocks(socket, export, &runs, |index, found| history.settle(index, found))
+}
+
+/// Reads the first `count` blocks of a snapshot and compares them with what they may hold; how many there were.
+///
+/// # Errors
+/// What differs, a few blocks of it.
+///
+/// # Panics
+/// If the server ends.
+pub fn compare_snapshot(socket: &Path, export: &str, values: &SnapshotValues, count: u64) -> Result<u64, String> {
+    let run = |first| first..count.min(first + COMPARED_BLOCKS_MAX);
+    let runs: Vec<_> = (0..count).step_by(to_usize(COMPARED_BLOCKS_MAX)).map(run).collect();
+    read_blocks(socket, export, &runs, |index, found| {
+        let allowed = values.get(&index).map_or(&[Value::Zeros][..], Vec::as_slice);
+        let is_allowed = found.is_some_and(|found| allowed.contains(&found));
+        is_allowed
+            .then_some(())
+            .ok_or_else(|| format!("block {index} of {export} holds {found:?}, which is none of {allowed:?}"))
+    })
+}
+
+/// Reads runs of blocks and has each verified; how many there were.
+fn read_blocks(
+    socket: &Path,
+    export: &str,
+    runs: &[Range<u64>],
+    mut verify: impl FnMut(u64, Option<Value>) -> Result<(), String>,
+) -> Result<u64, String> {
     let mut server = NbdClient::connect(socket, export).expect("the server is ready");
     let mut pending = runs.iter();
     let mut failures = Vec::new();
@@ -245,7 +274,7 @@ pub fn compare(socket: &Path, export: &str, history: &mut History, scope: Scope)
             Ok(data) => {
                 for (block, index) in data.chunks_exact(BLOCK_BYTES).zip(first..) {
                     compared += 1;
-                    failures.extend(history.settle(index, stamp::recognise(block, index)).err());
+                    failures.extend(verify(index, stamp::recognise(block, index)).err());
                 }
             }
             Err(error) => failures.push(format!("{:?} failed with {error:?}", completion.request)),

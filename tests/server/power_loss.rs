@@ -3,25 +3,26 @@
 //!
 //! `ROK_SEED=7` replays a seed's choices (how requests come in between is the system's), `ROK_POWER_CYCLES=1000` cuts more often.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::history::Blow;
-use crate::load::{Load, Pattern, Plan, Scope as Compared, Shared, compare};
+use crate::history::{Blow, SnapshotValues};
+use crate::load::{Load, Pattern, Plan, Scope as Compared, Shared, compare, compare_snapshot};
 use crate::lossy_fs::{Lies, Losses, Mounted, Scope, Tree};
-use crate::support::{Finished, Home, finish, request, send_signal, skip};
+use crate::support::{Finished, Home, WAIT_MAX, finish, request, send_signal, skip};
 use crate::victim::Victim;
 
 /// Cuts in a run: of data, of `meta/`, and of both, in turns.
 const CYCLES: u64 = 48;
 /// Cuts on a disk that lies, one of which must be seen, in each case.
-const CONTROL_CYCLES: u64 = 16;
-const POOL_SIZE: &str = "256M";
+const CONTROL_CYCLES: u64 = 40;
+const POOL_SIZE: &str = "128M";
 const VOLUME: &str = "vol1";
 const VOLUME_SIZE: &str = "64M";
 /// 16 MiB: small, so that writes overlap.
@@ -47,12 +48,13 @@ struct Counts {
 }
 
 struct Run {
-    home: Home,
+    /// Before the home, in which it is mounted: fields are dropped in their order.
     disk: Option<Mounted>,
+    home: Home,
     shared: Shared,
     random: SmallRng,
-    /// A snapshot that was acknowledged before the last cut.
-    snapshot: Option<String>,
+    /// A snapshot that was acknowledged before the last cut, and what it may hold.
+    snapshot: Option<(String, SnapshotValues)>,
     counts: Counts,
 }
 
@@ -84,7 +86,12 @@ fn a_disk_that_lies_about_syncs_is_found_out() {
     for (scope, lies) in cases {
         let Some(mut run) = Run::new(7) else { return };
         run.disk().tree().lies = lies;
-        let found = (0..CONTROL_CYCLES).find_map(|_| run.cycle(scope).err());
+        // A panic is one of the ways to find out: a client whose request fails, say.
+        let mut finds = (1..=CONTROL_CYCLES).filter_map(|cycle| {
+            let result = catch_unwind(AssertUnwindSafe(|| run.cycle(scope)));
+            Some((cycle, result.unwrap_or_else(|_| Err("a panic".to_owned())).err()?))
+        });
+        let found = finds.next();
         println!("{scope:?}, {lies:?}: {found:?}");
         assert!(found.is_some(), "{scope:?}, {lies:?}: {:?}", run.counts);
     }
@@ -109,8 +116,8 @@ impl Run {
         let (pool, key) = (home.text("disk/pool"), home.text("pool.key"));
         home.run(["pool", "create", &pool, "--size", POOL_SIZE, "--key-file", &key, "--generate-key"]).success();
         let run = Self {
-            home,
             disk: Some(disk),
+            home,
             shared: Shared::that_outlives(Blow::PowerLoss),
             random: SmallRng::seed_from_u64(seed),
             snapshot: None,
@@ -154,8 +161,9 @@ impl Run {
         if let Some(failure) = status["pool"]["failure"].as_str() {
             return Err(format!("the pool has failed: {failure}"));
         }
-        self.counts.compared_blocks += compare(&self.socket(), VOLUME, &mut self.shared.history(), Compared::New)?;
-        if let Some(name) = self.snapshot.take() {
+        self.counts.compared_blocks += compare(&self.socket(), VOLUME, &mut self.shared.history(), Compared::All)?;
+        if let Some((name, values)) = self.snapshot.take() {
+            self.counts.compared_blocks += compare_snapshot(&self.socket(), &name, &values, BLOCKS)?;
             for arguments in [["show", &name].as_slice(), &["rm", &name, "--now"]] {
                 let Finished { code, stderr, .. } = self.home.run(arguments);
                 if code != Some(0) {
@@ -178,6 +186,7 @@ impl Run {
         };
         let changes = self.changes(CHANGES_EXPONENT_MAX);
         let load = Load::start(&plan, &self.shared);
+        self.shared.history().begin_snapshot();
         let snapshot = self.home.command(["snapshot", VOLUME]);
         let snapshot = thread::spawn(move || finish(snapshot));
         self.disk().stop_after(changes);
@@ -188,7 +197,8 @@ impl Run {
         self.kill(victim);
         load.finish();
         let Finished { code, stdout, .. } = snapshot.join().expect("it was waited for");
-        self.snapshot = (code == Some(0)).then(|| stdout.trim().to_owned());
+        let values = self.shared.history().end_snapshot();
+        self.snapshot = (code == Some(0)).then(|| (stdout.trim().to_owned(), values));
         self.counts.under_load += 1;
     }
 
@@ -196,15 +206,20 @@ impl Run {
         let changes = self.changes(OPENING_EXPONENT_MAX);
         self.disk().stop_after(changes);
         let mut victim = Victim::spawn(self.serve());
+        let end = Instant::now() + WAIT_MAX;
+        let mut is_ready = false;
         while !self.disk().is_stopped_within(LOOK) {
             if victim.wait_for("Ready.", LOOK) {
+                is_ready = true;
                 self.disk().stop();
             } else if let Some(said) = victim.refusal() {
                 return Err(said);
+            } else if Instant::now() >= end {
+                return Err("it neither opens nor changes anything".to_owned());
             }
         }
         self.kill(victim);
-        self.counts.inside_opening += 1;
+        self.counts.inside_opening += u64::from(!is_ready);
         self.lose(scope)
     }
 

@@ -64,7 +64,7 @@ impl Victim {
             return Ok(self);
         }
         // The pipe is closed, or the time is over; then it is to be killed, and has no exit code.
-        let _was_killed = self.said.is_empty() && self.child.kill().is_ok();
+        let _was_killed = self.started.elapsed() >= WAIT_MAX && self.child.kill().is_ok();
         let status = self.child.wait().expect("it can be waited for");
         Err((status.code(), self.said.join("\n")))
     }
@@ -101,6 +101,21 @@ impl Victim {
     /// Asks it to end.
     pub fn terminate(&self) {
         send_signal(self.child.id(), libc::SIGTERM);
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not end well.
+    #[track_caller]
+    pub fn finish(mut self) {
+        self.terminate();
+        let end = Instant::now() + WAIT_MAX;
+        // Nobody says this: until its pipe is closed, or the time is over.
+        let _has_said = self.wait_for("\n", WAIT_MAX);
+        let _was_killed = Instant::now() >= end && self.child.kill().is_ok();
+        let status = self.child.wait().expect("it can be waited for");
+        assert!(status.success(), "it ended with {status}; it said {:#?}", self.said);
     }
 
     /// Ends it as a crash does, if it has not ended by itself.

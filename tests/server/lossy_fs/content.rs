@@ -8,11 +8,14 @@ pub const PAGE_BYTES: u64 = 4096;
 /// The same, of a slice.
 const PAGE_LEN: usize = 4096;
 
+/// A page; none has nothing but zeros, which pools are full of.
+type Page = Option<Box<[u8; PAGE_LEN]>>;
+
 /// A file's bytes.
 #[derive(Clone, Default)]
 pub struct Content {
     size: u64,
-    pages: BTreeMap<u64, Box<[u8; PAGE_LEN]>>,
+    pages: BTreeMap<u64, Page>,
 }
 
 impl Content {
@@ -32,8 +35,8 @@ impl Content {
         let mut bytes = Vec::new();
         for (page, range) in parts(offset..end.max(offset)) {
             match self.pages.get(&page) {
-                Some(page) => bytes.extend_from_slice(&page[range]),
-                None => bytes.resize(bytes.len() + range.len(), 0),
+                Some(Some(page)) => bytes.extend_from_slice(&page[range]),
+                Some(None) | None => bytes.resize(bytes.len() + range.len(), 0),
             }
         }
         bytes
@@ -45,7 +48,10 @@ impl Content {
         let mut rest = data;
         for (page, range) in parts(offset..end) {
             let (now, later) = rest.split_at(range.len());
-            self.pages.entry(page).or_insert_with(|| Box::new([0; PAGE_LEN]))[range].copy_from_slice(now);
+            let page = self.pages.entry(page).or_default();
+            if page.is_some() || now.iter().any(|byte| *byte != 0) {
+                page.get_or_insert_with(|| Box::new([0; PAGE_LEN]))[range].copy_from_slice(now);
+            }
             rest = later;
         }
         self.size = self.size.max(end);
@@ -64,7 +70,7 @@ impl Content {
         for (page, range) in parts(range) {
             if range.len() == PAGE_LEN {
                 self.pages.remove(&page);
-            } else if let Some(page) = self.pages.get_mut(&page) {
+            } else if let Some(Some(page)) = self.pages.get_mut(&page) {
                 page[range].fill(0);
             }
         }
@@ -119,6 +125,16 @@ mod tests {
         content.resize(4093);
         content.resize(20_000);
         assert_eq!(content.read(4089, 6), [0, 1, 1, 1, 0, 0], "what was cut off does not come back");
+    }
+
+    #[test]
+    fn zeros_that_were_written_are_no_hole() {
+        let mut content = Content::default();
+        content.write(0, &[0; 8192]);
+        assert_eq!((content.allocated_bytes(), content.next_hole(0)), (8192, 8192));
+        content.write(1, &[1]);
+        content.write(1, &[0]);
+        assert_eq!(content.read(0, 8192), [0; 8192]);
     }
 
     #[test]
