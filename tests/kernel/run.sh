@@ -137,7 +137,7 @@ power_cuts() {
 # scripts: those that run beside each other. The longest first, so that none of them is the last one and alone.
 scripts() {
   filesystems
-  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk" \
+  machine --script "$here/attach.sh" --disk-mib 1024 --program "$target/debug/rok-blk" --seconds-max 900 \
     --setting "ROK_ATTACH_ROUNDS=${ROK_ATTACH_ROUNDS:-3}"
   machine --script "$here/lane_device.sh" --disk-mib 768 --program "$target/debug/examples/lane_device"
   machine --script "$here/nbd_disk.sh" --module nbd --disk-mib 1024 --program "$target/debug/rok-blk" \

@@ -1,7 +1,7 @@
 //! `kill -9` again and again, under writes whose content is known: no acknowledged write may be lost.
 //!
 //! `ROK_SEED=7` replays a seed's choices (the moments of kills are as exact as a clock), `ROK_KILL_CYCLES=1000` kills
-//! more often.
+//! more often, `ROK_DISK_KILL_CYCLES` on each other kind of disk.
 
 use std::ops::Range;
 use std::os::unix::fs::symlink;
@@ -120,7 +120,7 @@ fn no_acknowledged_write_is_lost_by_kills() {
 
 #[test]
 fn kills_lose_nothing_on_ext4_xfs_and_a_loop_device() {
-    let cycles = env::var("ROK_KILL_CYCLES").map_or(OTHER_DISK_CYCLES, |value| value.parse().expect("a number"));
+    let cycles = env::var("ROK_DISK_KILL_CYCLES").map_or(OTHER_DISK_CYCLES, |value| value.parse().expect("a number"));
     for (seed, name) in (0..).zip(["ext4", "xfs", "loop device"]) {
         let home = Home::new();
         let disk = match name {
