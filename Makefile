@@ -50,7 +50,7 @@ kernel: ## Test against a real kernel with ublk and nbd drivers, in an emulated 
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh
 
-kernel-long: ## The same with a hundred kills of the daemon under load, twenty restarts, and a minute without memory (half an hour; ROK_KILLS=100)
+kernel-long: ## The same with a hundred kills of the daemon under load, twenty restarts, and a minute without memory (an hour and a half; ROK_KILLS=100)
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh --long
 
