@@ -3,7 +3,7 @@
 //! It works in cycles: some sparse stretches are closed and emptied, then a checkpoint frees what was moved, then they are
 //! reopened. It has no thread and no clock: who runs it moves the groups, and tells it how that ended.
 
-use super::cleaning::{AddressGroup, Tried, Urgency};
+use super::cleaning::{AddressGroup, LiveBlocks, Tried, Urgency};
 use super::space::Stretch;
 use crate::pool::Pool;
 use std::collections::VecDeque;
@@ -30,8 +30,8 @@ pub enum CleanerStep {
 /// A cleaner of a pool.
 pub struct Cleaner {
     pool: Arc<Pool>,
-    /// Stretches of this cycle.
-    closed: Vec<Stretch>,
+    /// Stretches of this cycle, with what lived there when they were closed.
+    closed: Vec<(Stretch, LiveBlocks)>,
     /// What is left of the last of them.
     groups: VecDeque<AddressGroup>,
     /// Blocks that were moved when the cycle began.
@@ -62,7 +62,7 @@ impl Cleaner {
         }
         match self.take_stretch(urgency) {
             Some(stretch) => {
-                self.closed.push(stretch);
+                self.closed.push((stretch, self.pool.live_blocks(stretch)));
                 let mut groups = AddressGroup::of_stretch(stretch);
                 let first = groups.next();
                 self.groups.extend(groups);
@@ -83,7 +83,7 @@ impl Cleaner {
     /// Ends the cycle before its time: the pool is in use. What was moved becomes free with any checkpoint.
     pub fn stop(&mut self) {
         self.groups.clear();
-        for stretch in self.closed.drain(..) {
+        for (stretch, _) in self.closed.drain(..) {
             self.pool.reopen_stretch(stretch);
         }
         self.is_refused = false;
@@ -98,16 +98,17 @@ impl Cleaner {
 
     /// A checkpoint that began behind the last move is done.
     pub fn checkpointed(&mut self) {
-        for stretch in self.closed.drain(..) {
-            if self.pool.reopen_stretch(stretch) {
+        for (stretch, lived) in self.closed.drain(..) {
+            let attempt = self.pool.attempt_on(stretch, &lived);
+            self.pool.reopen_stretch(stretch);
+            let Some(attempt) = attempt else {
                 self.tried.remove(&stretch);
                 continue;
-            }
-            // Records and windows of lanes are there, or what nobody is known to own, or what is damaged.
+            };
             if self.tried.len() == TRIED_MAX {
                 self.tried.clear();
             }
-            self.tried.insert(stretch, self.pool.free_in_stretch(stretch));
+            self.tried.insert(stretch, attempt);
         }
         self.is_refused = false;
         self.moved_before = self.pool.cleaning_status().moved;

@@ -27,6 +27,9 @@ const CANDIDATES_MAX: usize = 64;
 const BUSY_SHARE: u64 = 16;
 /// A stretch that was emptied in vain is tried again when so many more of its blocks are free.
 const RETRY_BLOCKS: u64 = 64;
+/// It is also tried again when so many more of its blocks are in use than then: it was filled since.
+const REFILLED_BLOCKS: u64 = STRETCH_BLOCKS / BUSY_SHARE;
+const STRETCH_WORDS: usize = to_usize(STRETCH_BLOCKS) / 64;
 
 /// Addresses whose owners are stored together: 256 of them, the first a multiple of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +46,21 @@ pub enum Urgency {
     Scarce,
 }
 
-/// Stretches that were emptied in vain, with the free blocks that they had then.
-pub type Tried = BTreeMap<Stretch, u64>;
+/// Stretches that were emptied in vain, and how.
+pub type Tried = BTreeMap<Stretch, Attempt>;
+
+/// Blocks of a stretch that stored leaves map, a bit each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveBlocks(Box<[u64; STRETCH_WORDS]>);
+
+/// How a stretch was left that was emptied in vain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// What lived there before and still does: nobody is known to own it, it is damaged, or space ran out. Nothing stays
+    /// where only records and windows of lanes were in the way.
+    stayed: LiveBlocks,
+    free: u64,
+}
 
 /// How free space lies, and what was done about it since the pool was opened. In blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +79,29 @@ impl CleaningStatus {
     pub fn write_amplification(&self) -> f64 {
         let as_float = |count: u64| f64::from(u32::try_from(count >> 8).unwrap_or(u32::MAX));
         if self.written < GROUP_BLOCKS { 1.0 } else { 1.0 + as_float(self.moved) / as_float(self.written) }
+    }
+}
+
+impl LiveBlocks {
+    fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    fn and(mut self, other: &Self) -> Self {
+        for (word, other) in self.0.iter_mut().zip(other.0.iter()) {
+            *word &= other;
+        }
+        self
+    }
+}
+
+impl Attempt {
+    /// Whether the next one may end better.
+    fn is_out_of_date(&self, urgency: Urgency, live: LiveBlocks, free: u64) -> bool {
+        let is_changed = free >= self.free + RETRY_BLOCKS || free + REFILLED_BLOCKS <= self.free;
+        let (stayed, stays) = (self.stayed.count(), live.and(&self.stayed).count());
+        // Of an idle pool no stretch is chosen in which records or windows are in the way.
+        is_changed || urgency == Urgency::Idle && (stays == 0 || stays + RETRY_BLOCKS <= stayed)
     }
 }
 
@@ -116,21 +155,22 @@ impl Pool {
             Urgency::Scarce => (STRETCH_BLOCKS / 2, STRETCH_BLOCKS / BUSY_SHARE),
         };
         // Never both locks: who checks the pool holds the stored state when it looks at the free space.
-        let (shape, room, sparsest) = {
+        let (open_holes, room, sparsest) = {
             let space = self.space.lock();
             let room = space.free_count().saturating_sub(2 * self.reserve_blocks());
-            (space.shape(), room, space.sparsest(free_min, CANDIDATES_MAX))
+            (space.open_hole_blocks(), room, space.sparsest(free_min, CANDIDATES_MAX))
         };
         for (stretch, free) in sparsest {
-            if tried.get(&stretch).is_some_and(|then| free < then + RETRY_BLOCKS) {
+            let live_blocks = self.live_blocks(stretch);
+            let live = live_blocks.count();
+            if live == 0 || tried.get(&stretch).is_some_and(|last| !last.is_out_of_date(urgency, live_blocks, free)) {
                 continue;
             }
-            let live = self.live_count(stretch);
             let mut space = self.space.lock();
             let (free_now, capacity) = space.free_in(stretch);
             let is_busy = (capacity - free_now).saturating_sub(live) > pinned_max;
-            // Into a whole stretch what lives here goes only if that gains as much as it takes.
-            let has_holes = shape.hole_blocks.saturating_sub(free) >= live || free >= STRETCH_BLOCKS / 2;
+            // Moved into a whole stretch it would gain what it takes, and be the sparsest again.
+            let has_holes = open_holes.saturating_sub(free) >= live;
             if !is_busy && has_holes && live <= moves_left && live + GROUP_BLOCKS <= room {
                 space.close(stretch);
                 return Some(stretch);
@@ -139,24 +179,23 @@ impl Pool {
         None
     }
 
-    /// Uses a stretch again that was closed; says whether all of it is free.
-    pub fn reopen_stretch(&self, stretch: Stretch) -> bool {
-        let mut space = self.space.lock();
-        space.reopen(stretch);
-        let (free, capacity) = space.free_in(stretch);
-        free == capacity
+    /// How a closed stretch that was emptied of what `lived` there is left, if not all of it is free.
+    #[must_use]
+    pub fn attempt_on(&self, stretch: Stretch, lived: &LiveBlocks) -> Option<Attempt> {
+        let stayed = self.live_blocks(stretch).and(lived);
+        let (free, capacity) = self.space.lock().free_in(stretch);
+        (free < capacity).then_some(Attempt { stayed, free })
+    }
+
+    /// Uses a stretch again that was closed.
+    pub fn reopen_stretch(&self, stretch: Stretch) {
+        self.space.lock().reopen(stretch);
     }
 
     /// Blocks that can hold data or records.
     #[must_use]
     pub fn block_count(&self) -> u64 {
         self.space.lock().block_count()
-    }
-
-    /// Free blocks of a stretch.
-    #[must_use]
-    pub fn free_in_stretch(&self, stretch: Stretch) -> u64 {
-        self.space.lock().free_in(stretch).0
     }
 
     /// For whom the addresses of a group that stored leaves map were written, as far as that is known. Reads the store.
@@ -193,10 +232,11 @@ impl Pool {
     }
 
     /// Blocks of a stretch that stored leaves map.
-    fn live_count(&self, stretch: Stretch) -> u64 {
+    #[must_use]
+    pub fn live_blocks(&self, stretch: Stretch) -> LiveBlocks {
         let stored = self.stored.lock();
         let bits = stored.used.get(stretch.device.as_usize()).and_then(|device| device.get(to_usize(stretch.index)));
-        bits.map_or(0, |bits| bits.iter().map(|word| u64::from(word.count_ones())).sum())
+        LiveBlocks(Box::new(bits.map_or([0; STRETCH_WORDS], |bits| std::array::from_fn(|index| bits[index]))))
     }
 
     fn live_bits(&self, group: AddressGroup) -> [u64; 4] {

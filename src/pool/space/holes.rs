@@ -70,6 +70,14 @@ impl Space {
         shape
     }
 
+    /// Holes that can be filled now: those of open stretches.
+    #[must_use]
+    pub fn open_hole_blocks(&self) -> u64 {
+        let free_in_closed = self.closed.iter().map(|place| self.free_in(*place));
+        let in_closed: u64 = free_in_closed.filter(|(free, capacity)| free < capacity).map(|(free, _)| free).sum();
+        self.shape().hole_blocks - in_closed
+    }
+
     /// Open stretches that have at least `free_min` free blocks and some in use, the sparsest first, with their free
     /// blocks; at most `count_max`.
     #[must_use]
@@ -222,8 +230,11 @@ mod tests {
         }
         assert_eq!(sparsest(&space, 9), [(0, 3), (2, 2)]);
         assert_eq!(space.shape(), FreeShape { whole_blocks: STRETCH_BLOCKS, hole_blocks: 5 });
+        assert_eq!(space.open_hole_blocks(), 5);
         space.close(place(0));
+        space.close(place(1));
         assert_eq!(sparsest(&space, 9), [(2, 2)]);
+        assert_eq!(space.open_hole_blocks(), 2, "and nothing is taken off for a closed one that is wholly free");
         space.reopen(place(0));
         assert_eq!(sparsest(&space, 9), [(0, 3), (2, 2)]);
     }
