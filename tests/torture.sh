@@ -11,6 +11,9 @@ cd "$(dirname "$0")/.."
 
 readonly RECORD=docs/torture.tsv
 # How much of each in a turn: some minutes on two processors.
+# Before the record is the first change of the tree.
+COMMIT=$(git describe --always --dirty)
+readonly COMMIT
 readonly SEEDS=1000 CRASH_STATES=200000 FLIPS=65536 FUZZ_SECONDS_EACH=20
 
 usage() {
@@ -30,7 +33,7 @@ end_of() { awk -F '\t' -v mode="$1" 'NR > 1 && $3 == mode && $5 > end { end = $5
 
 # note MODE FIRST END DONE SUMMARY
 note() {
-  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date +%F)" "$(git describe --always --dirty)" "$@" >>"$RECORD"
+  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date +%F)" "$COMMIT" "$@" >>"$RECORD"
   echo "torture: $1 from $2 to $3: $5"
 }
 
