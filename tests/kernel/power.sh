@@ -83,10 +83,12 @@ take_snapshot() {
   mark 0 "snapshot $name"
 }
 
-# The daemon dies, and recovers under the disk that is in use.
+# The daemon dies, and recovers under the disk that is in use. Its end can only be awaited by the shell that started it: not
+# by a stage, which is one of its own. A daemon that starts while the other still dies is told that one serves already.
 restart_daemon() {
   kill -KILL "$daemon"
   wait "$daemon"
+  [ $? = 137 ] || return 1
   start_daemon || return 1
 }
 
@@ -107,7 +109,8 @@ stage disks disks_are_made
 if start_daemon; then
   stage volume volume_is_mounted
   mark 0 begin
-  stage load load
+  # In this shell, see restart_daemon.
+  if load >/run/load.log 2>&1; then pass load; else quote </run/load.log; fail load "$(tail -n 1 /run/load.log)"; fi
   mark 0 end
   stage calm kernel_is_calm 'BUG:|WARNING:|Oops|blocked for more|I/O error|EXT4-fs error'
 else
