@@ -56,8 +56,8 @@ pub struct LiveBlocks(Box<[u64; STRETCH_WORDS]>);
 /// How a stretch was left that was emptied in vain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// What lived there before and still does: nobody is known to own it, it is damaged, or space ran out. Nothing stays
-    /// where only records and windows of lanes were in the way.
+    /// What lived there before and still does: snapshots map it, nobody is known to own it, it is damaged, or space ran out.
+    /// Nothing stays where only records and windows of lanes were in the way.
     stayed: LiveBlocks,
     free: u64,
 }

@@ -108,7 +108,7 @@ impl Space {
         (u64::from(device.free_in[index]), device.capacity_of(index))
     }
 
-    /// Takes nothing more from a stretch while there is free space elsewhere.
+    /// Takes nothing more from a stretch before it is wholly free, while there is free space elsewhere.
     pub fn close(&mut self, stretch: Stretch) {
         self.closed.insert(stretch);
     }
