@@ -68,18 +68,15 @@ impl Cleaning {
     pub(super) fn work(&self, pool: &Arc<Pool>, move_group: impl Fn(AddressGroup) -> Result<(), IoError>) {
         let mut cleaner = Cleaner::new(Arc::clone(pool));
         while self.wait_until_due() {
-            while pool.check_writable().is_ok() && self.advance(pool, &mut cleaner, &move_group) {}
+            if pool.check_writable().is_ok() {
+                self.advance(pool, &mut cleaner, &move_group);
+            }
             cleaner.stop();
         }
     }
 
-    /// Does what there is to do, until the pool is in use; `false` if that was all.
-    fn advance(
-        &self,
-        pool: &Pool,
-        cleaner: &mut Cleaner,
-        move_group: impl Fn(AddressGroup) -> Result<(), IoError>,
-    ) -> bool {
+    /// Does what there is to do, also when the pool comes into use meanwhile; or until the thread is to end.
+    fn advance(&self, pool: &Pool, cleaner: &mut Cleaner, move_group: impl Fn(AddressGroup) -> Result<(), IoError>) {
         let mut quiet = Quiet { request_count: pool.request_count(), since: Instant::now() };
         loop {
             let urgency = if quiet.look(pool) {
@@ -89,7 +86,7 @@ impl Cleaning {
             } else {
                 cleaner.stop();
                 if !cleaner.is_needed() || !self.pause(IDLE_PERIOD) {
-                    return false;
+                    return;
                 }
                 continue;
             };
@@ -99,23 +96,23 @@ impl Cleaning {
                         Ok(()) => {}
                         Err(IoError::NoSpace) => cleaner.refused(),
                         // Of the pool, which says so itself; or of the group, which stays where it is.
-                        Err(_) if pool.check_writable().is_err() => return false,
+                        Err(_) if pool.check_writable().is_err() => return,
                         Err(error) => tracing::warn!(?group, %error, "what lives there could not be moved"),
                     }
                     if urgency == Urgency::Idle { Duration::ZERO } else { CLEANING_PAUSE }
                 }
                 CleanerStep::Checkpoint => {
                     if !self.await_checkpoint(pool) {
-                        return false;
+                        return;
                     }
                     cleaner.checkpointed();
                     Duration::ZERO
                 }
-                CleanerStep::Rest if urgency == Urgency::Idle || !cleaner.is_needed() => return false,
+                CleanerStep::Rest if urgency == Urgency::Idle || !cleaner.is_needed() => return,
                 CleanerStep::Rest => IDLE_PERIOD,
             };
             if !self.pause(pause) {
-                return false;
+                return;
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::pool::Pool;
 use crate::pool::catalog::meta_error;
 use crate::pool::space::{FreeShape, Stretch};
 use crate::units::{Address, LaneIndex, STRETCH_BLOCKS, to_usize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 
 /// Addresses of a group.
@@ -20,15 +20,17 @@ pub const GROUP_BLOCKS: u64 = 1 << OWNER_GROUP_SHIFT;
 /// What is written in all for each block that users write, at most, without the records: the cleaner moves no more than
 /// they have written since the pool was opened.
 pub const WRITE_AMPLIFICATION_MAX: u64 = 2;
-/// Sparse stretches among which the next one is chosen.
-const CANDIDATES_MAX: usize = 64;
+/// Sparse stretches that are listed in one go.
+const CANDIDATES_MAX: usize = 4096;
 /// A stretch of a pool in use in which more than this share of the blocks is neither free nor stored is being written. In
 /// an idle pool such a block stays where it is, the place of a lane's next record, and emptying the rest would gain nothing.
 const BUSY_SHARE: u64 = 16;
-/// A stretch that was emptied in vain is tried again when so many more of its blocks are free.
+/// A stretch that was emptied in vain is tried again when so many more of its blocks are free, or all that stayed are.
 const RETRY_BLOCKS: u64 = 64;
 /// It is also tried again when so many more of its blocks are in use than then: it was filled since.
 const REFILLED_BLOCKS: u64 = STRETCH_BLOCKS / BUSY_SHARE;
+/// Records of single blocks hold so many blocks at least.
+const RECORD_SHARE: u64 = 32;
 const STRETCH_WORDS: usize = to_usize(STRETCH_BLOCKS) / 64;
 
 /// Addresses whose owners are stored together: 256 of them, the first a multiple of that.
@@ -46,7 +48,7 @@ pub enum Urgency {
     Scarce,
 }
 
-/// Stretches that were emptied in vain, and how.
+/// Stretches that were emptied in vain, and how. Those of one pool, a few bytes each.
 pub type Tried = BTreeMap<Stretch, Attempt>;
 
 /// Blocks of a stretch that stored leaves map, a bit each.
@@ -54,12 +56,34 @@ pub type Tried = BTreeMap<Stretch, Attempt>;
 pub struct LiveBlocks(Box<[u64; STRETCH_WORDS]>);
 
 /// How a stretch was left that was emptied in vain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// What lived there before and still does: snapshots map it, nobody is known to own it, it is damaged, or space ran out.
-    /// Nothing stays where only records and windows of lanes were in the way.
-    stayed: LiveBlocks,
-    free: u64,
+    /// How many blocks lived there before and still do: snapshots map them, nobody is known to own them, they are damaged,
+    /// or space ran out. None where only records and windows of lanes were in the way.
+    stayed: u16,
+    free: u16,
+}
+
+/// A pass over the sparse stretches of a pool, the sparsest first. Each is looked at once, more or less: they change
+/// meanwhile.
+#[derive(Debug, Default)]
+pub struct Pass {
+    /// Those that come next, with the blocks that were free when they were listed.
+    listed: VecDeque<(Stretch, u64)>,
+    /// The last that was listed.
+    last: Option<(Stretch, u64)>,
+}
+
+/// What emptying a stretch may take.
+struct Means {
+    /// Free blocks that it has at least.
+    free_min: u64,
+    /// Blocks that may be moved.
+    moves_left: u64,
+    /// Holes of open stretches, also those of this one.
+    open_holes: u64,
+    /// Blocks of it that records and windows of lanes may take.
+    pinned_max: u64,
 }
 
 /// How free space lies, and what was done about it since the pool was opened. In blocks.
@@ -87,21 +111,19 @@ impl LiveBlocks {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
-    fn and(mut self, other: &Self) -> Self {
-        for (word, other) in self.0.iter_mut().zip(other.0.iter()) {
-            *word &= other;
-        }
-        self
+    fn count_in_both(&self, other: &Self) -> u64 {
+        self.0.iter().zip(other.0.iter()).map(|(word, other)| u64::from((word & other).count_ones())).sum()
     }
 }
 
 impl Attempt {
-    /// Whether the next one may end better.
-    fn is_out_of_date(&self, urgency: Urgency, live: LiveBlocks, free: u64) -> bool {
-        let is_changed = free >= self.free + RETRY_BLOCKS || free + REFILLED_BLOCKS <= self.free;
-        let (stayed, stays) = (self.stayed.count(), live.and(&self.stayed).count());
+    /// Whether the next one may end better, now that so many blocks are free.
+    fn is_out_of_date(self, urgency: Urgency, free: u64) -> bool {
+        let (stayed, free_then) = (u64::from(self.stayed), u64::from(self.free));
+        let enough = if stayed == 0 { RETRY_BLOCKS } else { stayed.min(RETRY_BLOCKS) };
         // Of an idle pool no stretch is chosen in which records or windows are in the way.
-        is_changed || urgency == Urgency::Idle && (stays == 0 || stays + RETRY_BLOCKS <= stayed)
+        let is_free_to_go = urgency == Urgency::Idle && stayed == 0;
+        is_free_to_go || free >= free_then + enough || free + REFILLED_BLOCKS <= free_then
     }
 }
 
@@ -144,47 +166,61 @@ impl Pool {
         CleaningStatus { shape: self.space.lock().shape(), written: laid.saturating_sub(moved), moved }
     }
 
-    /// Chooses a stretch to empty and closes it: the sparsest that is worth it and whose blocks have room elsewhere. `None`
-    /// if there is none, or nothing more may be moved.
+    /// Chooses a stretch to empty and closes it: the next of a pass that is worth it and whose blocks have room elsewhere.
+    /// `None` if there is none, which ends the pass, or nothing may be moved now.
     #[must_use]
-    pub fn close_sparse_stretch(&self, urgency: Urgency, tried: &Tried) -> Option<Stretch> {
+    pub fn close_sparse_stretch(&self, urgency: Urgency, tried: &Tried, pass: &mut Pass) -> Option<Stretch> {
+        // Then moves are refused.
+        if self.is_change_limit_reached() || self.is_meta_reserve_gone() {
+            return None;
+        }
         let status = self.cleaning_status();
         let moves_left = (status.written * (WRITE_AMPLIFICATION_MAX - 1)).saturating_sub(status.moved);
+        let open_holes = self.space.lock().open_hole_blocks();
         let (free_min, pinned_max) = match urgency {
             Urgency::Idle => (STRETCH_BLOCKS / 16, 0),
             Urgency::Scarce => (STRETCH_BLOCKS / 2, STRETCH_BLOCKS / BUSY_SHARE),
         };
-        // Never both locks: who checks the pool holds the stored state when it looks at the free space.
-        let (open_holes, room, sparsest) = {
-            let space = self.space.lock();
-            let room = space.free_count().saturating_sub(2 * self.reserve_blocks());
-            (space.open_hole_blocks(), room, space.sparsest(free_min, CANDIDATES_MAX))
-        };
-        for (stretch, free) in sparsest {
-            let live_blocks = self.live_blocks(stretch);
-            let live = live_blocks.count();
-            if live == 0 || tried.get(&stretch).is_some_and(|last| !last.is_out_of_date(urgency, live_blocks, free)) {
-                continue;
+        let means = Means { free_min, moves_left, open_holes, pinned_max };
+        loop {
+            while let Some((stretch, free)) = pass.listed.pop_front() {
+                let is_new = tried.get(&stretch).is_none_or(|last| last.is_out_of_date(urgency, free));
+                if is_new && self.close_if_worth_it(&means, stretch) {
+                    return Some(stretch);
+                }
             }
-            let mut space = self.space.lock();
-            let (free_now, capacity) = space.free_in(stretch);
-            let is_busy = (capacity - free_now).saturating_sub(live) > pinned_max;
-            // Moved into a whole stretch it would gain what it takes, and be the sparsest again.
-            let has_holes = open_holes.saturating_sub(free) >= live;
-            if !is_busy && has_holes && live <= moves_left && live + GROUP_BLOCKS <= room {
-                space.close(stretch);
-                return Some(stretch);
-            }
+            pass.listed = self.space.lock().sparsest(free_min, pass.last, CANDIDATES_MAX).into();
+            pass.last = pass.listed.back().copied();
+            pass.last?;
         }
-        None
+    }
+
+    /// Closes a stretch, if emptying it gains anything.
+    fn close_if_worth_it(&self, means: &Means, stretch: Stretch) -> bool {
+        // Never both locks: who checks the pool holds the stored state when it looks at the free space.
+        let live = self.live_blocks(stretch).count();
+        let mut space = self.space.lock();
+        let (free, capacity) = space.free_in(stretch);
+        let room = space.free_count().saturating_sub(2 * self.reserve_blocks());
+        let is_sparse = free >= means.free_min && live > 0;
+        let is_busy = (capacity - free).saturating_sub(live) > means.pinned_max;
+        // Moved into a whole stretch it would gain what it takes, and be the sparsest again. Records take room as well.
+        let has_holes = means.open_holes.saturating_sub(free) >= live + live / RECORD_SHARE + GROUP_BLOCKS;
+        let has_room = live <= means.moves_left && live + GROUP_BLOCKS <= room;
+        let is_worth_it = is_sparse && !is_busy && has_holes && has_room;
+        if is_worth_it {
+            space.close(stretch);
+        }
+        is_worth_it
     }
 
     /// How a closed stretch that was emptied of what `lived` there is left, if not all of it is free.
     #[must_use]
     pub fn attempt_on(&self, stretch: Stretch, lived: &LiveBlocks) -> Option<Attempt> {
-        let stayed = self.live_blocks(stretch).and(lived);
+        let stayed = self.live_blocks(stretch).count_in_both(lived);
         let (free, capacity) = self.space.lock().free_in(stretch);
-        (free < capacity).then_some(Attempt { stayed, free })
+        let in_stretch = |count| u16::try_from(count).expect("a stretch has 4096 blocks");
+        (free < capacity).then(|| Attempt { stayed: in_stretch(stayed), free: in_stretch(free) })
     }
 
     /// Uses a stretch again that was closed.

@@ -47,7 +47,7 @@ pub use catalog::{Catalog, CatalogStore, Change, Follower, NewClone, NewSnapshot
 pub use check::{CheckReport, Difference, DifferenceKind, LeakRepair, Place, check};
 pub use checkpoint::{Checkpoint, Progress};
 pub use cleaner::{Cleaner, CleanerStep};
-pub use cleaning::{AddressGroup, CleaningStatus, LiveBlocks, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
+pub use cleaning::{AddressGroup, CleaningStatus, LiveBlocks, Pass, Tried, Urgency, WRITE_AMPLIFICATION_MAX};
 pub use credential::Credential;
 pub use devices::PoolDevice;
 pub use exits::Exits;

@@ -25,6 +25,8 @@ struct OwnedRun {
     block: BlockIndex,
     start: Address,
     count: u64,
+    /// What the head mapped when it was looked at, before anything was locked or read.
+    early: Vec<Option<Entry>>,
 }
 
 /// What was read of a group.
@@ -47,7 +49,7 @@ impl<D: Disk + 'static> Engine<D> {
 
     async fn move_group(self: &Rc<Self>, volumes: Arc<Volumes>, group: AddressGroup) -> Result<(), IoError> {
         self.pool.check_writable()?;
-        let runs = self.owned_runs(volumes, group).await?;
+        let runs = self.with_entries(self.owned_runs(volumes, group).await?).await?;
         let Some(content) = self.read_runs(&runs).await? else { return Ok(()) };
         let mut pending = Vec::new();
         let mut result = Ok(());
@@ -94,12 +96,26 @@ impl<D: Disk + 'static> Engine<D> {
                 let block = run.block.plus(done);
                 let in_leaf = LEAF_ENTRIES_U64 - block.get() % LEAF_ENTRIES_U64;
                 let count = in_leaf.min(u64::from(run.count) - done);
-                runs.push(OwnedRun { volume: Arc::clone(&volume), block, start: start.plus(done), count });
+                let (volume, start) = (Arc::clone(&volume), start.plus(done));
+                runs.push(OwnedRun { volume, block, start, count, early: Vec::new() });
                 done += count;
             }
         }
         runs.sort_by_key(|run| (run.volume.tree, run.block));
         Ok(runs)
+    }
+
+    /// The runs of which something can be moved, with their entries. Before the lock, so that nobody waits for a leaf that
+    /// has to be loaded; and before the read, which is for nothing where snapshots map all there is.
+    async fn with_entries(&self, runs: Vec<OwnedRun>) -> Result<Vec<OwnedRun>, IoError> {
+        let mut movable = Vec::new();
+        for run in runs {
+            let early = self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await?;
+            if !runs_in_place(&early, run.start, run.volume.own_from()).is_empty() {
+                movable.push(OwnedRun { early, ..run });
+            }
+        }
+        Ok(movable)
     }
 
     /// Reads from the first to the last address of the runs.
@@ -119,12 +135,10 @@ impl<D: Disk + 'static> Engine<D> {
         content: &GroupContent,
         pending: &mut Vec<Answer>,
     ) -> Result<(), IoError> {
-        // Before the lock, so that nobody waits for a leaf that has to be loaded.
-        let entries = self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await?;
-        for (first, count) in runs_in_place(&entries, run.start, run.volume.own_from()) {
+        for (first, count) in runs_in_place(&run.early, run.start, run.volume.own_from()) {
             let range = BlockRange { tree: run.volume.tree, block: run.block.plus(first), count };
             self.lock_for_task(range).await?;
-            let early = &entries[to_usize(first)..][..to_usize(u64::from(count))];
+            let early = &run.early[to_usize(first)..][..to_usize(u64::from(count))];
             match self.open_in_place(run, range, early, content).await {
                 Ok(Some(blocks)) => pending.push(self.start_move(&run.volume, range, blocks)),
                 other => {

@@ -4,7 +4,8 @@ use crate::world::{Life, World};
 use rand::Rng;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
-use rok_blk::pool::{Checkpoint, Cleaner, CleanerStep, CleaningStatus, Urgency, WRITE_AMPLIFICATION_MAX};
+use rok_blk::format::snapshot::Annotations;
+use rok_blk::pool::{Checkpoint, Cleaner, CleanerStep, CleaningStatus, NewSnapshot, Urgency, WRITE_AMPLIFICATION_MAX};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, STRETCH_BLOCKS};
 use rok_blk::volume::{Completion, NewVolume, OpenVolume};
 use std::sync::Arc;
@@ -22,12 +23,17 @@ const BATCH: u64 = 64;
 const ROUNDS: usize = 12;
 /// Blocks of lanes' windows and records, at most.
 const PINNED_MAX: u64 = 512;
+/// In so many the blocks of a snapshot are reclaimed.
+const CHECKPOINTS_MAX: usize = 200;
+const VOLUME: Uuid = Uuid::from_u128(1);
 
 struct Scene {
     world: World,
     life: Life,
     volume: OpenVolume,
     cleaner: Cleaner,
+    /// Checkpoints that the cleaner asked for.
+    checkpoints: usize,
     /// What each block holds: the number of its last write.
     numbers: Vec<u64>,
 }
@@ -48,11 +54,12 @@ impl Scene {
         world.limits.map_cache_bytes = 32 << 20;
         world.reserve = None;
         let life = world.open().expect("a new pool opens");
-        let new = NewVolume::new(Uuid::from_u128(1), "aged", VOLUME_BLOCKS * BLOCK_SIZE_U64);
+        let new = NewVolume::new(VOLUME, "aged", VOLUME_BLOCKS * BLOCK_SIZE_U64);
         life.volumes.create(&new).expect("a new volume");
         let volume = life.volumes.open("aged").expect("it is there");
         let cleaner = Cleaner::new(Arc::clone(&life.pool));
-        let mut scene = Self { world, life, volume, cleaner, numbers: vec![0; to_usize(VOLUME_BLOCKS)] };
+        let mut scene =
+            Self { world, life, volume, cleaner, checkpoints: 0, numbers: vec![0; to_usize(VOLUME_BLOCKS)] };
         for first in (0..end).step_by(to_usize(BATCH)) {
             scene.write((first..first + BATCH).map(|block| (block, 1)));
         }
@@ -125,6 +132,7 @@ impl Scene {
             }
             CleanerStep::Checkpoint => {
                 self.checkpoint();
+                self.checkpoints += 1;
                 self.cleaner.checkpointed();
             }
             CleanerStep::Rest => return false,
@@ -201,6 +209,43 @@ fn each_stretch_that_is_emptied_is_one_more_that_is_free() {
         scene.clean();
         assert_eq!(scene.life.pool.cleaning_status().moved, after.moved, "it was left alone");
     }
+}
+
+#[test]
+fn what_snapshots_map_is_left_alone_without_checkpoints_until_they_are_gone() {
+    let mut scene = Scene::filled();
+    scene.age();
+    scene.checkpoint();
+    let new = NewSnapshot {
+        id: Uuid::from_u128(2),
+        volume: VOLUME,
+        created_at_ms: 1,
+        time_ms: 1,
+        expires_at: 0,
+        annotations: Annotations::default(),
+    };
+    let made = scene.life.volumes.snapshot(vec![new]).expect("nothing is in the way");
+    scene.checkpoint();
+    let before = scene.life.pool.cleaning_status();
+
+    scene.clean();
+
+    assert_eq!(scene.life.pool.cleaning_status().moved, before.moved);
+    assert_eq!(scene.checkpoints, 0, "a checkpoint would have freed nothing");
+
+    scene.life.volumes.remove_snapshots(&[(VOLUME, made[0].number)]).expect("nobody uses it");
+    let is_alone = |scene: &Scene| scene.life.pool.with_catalog(|catalog, _| catalog.unshared_count()) > 0;
+    for _ in 0..CHECKPOINTS_MAX {
+        if !is_alone(&scene) {
+            scene.checkpoint();
+        }
+    }
+    assert!(is_alone(&scene), "the snapshot was merged");
+
+    scene.clean();
+
+    scene.assert_cleaned(&before);
+    assert!(scene.life.pool.cleaning_status().moved > before.moved);
 }
 
 fn to_usize(value: u64) -> usize {

@@ -51,13 +51,22 @@ impl Catalog {
         Arc::clone(cell)
     }
 
+    /// How often the merge of a snapshot left a head alone with blocks, since the pool was opened.
+    #[must_use]
+    pub const fn unshared_count(&self) -> u64 {
+        self.unshared_count
+    }
+
     /// Brings what [`Self::own_from_of_head`] gave up to date for trees that have changed.
     pub(super) fn renew_own_from(&mut self, trees: BTreeSet<TreeId>) {
         for tree in trees {
             if !self.trees.contains_key(&tree) {
                 self.heads_own_from.remove(&tree);
-            } else if self.heads_own_from.contains_key(&tree) {
-                self.own_from_of_head(tree);
+            } else if let Some(cell) = self.heads_own_from.get(&tree) {
+                let before = cell.load(Ordering::Acquire);
+                if self.own_from_of_head(tree).load(Ordering::Acquire) < before {
+                    self.unshared_count += 1;
+                }
             }
         }
     }

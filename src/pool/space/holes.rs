@@ -79,20 +79,22 @@ impl Space {
     }
 
     /// Open stretches that have at least `free_min` free blocks and some in use, the sparsest first, with their free
-    /// blocks; at most `count_max`.
+    /// blocks; at most `count_max`, those that come behind `after` in that order.
     #[must_use]
-    pub fn sparsest(&self, free_min: u64, count_max: usize) -> Vec<(Stretch, u64)> {
+    pub fn sparsest(&self, free_min: u64, after: Option<(Stretch, u64)>, count_max: usize) -> Vec<(Stretch, u64)> {
+        let order = |(place, free): &(Stretch, u64)| (std::cmp::Reverse(*free), *place);
+        let after = after.as_ref().map(order);
         let mut found: Vec<(Stretch, u64)> = Vec::new();
         for (index, device) in (0..).map(DeviceIndex::new).zip(&self.devices) {
             for (stretch, free) in (0..).zip(&device.free_in) {
-                let free = u64::from(*free);
-                let place = Stretch { device: index, index: stretch };
-                if free >= free_min && free < device.capacity_of(to_usize(stretch)) && !self.closed.contains(&place) {
-                    found.push((place, free));
+                let candidate = (Stretch { device: index, index: stretch }, u64::from(*free));
+                let is_sparse = candidate.1 >= free_min && candidate.1 < device.capacity_of(to_usize(stretch));
+                let is_behind = || after.is_none_or(|after| order(&candidate) > after);
+                if is_sparse && is_behind() && !self.closed.contains(&candidate.0) {
+                    found.push(candidate);
                 }
             }
         }
-        let order = |(place, free): &(Stretch, u64)| (std::cmp::Reverse(*free), *place);
         if found.len() > count_max {
             found.select_nth_unstable_by_key(count_max, order);
             found.truncate(count_max);
@@ -220,11 +222,14 @@ mod tests {
     fn the_sparsest_stretches_are_those_with_most_free_blocks_but_not_the_free_ones() {
         let mut space = holed();
         let sparsest = |space: &Space, count| -> Vec<(u64, u64)> {
-            space.sparsest(2, count).iter().map(|(place, free)| (place.index, *free)).collect()
+            space.sparsest(2, None, count).iter().map(|(place, free)| (place.index, *free)).collect()
         };
 
         assert_eq!(sparsest(&space, 9), [(1, 5), (0, 3), (2, 2)]);
         assert_eq!(sparsest(&space, 1), [(1, 5)]);
+        assert_eq!(space.sparsest(2, Some((place(1), 5)), 1), [(place(0), 3)], "the next ones");
+        assert_eq!(space.sparsest(2, Some((place(0), 3)), 9), [(place(2), 2)]);
+        assert_eq!(space.sparsest(2, Some((place(2), 2)), 9), []);
         for offset in (0..5).chain(10..STRETCH_BLOCKS) {
             space.free(block(STRETCH_BLOCKS + offset));
         }
@@ -245,7 +250,7 @@ mod tests {
 
         let all = STRETCH_BLOCKS - FRONT_BLOCKS + 10;
         assert_eq!(space.shape(), FreeShape { whole_blocks: all, hole_blocks: 0 });
-        assert!(space.sparsest(1, 9).is_empty());
+        assert!(space.sparsest(1, None, 9).is_empty());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{Pending, Workload};
 use rand::Rng;
 use rok_blk::error::IoError;
-use rok_blk::pool::{AddressGroup, Stretch, Tried, Urgency};
+use rok_blk::pool::{AddressGroup, Pass, Stretch, Tried, Urgency};
 use rok_blk::units::{BLOCK_SIZE_U64, DeviceIndex, STRETCH_BLOCKS};
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ impl Workload {
         while let Some(stretch) = self.closed.pop() {
             self.life().pool.reopen_stretch(stretch);
         }
-        let chosen = self.life().pool.close_sparse_stretch(Urgency::Idle, &Tried::new());
+        let chosen = self.life().pool.close_sparse_stretch(Urgency::Idle, &Tried::new(), &mut Pass::default());
         self.closed.extend(chosen);
         let stretch = match chosen {
             Some(stretch) if self.world.random.random_bool(0.5) => stretch,
