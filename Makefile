@@ -54,7 +54,7 @@ kernel-long: ## The same with a hundred kills of the daemon under load, twenty r
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh --long
 
-torture: ## Run the long modes of simulation, crash states, flips and fuzzing in turns, from where they ended last (HOURS=1)
+torture: ## Run the long modes of simulation, crash states, flips, kills and fuzzing in turns, from where they ended last (HOURS=1)
 	@deploy/install-deps.sh build test ci
 	@exec tests/torture.sh $(or $(HOURS),1)
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# The long modes in turns, each going on where its last run ended: seeds of the simulation, crash states, flips, fuzzing. What each
-# run reached is a line of docs/torture.tsv, so that ten runs of half an hour count as one of five hours.
+# The long modes in turns, each going on where its last run ended: seeds of the simulation, crash states, flips, kills of real
+# daemons, fuzzing. What each run reached is a line of docs/torture.tsv, so that ten runs of half an hour count as one of five hours.
 #
 #   tests/torture.sh HOURS    runs for about so long (0.5 is half an hour); ends at the first failure, whose line is not added
 #   tests/torture.sh --sum    what was reached so far
 #
-# ROK_TORTURE_MODES='seeds crashes flips fuzz' says which. Closes on "N passed, N failed, N skipped".
+# ROK_TORTURE_MODES='seeds crashes flips kills fuzz' says which. Closes on "N passed, N failed, N skipped".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly RECORD=docs/torture.tsv
-# How much of each in a turn: some minutes on two processors.
 # Before the record is the first change of the tree.
 COMMIT=$(git describe --always --dirty)
 readonly COMMIT
-readonly SEEDS=1000 CRASH_STATES=200000 FLIPS=65536 FUZZ_SECONDS_EACH=20
+# How much of each in a turn: some minutes on two processors.
+readonly SEEDS=1000 CRASH_STATES=200000 FLIPS=65536 KILLS=250 FUZZ_SECONDS_EACH=20
 
 usage() {
   sed -n '5,8p' "$0" >&2
@@ -37,13 +37,18 @@ note() {
   echo "torture: $1 from $2 to $3: $5"
 }
 
-# engine TEST: of the simulation; what it prints is in $log.
-engine() {
-  cargo test --quiet --no-default-features --features planted-bugs --test engine -- --exact --nocapture "$1" >"$log" 2>&1 || {
+# one TEST ARGUMENT...: runs a test of the target that the arguments say; what it prints is in $log.
+one() {
+  local test=$1
+  shift
+  cargo test --quiet "$@" -- --exact --nocapture "$test" >"$log" 2>&1 || {
     tail -n 40 "$log" >&2
     return 1
   }
 }
+
+# engine TEST: of the simulation.
+engine() { one "$1" --no-default-features --features planted-bugs --test engine; }
 
 turn_of_seeds() {
   local first
@@ -70,6 +75,14 @@ turn_of_flips() {
   note flips "$first" $((first + FLIPS)) $FLIPS "$(sed -n 's/^flips from [0-9]*: //p' "$log")"
 }
 
+turn_of_kills() {
+  local first
+  first=$(end_of kills)
+  # The number of its first kill is the seed of a turn.
+  ROK_SEED=$first ROK_KILL_CYCLES=$KILLS one kill::no_acknowledged_write_is_lost_by_kills --test server || return 1
+  note kills "$first" $((first + KILLS)) $KILLS "$(sed -n 's/^Counts { \(.*\) }, \([0-9]*\) requests acknowledged.*/\1, \2 requests acknowledged, none lost/p' "$log")"
+}
+
 turn_of_fuzz() {
   local count first
   FUZZ_SECONDS=$FUZZ_SECONDS_EACH tests/fuzz.sh >"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
@@ -90,7 +103,7 @@ log=$(mktemp "${TMPDIR:-/tmp}/rok-torture.XXXXXX")
 trap 'rm -f "$log"' EXIT
 passed=0
 while [ "$SECONDS" -lt "$seconds" ]; do
-  for mode in ${ROK_TORTURE_MODES:-seeds crashes flips fuzz}; do
+  for mode in ${ROK_TORTURE_MODES:-seeds crashes flips kills fuzz}; do
     if ! "turn_of_$mode"; then
       echo "torture: $mode failed"
       echo "$passed passed, 1 failed, 0 skipped"
