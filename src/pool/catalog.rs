@@ -59,7 +59,7 @@ pub struct Catalog {
     made_at: BTreeMap<PointId, u64>,
     /// For heads that somebody asked for, the sequence from which on blocks are theirs alone.
     heads_own_from: BTreeMap<TreeId, Arc<AtomicU64>>,
-    /// How often a head was left alone with blocks that a snapshot had mapped as well.
+    /// How often a head came to own blocks that a snapshot had mapped as well.
     unshared_count: u64,
 }
 

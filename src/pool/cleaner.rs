@@ -133,11 +133,13 @@ impl Cleaner {
         for closed in std::mem::take(&mut self.closed) {
             self.settle(&closed);
         }
+        // What that one freed made others sparse.
+        self.pass = Pass::default();
         self.is_refused = false;
         self.moved_before = self.pool.cleaning_status().moved;
     }
 
-    /// Nothing could be moved out of the last stretch, so that no checkpoint would free anything of it.
+    /// Nothing could be moved out of the last stretch: it need not wait for the checkpoint.
     fn reopen_untouched(&mut self) {
         let moved = self.pool.cleaning_status().moved;
         if let Some(closed) = self.closed.pop_if(|closed| closed.moved_before == moved) {

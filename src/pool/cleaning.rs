@@ -10,7 +10,7 @@ use crate::format::owner::OwnerRun;
 use crate::meta::Table;
 use crate::pool::Pool;
 use crate::pool::catalog::meta_error;
-use crate::pool::space::{FreeShape, Stretch};
+use crate::pool::space::{FreeShape, SparseStretch, Stretch};
 use crate::units::{Address, LaneIndex, STRETCH_BLOCKS, to_usize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -21,14 +21,12 @@ pub const GROUP_BLOCKS: u64 = 1 << OWNER_GROUP_SHIFT;
 /// they have written since the pool was opened.
 pub const WRITE_AMPLIFICATION_MAX: u64 = 2;
 /// Sparse stretches that are listed in one go.
-const CANDIDATES_MAX: usize = 4096;
+const CANDIDATES_MAX: usize = 16_384;
 /// A stretch of a pool in use in which more than this share of the blocks is neither free nor stored is being written. In
 /// an idle pool such a block stays where it is, the place of a lane's next record, and emptying the rest would gain nothing.
 const BUSY_SHARE: u64 = 16;
-/// A stretch that was emptied in vain is tried again when so many more of its blocks are free, or all that stayed are.
-const RETRY_BLOCKS: u64 = 64;
-/// It is also tried again when so many more of its blocks are in use than then: it was filled since.
-const REFILLED_BLOCKS: u64 = STRETCH_BLOCKS / BUSY_SHARE;
+/// A stretch that was emptied in vain is tried again when so many of its blocks were freed since, or as many as stayed.
+const RETRY_BLOCKS: u16 = 64;
 /// Records of single blocks hold so many blocks at least.
 const RECORD_SHARE: u64 = 32;
 const STRETCH_WORDS: usize = to_usize(STRETCH_BLOCKS) / 64;
@@ -58,20 +56,21 @@ pub struct LiveBlocks(Box<[u64; STRETCH_WORDS]>);
 /// How a stretch was left that was emptied in vain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// How many blocks lived there before and still do: snapshots map them, nobody is known to own them, they are damaged,
-    /// or space ran out. None where only records and windows of lanes were in the way.
+    /// How many blocks lived there before and still do: snapshots map them, nobody is known to own them, or they are damaged.
+    /// None where only records and windows of lanes were in the way.
     stayed: u16,
-    free: u16,
+    /// Blocks of it that had been freed by then, modulo 2^32.
+    freed: u32,
 }
 
 /// A pass over the sparse stretches of a pool, the sparsest first. Each is looked at once, more or less: they change
 /// meanwhile.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// Those that come next, with the blocks that were free when they were listed.
-    listed: VecDeque<(Stretch, u64)>,
+    /// Those that come next.
+    listed: VecDeque<SparseStretch>,
     /// The last that was listed.
-    last: Option<(Stretch, u64)>,
+    last: Option<SparseStretch>,
 }
 
 /// What emptying a stretch may take.
@@ -117,13 +116,12 @@ impl LiveBlocks {
 }
 
 impl Attempt {
-    /// Whether the next one may end better, now that so many blocks are free.
-    fn is_out_of_date(self, urgency: Urgency, free: u64) -> bool {
-        let (stayed, free_then) = (u64::from(self.stayed), u64::from(self.free));
-        let enough = if stayed == 0 { RETRY_BLOCKS } else { stayed.min(RETRY_BLOCKS) };
+    /// Whether the next one may end better, now that so many blocks were freed. What was freed and taken again counts, so
+    /// that nothing which stayed can be gone unnoticed.
+    fn is_out_of_date(self, urgency: Urgency, freed: u32) -> bool {
+        let enough = if self.stayed == 0 { RETRY_BLOCKS } else { self.stayed.min(RETRY_BLOCKS) };
         // Of an idle pool no stretch is chosen in which records or windows are in the way.
-        let is_free_to_go = urgency == Urgency::Idle && stayed == 0;
-        is_free_to_go || free >= free_then + enough || free + REFILLED_BLOCKS <= free_then
+        urgency == Urgency::Idle && self.stayed == 0 || freed.wrapping_sub(self.freed) >= u32::from(enough)
     }
 }
 
@@ -176,6 +174,9 @@ impl Pool {
         }
         let status = self.cleaning_status();
         let moves_left = (status.written * (WRITE_AMPLIFICATION_MAX - 1)).saturating_sub(status.moved);
+        if moves_left == 0 {
+            return None;
+        }
         let open_holes = self.space.lock().open_hole_blocks();
         let (free_min, pinned_max) = match urgency {
             Urgency::Idle => (STRETCH_BLOCKS / 16, 0),
@@ -183,8 +184,8 @@ impl Pool {
         };
         let means = Means { free_min, moves_left, open_holes, pinned_max };
         loop {
-            while let Some((stretch, free)) = pass.listed.pop_front() {
-                let is_new = tried.get(&stretch).is_none_or(|last| last.is_out_of_date(urgency, free));
+            while let Some(SparseStretch { stretch, freed, .. }) = pass.listed.pop_front() {
+                let is_new = tried.get(&stretch).is_none_or(|last| last.is_out_of_date(urgency, freed));
                 if is_new && self.close_if_worth_it(&means, stretch) {
                     return Some(stretch);
                 }
@@ -218,9 +219,10 @@ impl Pool {
     #[must_use]
     pub fn attempt_on(&self, stretch: Stretch, lived: &LiveBlocks) -> Option<Attempt> {
         let stayed = self.live_blocks(stretch).count_in_both(lived);
-        let (free, capacity) = self.space.lock().free_in(stretch);
-        let in_stretch = |count| u16::try_from(count).expect("a stretch has 4096 blocks");
-        (free < capacity).then(|| Attempt { stayed: in_stretch(stayed), free: in_stretch(free) })
+        let space = self.space.lock();
+        let (free, capacity) = space.free_in(stretch);
+        let stayed = u16::try_from(stayed).expect("a stretch has 4096 blocks");
+        (free < capacity).then(|| Attempt { stayed, freed: space.freed_in(stretch) })
     }
 
     /// Uses a stretch again that was closed.

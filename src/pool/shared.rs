@@ -300,7 +300,7 @@ impl Pool {
             return;
         }
         let mut space = self.space.lock();
-        window.iter().for_each(|run| space.free_run(*run));
+        window.iter().for_each(|run| space.unreserve(*run));
         drop(space);
         if !is_planted(Bug::GivenBackUntold) {
             self.tell_space();
@@ -354,8 +354,13 @@ impl Pool {
 
     /// Takes the reserve of `meta/` back if it is gone and there is space for it. Never on a lane.
     pub fn restore_meta_reserve(&self) {
-        if self.store.restore_reserve() {
-            self.tell_space();
+        if !self.store.restore_reserve() {
+            return;
+        }
+        self.tell_space();
+        // The cleaner rested.
+        if let Some(signals) = self.signals.get() {
+            signals.space_freed();
         }
     }
 

@@ -11,7 +11,7 @@ use crate::format::bitmap::{STRETCH_WORDS, StretchBits, replace};
 use crate::format::device_header::FRONT_BLOCKS;
 use crate::units::{Address, AddressRun, DeviceIndex, STRETCH_BLOCKS, to_u64, to_usize};
 
-pub use holes::{FreeShape, Stretch};
+pub use holes::{FreeShape, SparseStretch, Stretch};
 use std::collections::BTreeSet;
 
 /// Runs that one reservation may have: bounds the segments of a record.
@@ -30,6 +30,8 @@ struct DeviceSpace {
     is_blank: Vec<bool>,
     /// For each stretch, whether something of it was taken since the pool was opened.
     is_taken_from: Vec<bool>,
+    /// Blocks of each stretch that were freed since the pool was opened, modulo 2^32.
+    freed_in: Vec<u32>,
     /// Whether free stretches are given back.
     is_trimmable: bool,
     /// What this device is owed of the windows: grows by its free blocks with each one, and shrinks by those of all
@@ -137,6 +139,19 @@ impl Space {
     pub fn free(&mut self, address: Address) {
         let was = self.set(address, false);
         assert!(was, "{address} is freed twice");
+        let freed = &mut self.devices[address.device().as_usize()].freed_in[to_usize(address.block() / STRETCH_BLOCKS)];
+        *freed = freed.wrapping_add(1);
+    }
+
+    /// Takes back blocks that were reserved and hold nothing.
+    ///
+    /// # Panics
+    /// If one of them is free.
+    pub fn unreserve(&mut self, run: AddressRun) {
+        for address in (0..run.count).map(|step| run.start.plus(step)) {
+            let was = self.set(address, false);
+            assert!(was, "{address} is freed twice");
+        }
     }
 
     /// Frees a run of blocks.
@@ -282,6 +297,7 @@ impl DeviceSpace {
             rotor: 0,
             is_blank,
             is_taken_from: vec![false; stretches],
+            freed_in: vec![0; stretches],
             is_trimmable: true,
             credit: 0,
         }
@@ -306,6 +322,7 @@ impl DeviceSpace {
         (grown.rotor, grown.credit, grown.is_trimmable) = (self.rotor, self.credit, self.is_trimmable);
         grown.is_blank[..self.is_blank.len()].copy_from_slice(&self.is_blank);
         grown.is_taken_from[..self.is_taken_from.len()].copy_from_slice(&self.is_taken_from);
+        grown.freed_in[..self.freed_in.len()].copy_from_slice(&self.freed_in);
         *self = grown;
     }
 

@@ -110,7 +110,12 @@ impl<D: Disk + 'static> Engine<D> {
     async fn with_entries(&self, runs: Vec<OwnedRun>) -> Result<Vec<OwnedRun>, IoError> {
         let mut movable = Vec::new();
         for run in runs {
-            let early = self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await?;
+            let early = match self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await {
+                Ok(early) => early,
+                // A damaged leaf, which was reported; the others of the group need not stay for it.
+                Err(IoError::Io) if self.pool.check_writable().is_ok() => continue,
+                Err(error) => return Err(error),
+            };
             if !runs_in_place(&early, run.start, run.volume.own_from()).is_empty() {
                 movable.push(OwnedRun { early, ..run });
             }

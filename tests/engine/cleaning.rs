@@ -25,6 +25,8 @@ const ROUNDS: usize = 12;
 const PINNED_MAX: u64 = 512;
 /// In so many the blocks of a snapshot are reclaimed.
 const CHECKPOINTS_MAX: usize = 200;
+/// Fewer changes than what lives in a group.
+const CHANGES_FEW: u64 = 150;
 const VOLUME: Uuid = Uuid::from_u128(1);
 
 struct Scene {
@@ -34,6 +36,8 @@ struct Scene {
     cleaner: Cleaner,
     /// Checkpoints that the cleaner asked for.
     checkpoints: usize,
+    /// Groups that found no space for what lived there.
+    refusals: usize,
     /// What each block holds: the number of its last write.
     numbers: Vec<u64>,
 }
@@ -46,9 +50,14 @@ impl Scene {
 
     /// A volume whose front was written.
     fn filled_up_to(end: u64) -> Self {
+        Self::filled_within(end, 100_000)
+    }
+
+    /// The same where so many changes may wait for a checkpoint.
+    fn filled_within(end: u64, changes_hard_max: u64) -> Self {
         let mut world = World::new(11, &[DEVICE_BYTES]);
         world.limits.changes_soft_max = 4_000;
-        world.limits.changes_hard_max = 100_000;
+        world.limits.changes_hard_max = changes_hard_max;
         world.limits.records_soft_max = 100_000;
         world.limits.leaves_per_batch = 256;
         world.limits.map_cache_bytes = 32 << 20;
@@ -58,8 +67,15 @@ impl Scene {
         life.volumes.create(&new).expect("a new volume");
         let volume = life.volumes.open("aged").expect("it is there");
         let cleaner = Cleaner::new(Arc::clone(&life.pool));
-        let mut scene =
-            Self { world, life, volume, cleaner, checkpoints: 0, numbers: vec![0; to_usize(VOLUME_BLOCKS)] };
+        let mut scene = Self {
+            world,
+            life,
+            volume,
+            cleaner,
+            checkpoints: 0,
+            refusals: 0,
+            numbers: vec![0; to_usize(VOLUME_BLOCKS)],
+        };
         for first in (0..end).step_by(to_usize(BATCH)) {
             scene.write((first..first + BATCH).map(|block| (block, 1)));
         }
@@ -127,6 +143,7 @@ impl Scene {
                 let completion = Completion { owner: 0, cookie: 0 };
                 self.life.lanes[lane].clean(&self.life.volumes, group, completion);
                 if self.answers() != [Ok(())] {
+                    self.refusals += 1;
                     self.cleaner.refused();
                 }
             }
@@ -209,6 +226,21 @@ fn each_stretch_that_is_emptied_is_one_more_that_is_free() {
         scene.clean();
         assert_eq!(scene.life.pool.cleaning_status().moved, after.moved, "it was left alone");
     }
+}
+
+/// Moves wait for nothing; what was left for that reason comes behind the checkpoint.
+#[test]
+fn cleaning_goes_on_behind_the_checkpoint_that_moves_would_have_had_to_wait_for() {
+    let mut scene = Scene::filled_within(VOLUME_BLOCKS, CHANGES_FEW);
+    scene.age();
+    scene.checkpoint();
+    let aged = scene.life.pool.cleaning_status();
+
+    scene.clean();
+
+    assert!(scene.refusals > 1, "there was a limit in the way");
+    scene.assert_cleaned(&aged);
+    scene.assert_content();
 }
 
 #[test]

@@ -51,7 +51,8 @@ impl Catalog {
         Arc::clone(cell)
     }
 
-    /// How often the merge of a snapshot left a head alone with blocks, since the pool was opened.
+    /// How often the merge of a snapshot gave a head blocks of its own, since the pool was opened. Of the heads that somebody
+    /// asked for.
     #[must_use]
     pub const fn unshared_count(&self) -> u64 {
         self.unshared_count

@@ -6,6 +6,7 @@
 use super::{DeviceSpace, STRETCH_FREE_MAX, Space, WINDOW_RUNS_MAX};
 use crate::format::device_header::FRONT_BLOCKS;
 use crate::units::{AddressRun, DeviceIndex, STRETCH_BLOCKS, to_u64, to_usize};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 /// Stretches whose holes one reservation takes at most.
@@ -18,6 +19,16 @@ pub struct Stretch {
     pub device: DeviceIndex,
     /// Its number: the stretch begins with block `index * STRETCH_BLOCKS`.
     pub index: u64,
+}
+
+/// A stretch with holes. Those with most free blocks come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SparseStretch {
+    free: Reverse<u64>,
+    /// Which one.
+    pub stretch: Stretch,
+    /// As [`Space::freed_in`] says.
+    pub freed: u32,
 }
 
 /// How the free blocks lie.
@@ -78,29 +89,36 @@ impl Space {
         self.shape().hole_blocks - in_closed
     }
 
-    /// Open stretches that have at least `free_min` free blocks and some in use, the sparsest first, with their free
-    /// blocks; at most `count_max`, those that come behind `after` in that order.
+    /// Open stretches that have at least `free_min` free blocks and some in use, the sparsest first; at most `count_max`, of
+    /// those that come behind `after` in that order.
     #[must_use]
-    pub fn sparsest(&self, free_min: u64, after: Option<(Stretch, u64)>, count_max: usize) -> Vec<(Stretch, u64)> {
-        let order = |(place, free): &(Stretch, u64)| (std::cmp::Reverse(*free), *place);
-        let after = after.as_ref().map(order);
-        let mut found: Vec<(Stretch, u64)> = Vec::new();
+    pub fn sparsest(&self, free_min: u64, after: Option<SparseStretch>, count_max: usize) -> Vec<SparseStretch> {
+        // The sparsest so far; the least sparse of them on top, to be replaced by a sparser one.
+        let mut best: BinaryHeap<SparseStretch> = BinaryHeap::new();
         for (index, device) in (0..).map(DeviceIndex::new).zip(&self.devices) {
-            for (stretch, free) in (0..).zip(&device.free_in) {
-                let candidate = (Stretch { device: index, index: stretch }, u64::from(*free));
-                let is_sparse = candidate.1 >= free_min && candidate.1 < device.capacity_of(to_usize(stretch));
-                let is_behind = || after.is_none_or(|after| order(&candidate) > after);
-                if is_sparse && is_behind() && !self.closed.contains(&candidate.0) {
-                    found.push(candidate);
+            for (stretch, (free, freed)) in (0..).zip(device.free_in.iter().zip(&device.freed_in)) {
+                let (free, place) = (u64::from(*free), Stretch { device: index, index: stretch });
+                let found = SparseStretch { free: Reverse(free), stretch: place, freed: *freed };
+                let is_sparse = free >= free_min && free < device.capacity_of(to_usize(stretch));
+                let is_worse = || best.len() == count_max && best.peek().is_none_or(|worst| found > *worst);
+                let is_behind = || after.is_none_or(|after| (found.free, place) > (after.free, after.stretch));
+                if !is_sparse || is_worse() || !is_behind() || self.closed.contains(&place) {
+                    continue;
                 }
+                if best.len() == count_max {
+                    best.pop();
+                }
+                best.push(found);
             }
         }
-        if found.len() > count_max {
-            found.select_nth_unstable_by_key(count_max, order);
-            found.truncate(count_max);
-        }
-        found.sort_by_key(order);
-        found
+        best.into_sorted_vec()
+    }
+
+    /// Blocks of a stretch that were freed since the pool was opened, modulo 2^32: also those that were taken again, but not
+    /// those that were only reserved.
+    #[must_use]
+    pub fn freed_in(&self, stretch: Stretch) -> u32 {
+        self.devices[stretch.device.as_usize()].freed_in[to_usize(stretch.index)]
     }
 
     /// Free blocks of a stretch, and how many it could have.
@@ -222,14 +240,15 @@ mod tests {
     fn the_sparsest_stretches_are_those_with_most_free_blocks_but_not_the_free_ones() {
         let mut space = holed();
         let sparsest = |space: &Space, count| -> Vec<(u64, u64)> {
-            space.sparsest(2, None, count).iter().map(|(place, free)| (place.index, *free)).collect()
+            space.sparsest(2, None, count).iter().map(|found| (found.stretch.index, found.free.0)).collect()
         };
 
         assert_eq!(sparsest(&space, 9), [(1, 5), (0, 3), (2, 2)]);
         assert_eq!(sparsest(&space, 1), [(1, 5)]);
-        assert_eq!(space.sparsest(2, Some((place(1), 5)), 1), [(place(0), 3)], "the next ones");
-        assert_eq!(space.sparsest(2, Some((place(0), 3)), 9), [(place(2), 2)]);
-        assert_eq!(space.sparsest(2, Some((place(2), 2)), 9), []);
+        let all = space.sparsest(2, None, 9);
+        assert_eq!(space.sparsest(2, Some(all[0]), 1), [all[1]], "the next one");
+        assert_eq!(space.sparsest(2, Some(all[1]), 9), [all[2]]);
+        assert_eq!(space.sparsest(2, Some(all[2]), 9), []);
         for offset in (0..5).chain(10..STRETCH_BLOCKS) {
             space.free(block(STRETCH_BLOCKS + offset));
         }
@@ -251,6 +270,22 @@ mod tests {
         let all = STRETCH_BLOCKS - FRONT_BLOCKS + 10;
         assert_eq!(space.shape(), FreeShape { whole_blocks: all, hole_blocks: 0 });
         assert!(space.sparsest(1, None, 9).is_empty());
+    }
+
+    #[test]
+    fn what_was_freed_counts_although_it_was_taken_again_and_what_was_only_reserved_does_not() {
+        let mut space = holed();
+        assert_eq!([0, 1, 2].map(|index| space.freed_in(place(index))), [3, 5, 2]);
+
+        let window = space.reserve_holes(2, 0);
+        window.iter().for_each(|run| space.unreserve(*run));
+        assert_eq!(space.freed_in(place(2)), 2);
+        assert_eq!(space.free_in(place(2)).0, 2);
+
+        space.reserve_holes(2, 0).into_iter().for_each(|run| space.free_run(run));
+        assert_eq!(space.freed_in(place(2)), 4);
+        space.grow(DEVICE, 4 * STRETCH_BLOCKS);
+        assert_eq!([0, 1, 2, 3].map(|index| space.freed_in(place(index))), [3, 5, 4, 0]);
     }
 
     #[test]
