@@ -25,7 +25,8 @@ const CANDIDATES_MAX: usize = 16_384;
 /// A stretch of a pool in use in which more than this share of the blocks is neither free nor stored is being written. In
 /// an idle pool such a block stays where it is, the place of a lane's next record, and emptying the rest would gain nothing.
 const BUSY_SHARE: u64 = 16;
-/// A stretch that was emptied in vain is tried again when so many of its blocks were freed since, or as many as stayed.
+/// A stretch that was emptied in vain because of records or windows of lanes is tried again when so many of its blocks were
+/// freed since.
 const RETRY_BLOCKS: u16 = 64;
 /// Records of single blocks hold so many blocks at least.
 const RECORD_SHARE: u64 = 32;
@@ -116,10 +117,10 @@ impl LiveBlocks {
 }
 
 impl Attempt {
-    /// Whether the next one may end better, now that so many blocks were freed. What was freed and taken again counts, so
-    /// that nothing which stayed can be gone unnoticed.
+    /// Whether the next one may end better, now that so many blocks were freed. What was freed and taken again counts: all
+    /// that stayed can be gone only if as many were freed.
     fn is_out_of_date(self, urgency: Urgency, freed: u32) -> bool {
-        let enough = if self.stayed == 0 { RETRY_BLOCKS } else { self.stayed.min(RETRY_BLOCKS) };
+        let enough = if self.stayed == 0 { RETRY_BLOCKS } else { self.stayed };
         // Of an idle pool no stretch is chosen in which records or windows are in the way.
         urgency == Urgency::Idle && self.stayed == 0 || freed.wrapping_sub(self.freed) >= u32::from(enough)
     }
@@ -218,11 +219,12 @@ impl Pool {
     /// How a closed stretch that was emptied of what `lived` there is left, if not all of it is free.
     #[must_use]
     pub fn attempt_on(&self, stretch: Stretch, lived: &LiveBlocks) -> Option<Attempt> {
+        // Before the look at what stayed: what is freed meanwhile comes into the next one.
+        let freed = self.space.lock().freed_in(stretch);
         let stayed = self.live_blocks(stretch).count_in_both(lived);
-        let space = self.space.lock();
-        let (free, capacity) = space.free_in(stretch);
+        let (free, capacity) = self.space.lock().free_in(stretch);
         let stayed = u16::try_from(stayed).expect("a stretch has 4096 blocks");
-        (free < capacity).then(|| Attempt { stayed, freed: space.freed_in(stretch) })
+        (free < capacity).then_some(Attempt { stayed, freed })
     }
 
     /// Uses a stretch again that was closed.

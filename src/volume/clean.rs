@@ -109,11 +109,19 @@ impl<D: Disk + 'static> Engine<D> {
     /// has to be loaded; and before the read, which is for nothing where snapshots map all there is.
     async fn with_entries(&self, runs: Vec<OwnedRun>) -> Result<Vec<OwnedRun>, IoError> {
         let mut movable = Vec::new();
+        let mut unreadable = None;
         for run in runs {
+            let leaf = Some((run.volume.tree, run.block.get() / LEAF_ENTRIES_U64));
+            if leaf == unreadable {
+                continue;
+            }
             let early = match self.load_entries(&run.volume, run.block.get(), to_usize(run.count)).await {
                 Ok(early) => early,
-                // A damaged leaf, which was reported; the others of the group need not stay for it.
-                Err(IoError::Io) if self.pool.check_writable().is_ok() => continue,
+                // It was reported; the others of the group need not stay for that leaf.
+                Err(IoError::Io) if self.pool.check_writable().is_ok() => {
+                    unreadable = leaf;
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             if !runs_in_place(&early, run.start, run.volume.own_from()).is_empty() {

@@ -115,7 +115,7 @@ impl Space {
     }
 
     /// Blocks of a stretch that were freed since the pool was opened, modulo 2^32: also those that were taken again, but not
-    /// those that were only reserved.
+    /// what lanes gave back of their windows.
     #[must_use]
     pub fn freed_in(&self, stretch: Stretch) -> u32 {
         self.devices[stretch.device.as_usize()].freed_in[to_usize(stretch.index)]
