@@ -13,7 +13,7 @@ POOL_SIZE ?=
 # Options of the command `bench`; see `rok-blk bench --help`.
 BENCH ?=
 
-.PHONY: help run test fuzz bench compare hostile kernel kernel-long torture power-cut uninstall-data
+.PHONY: help run test fuzz coverage bench compare hostile kernel kernel-long torture power-cut uninstall-data
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,10 @@ test: ## Install what is missing, build, and run every test that needs no kernel
 fuzz: ## Feed NBD, the formats on disk, references and API requests with mutated input, 5 s each target (FUZZ_SECONDS=600)
 	@deploy/install-deps.sh build ci
 	@tests/fuzz.sh
+
+coverage: ## Print which share of the lines of pool, volume, format and crypto the library's tests and the simulation run (nine minutes)
+	@deploy/install-deps.sh build test
+	@tests/coverage.sh
 
 bench: ## Measure the engine beside a raw io_uring loop (twenty minutes and 12 GiB; BENCH='--group targets' takes ten)
 	@deploy/install-deps.sh build
