@@ -1,11 +1,10 @@
 //! A pool that was overwritten at random until its free space was single blocks, and is cleaned.
 
-use crate::world::{Life, World};
+use crate::world::{Life, World, new_snapshot};
 use rand::Rng;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
-use rok_blk::format::snapshot::Annotations;
-use rok_blk::pool::{Checkpoint, Cleaner, CleanerStep, CleaningStatus, NewSnapshot, Urgency, WRITE_AMPLIFICATION_MAX};
+use rok_blk::pool::{Checkpoint, Cleaner, CleanerStep, CleaningStatus, Urgency, WRITE_AMPLIFICATION_MAX};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, STRETCH_BLOCKS};
 use rok_blk::volume::{Completion, NewVolume, OpenVolume};
 use std::sync::Arc;
@@ -248,14 +247,7 @@ fn what_snapshots_map_is_left_alone_without_checkpoints_until_they_are_gone() {
     let mut scene = Scene::filled();
     scene.age();
     scene.checkpoint();
-    let new = NewSnapshot {
-        id: Uuid::from_u128(2),
-        volume: VOLUME,
-        created_at_ms: 1,
-        time_ms: 1,
-        expires_at: 0,
-        annotations: Annotations::default(),
-    };
+    let new = new_snapshot(VOLUME);
     let made = scene.life.volumes.snapshot(vec![new]).expect("nothing is in the way");
     scene.checkpoint();
     let before = scene.life.pool.cleaning_status();

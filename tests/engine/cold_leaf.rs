@@ -1,9 +1,8 @@
 //! A leaf that is not in memory.
 
-use crate::world::{Life, World};
+use crate::world::{Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
-use rok_blk::format::snapshot::Annotations;
-use rok_blk::pool::{Checkpoint, NewClone, NewSnapshot, SnapshotId};
+use rok_blk::pool::{Checkpoint, NewClone, SnapshotId};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, MapRun, MapRuns, NewVolume, OpenVolume, StatusWanted};
 use std::sync::Arc;
@@ -78,14 +77,7 @@ fn assert_overtaken_walk_sees_them(mut world: World, mut life: Life, volume: &Op
 }
 
 fn snapshot(life: &Life) -> SnapshotId {
-    let new = NewSnapshot {
-        id: Uuid::from_u128(2),
-        volume: VOLUME,
-        created_at_ms: 1,
-        time_ms: 1,
-        expires_at: 0,
-        annotations: Annotations::default(),
-    };
+    let new = new_snapshot(VOLUME);
     let made = life.volumes.snapshot(vec![new]).expect("nothing is in the way");
     (VOLUME, made[0].number)
 }

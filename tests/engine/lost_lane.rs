@@ -1,11 +1,9 @@
 //! A lane that is gone with its ring: what it has under way never ends, and with its end the pool fails. Who waits for it
 //! must hear of that.
 
-use crate::world::{Life, World};
+use crate::world::{Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::{ErrorKind, IoError};
-use rok_blk::format::snapshot::Annotations;
-use rok_blk::pool::NewSnapshot;
 use rok_blk::units::BLOCK_SIZE;
 use rok_blk::volume::{Completion, NewVolume};
 use std::sync::Arc;
@@ -29,22 +27,11 @@ fn begin_write(life: &Life, lane: usize) {
     life.lanes[lane].turn();
 }
 
-fn new_snapshot() -> NewSnapshot {
-    NewSnapshot {
-        id: Uuid::from_u128(2),
-        volume: VOLUME,
-        created_at_ms: 1,
-        time_ms: 1,
-        expires_at: 0,
-        annotations: Annotations::default(),
-    }
-}
-
 /// Fails the pool while a snapshot waits for the lane; that must end, and let others have its turn.
 fn assert_snapshot_ends(life: &Life) {
     let (pool, volumes) = (Arc::clone(&life.pool), Arc::clone(&life.volumes));
     std::thread::scope(|scope| {
-        let snapshot = scope.spawn(|| volumes.snapshot(vec![new_snapshot()]));
+        let snapshot = scope.spawn(|| volumes.snapshot(vec![new_snapshot(VOLUME)]));
         while !pool.is_turn_taken() {
             std::thread::yield_now();
         }
@@ -85,7 +72,7 @@ fn snapshot_that_waits_for_a_write_of_the_lane_fails() {
     assert_snapshot_ends(&life);
 
     // Nor does anything wait that begins later.
-    assert!(life.volumes.snapshot(vec![new_snapshot()]).is_err());
+    assert!(life.volumes.snapshot(vec![new_snapshot(VOLUME)]).is_err());
     life.handles.clear();
     assert!(life.volumes.remove("vol").is_err());
 }

@@ -1,11 +1,9 @@
 //! Snapshots of a volume in a full pool, whose overwrites live on the reserve: what they leave behind must be enough to free.
 
-use crate::world::{Life, World};
+use crate::world::{Life, World, new_snapshot};
 use rand::Rng;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
-use rok_blk::format::snapshot::Annotations;
-use rok_blk::pool::NewSnapshot;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, NewVolume, RemoveMode};
 use std::collections::BTreeMap;
@@ -120,14 +118,7 @@ impl Scene {
         while !frozen.flush().expect("a healthy device") {
             self.run(World::step);
         }
-        let new = NewSnapshot {
-            id: Uuid::from_u128(2),
-            volume: VOLUME,
-            created_at_ms: 1,
-            time_ms: 1,
-            expires_at: 0,
-            annotations: Annotations::default(),
-        };
+        let new = new_snapshot(VOLUME);
         self.life().volumes.snapshot_frozen(&frozen, vec![new]).expect("meta/ has space");
     }
 }

@@ -19,8 +19,9 @@ use rok_blk::crypto::{MasterKey, Suite};
 use rok_blk::disk::{Device, OpKind, SimCounters, SimDevice, SimDisk};
 use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::format::shred_key;
+use rok_blk::format::snapshot::Annotations;
 use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
-use rok_blk::pool::{Checkpoint, Limits, Parts, Pool, Progress, Signals, Watermarks};
+use rok_blk::pool::{Checkpoint, Limits, NewSnapshot, Parts, Pool, Progress, Signals, Watermarks};
 use rok_blk::units::{Address, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use signals::{SimBlocking, SimSignals};
@@ -95,6 +96,18 @@ pub struct World {
 pub enum End {
     Kill,
     PowerLoss,
+}
+
+/// A snapshot of a volume, with nothing special about it.
+pub fn new_snapshot(volume: Uuid) -> NewSnapshot {
+    NewSnapshot {
+        id: Uuid::from_u128(2),
+        volume,
+        created_at_ms: 1,
+        time_ms: 1,
+        expires_at: 0,
+        annotations: Annotations::default(),
+    }
 }
 
 impl World {
