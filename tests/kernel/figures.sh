@@ -49,8 +49,10 @@ start_library() {
   done
 }
 
-# What is measured: its name, the two devices, and what fio does.
-cases() {
+# What is measured: its name, the two devices, and what fio does. ROK_FIGURE_CASES says which, as words of their names.
+cases() { all_cases | grep -E "^[^ ]*(${ROK_FIGURE_CASES:-.*})"; }
+
+all_cases() {
   for how in randread randwrite; do
     for depth in 1 64; do
       echo "null-$how-4k-qd$depth /dev/ublkb40 $bare $how 4k $depth"

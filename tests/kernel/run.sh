@@ -6,7 +6,8 @@
 #   run.sh --long    a hundred kills of the daemon under load and twenty planned restarts, a minute without memory, --power,
 #                    --figures, and --kernels with the newer ones. ROK_KILLS, ROK_PLANNED_RESTARTS and ROK_MEMORY_SECONDS
 #                    say otherwise
-#   run.sh --figures ratios to libublk's own null device and to a loop device
+#   run.sh --figures ratios to libublk's own null device and to a loop device. ROK_FIGURE_ROUNDS says how many of each (5),
+#                    ROK_FIGURE_CASES which, as a pattern of their names (null-randread-4k-qd1)
 #   run.sh --kernels what every change must pass, with fewer kills, and power cuts, on each kernel series of
 #                    ROK_KERNEL_SERIES (6.12 6.18 7.x)
 #   run.sh --power   power cuts: records the disks of a pool under load, and recovers what a cut leaves of them at a hundred
@@ -107,7 +108,7 @@ figures() {
   cargo install --quiet --locked --root "$target/libublk" --example null libublk@0.4.8
   machine --script "$here/figures.sh" --disk-mib 1024 --seconds-max 1800 --module loop --program /sbin/losetup \
     --program "$target/debug/examples/lane_device" --program "$target/libublk/bin/null" \
-    --setting "ROK_FIGURE_ROUNDS=${ROK_FIGURE_ROUNDS:-5}"
+    --setting "ROK_FIGURE_ROUNDS=${ROK_FIGURE_ROUNDS:-5}" --setting "ROK_FIGURE_CASES=${ROK_FIGURE_CASES:-}"
 }
 
 # power_cuts: a machine whose disks are recorded, and the cuts. A recording that has failed is kept.
@@ -191,7 +192,7 @@ case ${1:-} in
   --figures) figures ;;
   --power) power_cuts ;;
   *)
-    sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,16p' "${BASH_SOURCE[0]}" >&2
     exit 2
     ;;
 esac
