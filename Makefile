@@ -13,7 +13,7 @@ POOL_SIZE ?=
 # Options of the command `bench`; see `rok-blk bench --help`.
 BENCH ?=
 
-.PHONY: help run test fuzz coverage bench compare hostile kernel kernel-long torture power-cut uninstall-data
+.PHONY: help run test fuzz coverage mutants bench compare hostile kernel kernel-long torture power-cut uninstall-data
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,10 @@ coverage: ## Print which share of the lines of pool, volume, format and crypto t
 	@deploy/install-deps.sh build test
 	@tests/coverage.sh
 
+mutants: ## Change pool, volume, format and crypto in small ways and find out whether a test fails, from where it ended last (MINUTES=60)
+	@deploy/install-deps.sh build test
+	@ROK_MUTANT_MINUTES=$(or $(MINUTES),60) exec tests/mutants.sh
+
 bench: ## Measure the engine beside a raw io_uring loop (twenty minutes and 12 GiB; BENCH='--group targets' takes ten)
 	@deploy/install-deps.sh build
 	@cargo build --bin rok-blk
@@ -54,7 +58,7 @@ kernel: ## Test against a real kernel with ublk and nbd drivers, in an emulated 
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh
 
-kernel-long: ## The same with a hundred kills of the daemon under load, twenty restarts, and a minute without memory (an hour and a half; ROK_KILLS=100)
+kernel-long: ## The same with a hundred kills of the daemon under load, twenty restarts, and a minute without memory (an hour; ROK_KILLS=100)
 	@deploy/install-deps.sh build test
 	@exec tests/kernel/run.sh --long
 

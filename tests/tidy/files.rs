@@ -29,6 +29,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("src/lane/driver/uring.rs", "entries of the ring point to buffers that they must not outlive"),
     ("src/lane/thread.rs", "accepted sockets come from the kernel as numbers"),
     ("src/pool/directory/key_file.rs", "who runs the process is a system call"),
+    ("tests/mutants/switch.rs", "what runs at the end of a process is set by a C function"),
     ("tests/server/activation.rs", "descriptors are passed between fork and exec"),
     ("tests/server/host.rs", "a limit is set between fork and exec"),
     ("tests/server/refusal.rs", "a filter of system calls is installed between fork and exec"),
