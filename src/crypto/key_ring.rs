@@ -298,4 +298,28 @@ mod tests {
         ring.add_past_session(SessionId::new(2), Sequence::new(100), [2; 32]);
         ring.begin_session(SessionId::new(3), Sequence::new(50), [3; 32]);
     }
+
+    /// Its counter would begin again, under the same keys.
+    #[test]
+    #[should_panic(expected = "sessions own ranges of sequences in their order")]
+    fn a_session_that_has_begun_does_not_begin_again() {
+        let ring = ring();
+        ring.begin_session(SessionId::new(1), Sequence::new(1), [1; 32]);
+        ring.begin_session(SessionId::new(1), Sequence::new(1), [1; 32]);
+    }
+
+    #[test]
+    fn ciphers_are_kept_until_there_are_many() {
+        let ring = ring();
+        ring.begin_session(SessionId::new(1), Sequence::new(1), [1; 32]);
+        let mut ciphers = CipherCache::default();
+        for domain in 1..=CIPHERS_MAX + 1 {
+            let id = DomainId::new(crate::units::to_u64(domain));
+            ring.add_domain_key(id, KeyGeneration::new(0), DomainKey::generate(&mut |bytes| bytes.fill(9)));
+
+            assert!(ciphers.get(&ring, id, KeyGeneration::new(0), Sequence::new(7)).is_some());
+
+            assert_eq!(ciphers.ciphers.len(), if domain > CIPHERS_MAX { 1 } else { domain });
+        }
+    }
 }

@@ -212,6 +212,12 @@ mod tests {
             assert_eq!(PassphraseCosts::from_parameters(&costs.to_parameters()), Some(costs));
         }
         assert_eq!(PassphraseCosts::new(65_536, 3, 4), Some(PassphraseCosts::DEFAULT));
+        let PassphraseCosts { memory_kib, pass_count, parallelism } = PassphraseCosts::DEFAULT;
+        let costs = PassphraseCosts::DEFAULT;
+        assert_eq!(
+            (costs.memory_kib(), costs.pass_count(), costs.parallelism()),
+            (memory_kib, pass_count, parallelism)
+        );
     }
 
     #[test]

@@ -179,3 +179,33 @@ fn environment_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().expect("the variable holds a decimal number"))
 }
+
+/// In a process of its own, since others take memory beside it.
+#[test]
+fn contexts_are_freed_with_their_cipher() {
+    const ALONE: &str = "ROK_TEST_CONTEXTS_ALONE";
+    const COUNT: usize = 50_000;
+    if std::env::var_os(ALONE).is_none() {
+        let name = format!("{}::contexts_are_freed_with_their_cipher", module_path!());
+        let (_, name) = name.split_once("::").expect("it is in a crate");
+        let program = std::env::current_exe().expect("it is there");
+        let output = std::process::Command::new(program).args(["--exact", name]).env(ALONE, "1").output();
+        let output = String::from_utf8(output.expect("it starts").stdout).expect("text");
+        assert!(output.contains("1 passed"), "{output}");
+        return;
+    }
+    // The second number of pages is what the process has in memory.
+    let pages = || {
+        let text = std::fs::read_to_string("/proc/self/statm").expect("there is /proc");
+        text.split(' ').nth(1).and_then(|word| word.parse::<usize>().ok()).expect("a number")
+    };
+    let mut key = [1; XTS_KEY_BYTES];
+    key[0] = 2;
+    drop(Xts::new(&key));
+    let before = pages();
+
+    (0..COUNT).for_each(|_| drop(Xts::new(&key)));
+
+    // Each has two, with their key schedules: more than 40 MiB of them.
+    assert!(pages() < before + (8 << 20) / 4096, "{before} pages became {}", pages());
+}

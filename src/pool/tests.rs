@@ -1,5 +1,7 @@
 //! Tests of an open pool on a simulated device, without lanes: changes are laid by the tests themselves.
 
+mod opening;
+
 use super::*;
 use crate::crypto::{MasterKey, Suite};
 use crate::disk::SimDevice;
@@ -363,6 +365,7 @@ fn a_leaf_is_looked_for_in_few_trees_however_often_a_clone_was_cloned() {
 fn nobody_waits_for_the_flush_of_a_failed_pool() {
     // Nothing here takes longer than some milliseconds.
     const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+    const BRIEFLY: std::time::Duration = std::time::Duration::from_millis(50);
     let place = Place::new();
     let pool = place.open();
     assert!(pool.begin_flush(&mut FlushStart::default()), "no flush runs");
@@ -373,6 +376,7 @@ fn nobody_waits_for_the_flush_of_a_failed_pool() {
         ended.send(()).expect("the test waits");
     });
 
+    assert!(end.recv_timeout(BRIEFLY).is_err(), "a flush is under way");
     pool.fail("A ring failed".to_owned());
 
     assert_eq!(end.recv_timeout(PATIENCE), Ok(()));

@@ -18,6 +18,7 @@ mod lost_lane;
 mod model;
 mod parts;
 mod pausing;
+mod recovery;
 mod reserve;
 mod rig;
 mod scenarios;

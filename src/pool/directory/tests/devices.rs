@@ -345,4 +345,6 @@ fn superblock_from_before_the_pool_grew_is_refused() {
 
     assert_eq!(error.kind(), ErrorKind::Integrity);
     assert!(error.hint().is_some_and(|hint| hint.contains("superblock restored")), "{error}");
+    let sizes = format!("had {} bytes in the pool, and {SIZE_BYTES} are left", 24 * MIB);
+    assert!(error.message().contains(&sizes), "{error}");
 }

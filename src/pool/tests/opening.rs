@@ -1,0 +1,102 @@
+//! What an opening takes, and what it refuses.
+
+use super::*;
+use crate::disk::{Device as _, OpKind};
+use crate::pool::growth::window_blocks;
+use crate::units::to_usize;
+
+/// Lays a change and stores it.
+fn store_something(pool: &Arc<Pool>, tree: TreeId, block: u64) {
+    lay(pool, tree, block);
+    Checkpoint::begin(Arc::clone(pool)).run().expect("nothing is in the way");
+}
+
+fn image(place: &Place) -> Place {
+    Place { device: place.device.duplicate("sim"), store: Arc::new(place.store.image()) }
+}
+
+fn refusal(place: &Place) -> String {
+    let error = open(place.parts(), &mut |bytes| bytes.fill(6)).err().expect("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Integrity);
+    error.message().to_owned()
+}
+
+#[test]
+fn a_device_and_meta_of_different_times_are_refused_by_name() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "vol");
+    store_something(&pool, tree, 0);
+    let old = image(&place);
+    (1..3).for_each(|block| store_something(&pool, tree, block));
+    drop(pool);
+
+    let older_device = Place { device: old.device, store: Arc::clone(&place.store) };
+    assert_eq!(refusal(&older_device), "Device sim is older than meta/: it knows of checkpoint 2 and meta/ holds 4");
+    let older_meta = Place { device: place.device.clone(), store: old.store };
+    assert_eq!(refusal(&older_meta), "meta/ is older than device sim: it holds checkpoint 2 and the device knows of 4");
+    // An opening stores a checkpoint, too.
+    let before = image(&place);
+    drop(place.open());
+    let older_meta = Place { device: place.device.clone(), store: before.store };
+    assert_eq!(refusal(&older_meta), "meta/ is older than device sim: it holds checkpoint 4 and the device knows of 5");
+    drop(place.open());
+}
+
+#[test]
+fn a_device_that_is_smaller_than_it_was_is_refused_with_both_sizes() {
+    let place = Place::new();
+    drop(place.open());
+    let smaller = SimDevice::new("sim", 8 << 20);
+    place.device.scan(|offset_bytes, bytes| {
+        if offset_bytes < smaller.size_bytes() {
+            let len = bytes.len().min(to_usize(smaller.size_bytes() - offset_bytes));
+            smaller.write_at(offset_bytes, &bytes[..len]).expect("a healthy device");
+        }
+    });
+
+    let place = Place { device: smaller, store: place.store };
+
+    assert_eq!(refusal(&place), "Device sim had 16777216 bytes in the pool, and 8388608 are left or listed");
+}
+
+/// A crash may come between a checkpoint and the device's header, and another one within the opening that finds that.
+#[test]
+fn a_device_may_be_one_checkpoint_behind_and_catches_up_before_the_next_one() {
+    for nth in 1..12 {
+        let mut place = Place::new();
+        let pool = place.open();
+        let tree = create_volume(&pool, "vol");
+        let behind = place.device.duplicate("sim");
+        store_something(&pool, tree, 0);
+        drop(pool);
+        place.device = behind;
+        place.device.fail_nth(OpKind::Write, nth);
+
+        drop(open(place.parts(), &mut |bytes| bytes.fill(6)));
+        place.device.clear_faults();
+
+        let error = open(place.parts(), &mut |bytes| bytes.fill(8)).err().map(|error| error.to_string());
+        assert_eq!(error, None, "write {nth} failed");
+    }
+}
+
+#[test]
+fn lanes_leave_most_of_what_is_free_to_each_other() {
+    for (lane_count, device_bytes) in [(1, 16 << 20), (4, 16 << 20), (4, 5 << 20), (1, 64 << 20)] {
+        let place = Place { device: SimDevice::new("sim", device_bytes), store: Arc::new(MemoryStore::new()) };
+        let parts = || Parts { lane_count, ..place.parts() };
+        create(&parts(), &mut |bytes| bytes.fill(5)).expect("a new pool on a healthy device");
+
+        let pool = open(parts(), &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool");
+
+        let homes: Vec<u64> = pool.homes.lock().iter().map(|home| home.expect("nobody took it").count).collect();
+        let space = pool.space.lock();
+        let (mut left, blocks) = (space.free_count() + homes.iter().sum::<u64>(), space.block_count());
+        for home in homes {
+            let share = left / (4 * u64::from(lane_count));
+            assert_eq!(home, share.min(window_blocks(blocks, usize::from(lane_count))), "{lane_count} lanes");
+            left -= home;
+        }
+    }
+}
