@@ -23,7 +23,7 @@ const SLOWER_MAX: u32 = 8;
 const MORE_MAX: Duration = Duration::from_secs(8);
 /// What the short tests of a mutant take together.
 const SHORT: Duration = Duration::from_secs(8);
-/// Tests that together take no longer than this run in one process; then twice as long, and so on.
+/// Tests that together take no longer than this run in one process; behind them [`BATCH_GROWTH`] times as long, and so on.
 const FIRST_BATCH: Duration = Duration::from_millis(300);
 const BATCH_GROWTH: u32 = 4;
 
