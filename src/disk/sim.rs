@@ -273,6 +273,16 @@ impl SimDevice {
         self.lock().scan(&mut look);
     }
 
+    /// What a scan shows of the block at an offset, each content once.
+    ///
+    /// # Panics
+    /// If the offset is not that of a block.
+    #[must_use]
+    pub fn contents_of(&self, offset_bytes: u64) -> Vec<Vec<u8>> {
+        assert!(offset_bytes.is_multiple_of(BLOCK_SIZE_U64), "no block begins at {offset_bytes}");
+        self.lock().contents_of(offset_bytes / BLOCK_SIZE_U64).into_iter().map(<[u8]>::to_vec).collect()
+    }
+
     /// Starts (with an empty log) or ends remembering every completed write. Off at first.
     pub fn set_written_log(&self, is_on: bool) {
         self.lock().written_log = is_on.then(Vec::new);

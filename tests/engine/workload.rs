@@ -466,7 +466,7 @@ impl Workload {
         let handle = self.life().handles.remove(volume);
         let content = self.read_through(&handle, block);
         self.life().handles.insert(volume, handle);
-        Ok(value_of(volume, block, &content?))
+        Ok(content?.with_bytes(|bytes| value_of(volume, block, bytes)))
     }
 }
 

@@ -74,6 +74,11 @@ impl Content {
         self.blocks.iter().map(|(index, block)| (*index, block.as_ref())).filter(|(_, block)| **block != ZEROS)
     }
 
+    /// A block that is not all zeros.
+    pub(super) fn nonzero_block(&self, index: u64) -> Option<&Block> {
+        self.blocks.get(&index).map(Arc::as_ref).filter(|block| **block != ZEROS)
+    }
+
     /// Whether both have the same bytes in a block.
     pub(super) fn has_same_block(&self, other: &Self, index: u64) -> bool {
         match (self.blocks.get(&index), other.blocks.get(&index)) {
@@ -148,6 +153,12 @@ impl Write {
     /// Whether this write and a range have bytes in common.
     pub(super) fn overlaps(&self, offset_bytes: u64, len_bytes: u64) -> bool {
         offset_bytes < self.offset_bytes + to_u64(self.bytes.len()) && self.offset_bytes < offset_bytes + len_bytes
+    }
+
+    /// A block that lies in this write whole.
+    pub(super) fn block(&self, index: u64) -> Option<&[u8]> {
+        let start = (index * BLOCK_SIZE_U64).checked_sub(self.offset_bytes).map(to_usize)?;
+        self.bytes.get(start..start + BLOCK_SIZE)
     }
 
     /// Inverts one bit, if the byte is in this write.

@@ -77,12 +77,7 @@ impl SimDisk {
     fn finish(&self, device: DeviceIndex, action: Action, random: Random<'_>) -> io::Result<()> {
         let mut state = self.devices[device.as_usize()].lock();
         match action {
-            Action::Read { offset_bytes, target } => {
-                let mut bytes = vec![0; target.len()];
-                state.read(offset_bytes, &mut bytes, random)?;
-                target.fill(&bytes);
-                Ok(())
-            }
+            Action::Read { offset_bytes, target } => target.fill_with(|bytes| state.read(offset_bytes, bytes, random)),
             Action::Write { id, .. } => state.complete_write(id, random),
             Action::Flush { mark } => state.flush(mark, random),
             Action::Refused(error) => Err(error),

@@ -161,9 +161,10 @@ impl State {
         if is_failing {
             tear(&mut write.is_alive, random);
         } else {
-            let written = blocks_of(write.offset_bytes, write.bytes.len());
-            self.bad_blocks.retain(|block| !written.contains(block));
-            written.for_each(|block| _ = self.discarded.remove(&block));
+            for block in blocks_of(write.offset_bytes, write.bytes.len()) {
+                self.bad_blocks.remove(&block);
+                self.discarded.remove(&block);
+            }
         }
         self.keep(write);
         if is_failing { Err(injected()) } else { Ok(()) }
@@ -310,9 +311,17 @@ impl State {
 
     pub(super) fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        for content in [&self.durable, &self.current] {
+        // Whole blocks by their hashes, which is quicker, and each only once: most are the same in both, or discarded.
+        for (content, before) in [(&self.durable, None), (&self.current, Some(&self.durable))] {
             for (index, block) in content.nonzero_blocks() {
-                hasher.update(&index.to_le_bytes()).update(block);
+                hasher.update(&index.to_le_bytes());
+                if before.is_some_and(|before| before.has_same_block(content, index)) {
+                    hasher.update(b"the same");
+                } else if *block == [DISCARDED; BLOCK_SIZE] {
+                    hasher.update(b"discarded");
+                } else {
+                    hasher.update(blake3::hash(block).as_bytes());
+                }
             }
             hasher.update(&u64::MAX.to_le_bytes());
         }
@@ -323,6 +332,20 @@ impl State {
             }
         }
         *hasher.finalize().as_bytes()
+    }
+
+    /// What [`Self::scan`] shows of a block, each content once.
+    pub(super) fn contents_of(&self, index: u64) -> Vec<&[u8]> {
+        let stored = [&self.durable, &self.current].into_iter().filter_map(|content| content.nonzero_block(index));
+        let pending = self.pending.iter().map(|pending| &pending.write);
+        let waiting = pending.chain(self.in_flight.values()).filter_map(|write| write.block(index));
+        let mut contents: Vec<&[u8]> = Vec::new();
+        for content in stored.map(<[u8; BLOCK_SIZE]>::as_slice).chain(waiting) {
+            if !contents.contains(&content) {
+                contents.push(content);
+            }
+        }
+        contents
     }
 
     pub(super) fn scan(&self, look: &mut dyn FnMut(u64, &[u8])) {

@@ -460,6 +460,21 @@ fn the_digest_depends_on_durable_and_waiting_content() {
     one.flush().expect("no fault is set");
     assert_eq!(one.digest(), other.digest());
     assert_eq!(one.duplicate("copy").digest(), one.digest());
+
+    for device in [&one, &other] {
+        write_block(device, 1, 1);
+        device.flush().expect("no fault is set");
+        write_block(device, 1, 2);
+    }
+    assert_eq!(one.digest(), other.digest());
+    write_block(&other, 1, 3);
+    assert_ne!(one.digest(), other.digest(), "what is visible differs");
+    for device in [&one, &other] {
+        device.discard(BLOCK_SIZE_U64, BLOCK_SIZE_U64).expect("no fault is set");
+    }
+    assert_eq!(one.digest(), other.digest(), "nothing of it waits any more");
+    other.discard(2 * BLOCK_SIZE_U64, BLOCK_SIZE_U64).expect("no fault is set");
+    assert_ne!(one.digest(), other.digest(), "not the same is discarded");
 }
 
 #[test]
@@ -482,6 +497,9 @@ fn the_scan_shows_what_is_durable_overwritten_waiting_and_in_flight() {
     });
     assert_eq!(seen, BTreeSet::from([(0, 1), (1, 2), (1, 3), (1, 4), (9, 5)]));
     assert_eq!(longest, 2 * BLOCK_SIZE, "neighbours come as one run");
+    let contents = |block: u64| device.contents_of(block * BLOCK_SIZE_U64);
+    let firsts = |block| contents(block).iter().map(|content| content[0]).collect::<Vec<u8>>();
+    assert_eq!([0, 1, 8, 9].map(firsts), [vec![1], vec![2, 4, 3], vec![], vec![5]]);
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Workload {
                 let content = content.unwrap_or_else(|error| {
                     panic!("block {block} of volume {volume} reads as an error after a crash: {error}")
                 });
-                let value = value_of(volume, block, &content);
+                let value = content.with_bytes(|bytes| value_of(volume, block, bytes));
                 let candidates = self.models[volume].candidate_values(block);
                 assert!(
                     candidates.contains(&value),

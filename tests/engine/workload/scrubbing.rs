@@ -6,7 +6,7 @@ use rand::Rng;
 use rok_blk::error::IoError;
 use rok_blk::format::scrub::{DamageKind, DamageReader};
 use rok_blk::pool::{Scrub, ScrubWish};
-use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::units::BLOCK_SIZE_U64;
 use rok_blk::volume::ScrubResult;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -159,7 +159,7 @@ impl Workload {
         let bit = self.world.random.random_range(0..8);
         let (device, offset) = (address.device().as_usize(), address.offset_bytes());
         self.world.devices[device].flip_bit(byte, bit);
-        let [content] = &self.contents(device, offset)[..] else {
+        let [content] = &self.world.devices[device].contents_of(offset)[..] else {
             // Of a block that was written twice since the last flush one content is not the one that counts.
             return self.world.devices[device].flip_bit(byte, bit);
         };
@@ -173,20 +173,6 @@ impl Workload {
         if self.scrubbing.rot.as_ref().is_some_and(|rot| rot.readers.is_empty()) {
             self.end_rot();
         }
-    }
-
-    /// All that a block of a device may hold.
-    fn contents(&self, device: usize, offset: u64) -> Vec<Vec<u8>> {
-        let mut contents: Vec<Vec<u8>> = Vec::new();
-        self.world.devices[device].scan(|start, bytes| {
-            if let Some(from) = offset.checked_sub(start).and_then(|from| usize::try_from(from).ok())
-                && let Some(block) = bytes.get(from..from + BLOCK_SIZE)
-                && !contents.iter().any(|content| content == block)
-            {
-                contents.push(block.to_vec());
-            }
-        });
-        contents
     }
 
     fn readers(&mut self) -> Vec<(Reader, Vec<u64>)> {
@@ -286,7 +272,7 @@ impl Workload {
     /// Inverts the bit back, unless something else was written there.
     pub(super) fn heal_rot(&mut self) {
         let Some(rot) = self.scrubbing.rot.take().filter(|rot| rot.is_there) else { return };
-        if self.contents(rot.device, rot.offset) != [rot.content.clone()] {
+        if self.world.devices[rot.device].contents_of(rot.offset) != [rot.content.clone()] {
             return;
         }
         self.world.devices[rot.device].flip_bit(rot.byte, rot.bit);
@@ -305,7 +291,7 @@ impl Workload {
     pub(super) fn rot_again(&mut self) {
         let Some(rot) = self.scrubbing.rot.take() else { return };
         self.world.devices[rot.device].flip_bit(rot.byte, rot.bit);
-        if self.contents(rot.device, rot.offset) == [rot.content.clone()] {
+        if self.world.devices[rot.device].contents_of(rot.offset) == [rot.content.clone()] {
             self.scrubbing.rot = Some(Rot { is_there: true, ..rot });
         } else {
             self.world.devices[rot.device].flip_bit(rot.byte, rot.bit);

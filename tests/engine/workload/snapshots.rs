@@ -24,7 +24,7 @@ const MANY_SNAPSHOTS_MAX: usize = 24;
 /// Blocks that are read by one request where all are read.
 const RUN_BLOCKS_MAX: usize = 64;
 
-type ReadResult = std::result::Result<Vec<u8>, IoError>;
+type ReadResult = std::result::Result<IoBuffer, IoError>;
 
 /// What a snapshot may hold, by block: several values until it was read.
 type Content = BTreeMap<u64, Vec<Value>>;
@@ -277,7 +277,7 @@ impl Workload {
         assert_eq!(handle.volume().size_bytes(), self.snapshots[index].size_bytes, "the size is frozen too");
         for (block, content) in self.read_all(&handle, &blocks) {
             match content {
-                Ok(content) => self.check_snapshot_block(index, block, &content),
+                Ok(content) => content.with_bytes(|bytes| self.check_snapshot_block(index, block, bytes)),
                 Err(_) => self.failed(),
             }
         }
@@ -294,10 +294,11 @@ impl Workload {
         let neighbours = blocks.chunk_by(|block, next| block + 1 == *next);
         for run in neighbours.flat_map(|neighbours| neighbours.chunks(RUN_BLOCKS_MAX)) {
             match self.read_run(handle, run[0], run.len()) {
-                Ok(content) => content.with_bytes(|bytes| {
-                    let bytes = bytes.chunks_exact(BLOCK_SIZE).map(|content| Ok(content.to_vec()));
-                    contents.extend(run.iter().copied().zip(bytes));
-                }),
+                Ok(content) => {
+                    let starts = (0..).step_by(BLOCK_SIZE);
+                    let blocks = starts.map(|start| Ok(content.slice(start..start + BLOCK_SIZE)));
+                    contents.extend(run.iter().copied().zip(blocks));
+                }
                 Err(error) => {
                     let mut alone: Vec<_> =
                         run.iter().map(|block| (*block, self.read_through(handle, *block))).collect();
@@ -314,10 +315,10 @@ impl Workload {
 
     /// One block, once everything else is done.
     pub(super) fn read_through(&mut self, handle: &OpenVolume, block: u64) -> ReadResult {
-        self.read_run(handle, block, 1).map(|content| content.with_bytes(<[u8]>::to_vec))
+        self.read_run(handle, block, 1)
     }
 
-    fn read_run(&mut self, handle: &OpenVolume, first: u64, count: usize) -> std::result::Result<IoBuffer, IoError> {
+    fn read_run(&mut self, handle: &OpenVolume, first: u64, count: usize) -> ReadResult {
         let target = IoBuffer::allocate(count * BLOCK_SIZE);
         let completion = Completion { owner: 1, cookie: 0 };
         let lane = self.lane();
