@@ -15,6 +15,7 @@ mod fill_and_free;
 mod flips;
 mod fragmented;
 mod lost_lane;
+mod merging;
 mod model;
 mod parts;
 mod pausing;
