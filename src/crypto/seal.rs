@@ -120,12 +120,6 @@ impl SessionKeys {
         Self { is_past: true, ..self }
     }
 
-    /// The session that these keys belong to.
-    #[must_use]
-    pub fn session(&self) -> SessionId {
-        self.session
-    }
-
     /// Seals `body`, which opens only with the same `kind` and `associated` (the value's place: pool, table, key).
     /// The result is [`SEAL_OVERHEAD_BYTES`] longer.
     ///

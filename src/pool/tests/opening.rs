@@ -3,7 +3,7 @@
 use super::*;
 use crate::disk::{Device as _, OpKind};
 use crate::pool::growth::window_blocks;
-use crate::units::to_usize;
+use crate::units::{AddressRun, BLOCK_SIZE_U64, STRETCH_BLOCKS, to_usize};
 
 /// Lays a change and stores it.
 fn store_something(pool: &Arc<Pool>, tree: TreeId, block: u64) {
@@ -83,7 +83,7 @@ fn a_device_may_be_one_checkpoint_behind_and_catches_up_before_the_next_one() {
 
 #[test]
 fn lanes_leave_most_of_what_is_free_to_each_other() {
-    for (lane_count, device_bytes) in [(1, 16 << 20), (4, 16 << 20), (4, 5 << 20), (1, 64 << 20)] {
+    for (lane_count, device_bytes) in [(1, 16 << 20), (4, 16 << 20), (8, 5 << 20), (1, 64 << 20)] {
         let place = Place { device: SimDevice::new("sim", device_bytes), store: Arc::new(MemoryStore::new()) };
         let parts = || Parts { lane_count, ..place.parts() };
         create(&parts(), &mut |bytes| bytes.fill(5)).expect("a new pool on a healthy device");
@@ -99,4 +99,50 @@ fn lanes_leave_most_of_what_is_free_to_each_other() {
             left -= home;
         }
     }
+}
+
+/// A device with holes in two of its three stretches, one of them free, of which so many blocks are free for the next life.
+fn with_a_free_stretch(free_blocks: u64) -> Place {
+    let stretch_bytes = STRETCH_BLOCKS * BLOCK_SIZE_U64;
+    let device = SimDevice::new("sim", 3 * stretch_bytes);
+    device.set_thin(true);
+    device.discard(stretch_bytes, 2 * stretch_bytes).expect("a healthy device");
+    let place = Place { device, store: Arc::new(MemoryStore::new()) };
+    create(&place.parts(), &mut |bytes| bytes.fill(5)).expect("a new pool on a healthy device");
+    // Without the holes, so that all of it can be reserved.
+    place.device.set_thin(false);
+    let pool = place.open();
+    let tree = create_volume(&pool, "vol");
+    // The lane goes without all but the first block of its home.
+    let mut home = pool.homes.lock()[0].take().expect("nobody took it");
+    let rest = AddressRun { start: home.start.plus(1), count: home.count - 1 };
+    home.count = 1;
+    pool.homes.lock()[0] = Some(home);
+    pool.space.lock().free_run(rest);
+    let free_stretch = pool.space.lock().reserve(STRETCH_BLOCKS, 0);
+    assert_eq!(
+        free_stretch.iter().map(|run| run.count).max(),
+        Some(STRETCH_BLOCKS),
+        "the lane's home is in the other one"
+    );
+    let count = pool.space.lock().free_count() + STRETCH_BLOCKS + home.count - free_blocks;
+    (0..count).for_each(|block| _ = lay(&pool, tree, block));
+    free_stretch.into_iter().for_each(|run| pool.space.lock().free_run(run));
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+    drop(pool);
+    place.device.set_thin(true);
+    place
+}
+
+#[test]
+fn holes_of_a_file_are_left_out_unless_little_else_is_free() {
+    let released = |free_blocks: u64| {
+        let place = with_a_free_stretch(free_blocks);
+        let pool = open(place.parts(), &mut |bytes| bytes.fill(8)).expect("nothing is wrong with the pool");
+        let blocks = pool.space.lock().released_blocks();
+        blocks
+    };
+    // What is kept is less than four times what homes may take, and more than twice.
+    assert_eq!(released(STRETCH_BLOCKS + 4 * HOME_RESERVE_BLOCKS), STRETCH_BLOCKS);
+    assert_eq!(released(STRETCH_BLOCKS + 2 * HOME_RESERVE_BLOCKS), 0);
 }
