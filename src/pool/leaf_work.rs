@@ -60,3 +60,20 @@ pub(super) fn apply_changes(mut leaf: Leaf, changes: &[(ChangeKey, Change)]) -> 
     }
     AppliedLeaf { leaf, change, mapped, unmapped, obsolete }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{BlockIndex, Sequence};
+
+    #[test]
+    fn removing_what_is_not_mapped_changes_nothing() {
+        let key = ChangeKey { tree: TreeId::new(1), block: BlockIndex::new(5), epoch: Epoch::new(1) };
+        let removal = Change { sequence: Sequence::new(9), entry: None };
+
+        let applied = apply_changes(Leaf::default(), &[(key, removal)]);
+
+        assert!(applied.change.is_empty(), "a part would say more than there is to say");
+        assert!(applied.unmapped.is_empty());
+    }
+}

@@ -4,10 +4,11 @@ use crate::rig::{Answers, Rig, RigLife, Settings};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rok_blk::crypto::Suite;
-use rok_blk::disk::{CrashMode, IoBuffer};
-use rok_blk::error::IoError;
+use rok_blk::disk::{CrashMode, Device, IoBuffer};
+use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, NewVolume, OpenVolume};
+use std::ops::Range;
 use uuid::Uuid;
 
 const DEVICE_BYTES: u64 = 16 << 20;
@@ -22,7 +23,11 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let mut rig = Rig::new(Settings::new(Suite::XtsGmac, 1), &[DEVICE_BYTES]);
+        Self::with_lanes(1)
+    }
+
+    fn with_lanes(lane_count: u16) -> Self {
+        let mut rig = Rig::new(Settings::new(Suite::XtsGmac, lane_count), &[DEVICE_BYTES]);
         let life = rig.open().expect("a new pool opens");
         life.volumes.create(&NewVolume::new(Uuid::from_u128(1), "vol", 1 << 20)).expect("a new volume");
         Self { rig, life: Some(life), random: SmallRng::seed_from_u64(1) }
@@ -45,18 +50,29 @@ impl Place {
 
     /// Fills a block with a byte; where that is on the device.
     fn write(&mut self, block: u64, byte: u8) -> u64 {
+        self.write_by(0, block, byte).end - BLOCK_SIZE_U64
+    }
+
+    /// The same by a lane; where its batch is on the device, record and data.
+    fn write_by(&mut self, lane: usize, block: u64, byte: u8) -> Range<u64> {
         let device = self.rig.devices[0].0.clone();
         device.set_written_log(true);
         let source = IoBuffer::allocate(BLOCK_SIZE);
         source.with_bytes_mut(|bytes| bytes.fill(byte));
-        self.life().lanes[0].write(self.open().volume(), block * BLOCK_SIZE_U64, source, false, COMPLETION);
+        self.life().lanes[lane].write(self.open().volume(), block * BLOCK_SIZE_U64, source, false, COMPLETION);
         self.settle();
-        let ends = device.take_written_log().into_iter().map(|write| write.offset_bytes + write.bytes.len() as u64);
-        ends.max().expect("it was written") - BLOCK_SIZE_U64
+        let written = device.take_written_log();
+        let start = written.iter().map(|write| write.offset_bytes).min().expect("it was written");
+        let ends = written.iter().map(|write| write.offset_bytes + write.bytes.len() as u64);
+        start..ends.max().expect("it was written")
     }
 
     fn flush(&mut self) {
-        self.life().lanes[0].flush(COMPLETION);
+        self.flush_by(0);
+    }
+
+    fn flush_by(&mut self, lane: usize) {
+        self.life().lanes[lane].flush(COMPLETION);
         self.settle();
     }
 
@@ -70,9 +86,13 @@ impl Place {
 
     /// The process dies, and the pool is opened again.
     fn reopen(&mut self) {
+        self.life = Some(self.try_reopen().expect("it opens"));
+    }
+
+    fn try_reopen(&mut self) -> Result<RigLife, Error> {
         self.life = None;
         self.rig.kill(CrashMode::Kill, &mut self.random);
-        self.life = Some(self.rig.open().expect("it opens"));
+        self.rig.open()
     }
 }
 
@@ -95,5 +115,28 @@ fn a_changed_block_is_damaged_where_a_flush_covered_it_and_lost_where_none_did()
         assert_eq!((report.damaged_block_count, report.lost_block_count), wanted, "flushed: {is_flushed}");
         assert_eq!(place.read(1), if is_flushed { Err(IoError::Io) } else { Ok(0) });
         assert_eq!(place.read(2), Ok(if is_flushed { 8 } else { 0 }));
+    }
+}
+
+/// The records of other lanes say what was flushed of a lane's: as little as its last one is missed.
+#[test]
+fn the_last_flushed_record_of_a_lane_is_missed_if_another_lane_knows_of_it() {
+    for (is_flushed, is_gone) in [(true, true), (true, false), (false, true)] {
+        let mut place = Place::with_lanes(2);
+        place.write_by(0, 1, 7);
+        let last = place.write_by(0, 2, 8);
+        if is_flushed {
+            place.flush_by(0);
+        }
+        place.write_by(1, 3, 9);
+        if is_gone {
+            place.rig.devices[0].0.write_at(last.start, &[0; BLOCK_SIZE]).expect("a healthy device");
+        }
+
+        let error = place.try_reopen().err().map(|error| (error.kind(), error.message().to_owned()));
+
+        let message = "The log of lane 0 ends at record 1, but record 2 was flushed: flushed writes are missing";
+        let wanted = (is_flushed && is_gone).then(|| (ErrorKind::Integrity, message.to_owned()));
+        assert_eq!(error, wanted, "flushed: {is_flushed}, gone: {is_gone}");
     }
 }
