@@ -46,6 +46,16 @@ const REPLAYED_EVERY: u64 = 7;
 /// A planted bug is found by one of so many. Most are by one of the first, but what takes a failure of one write of few may take
 /// hundreds, and each change of the alphabet gives every seed another life.
 const BUG_SEEDS: u64 = 5_000;
+/// Who found a bug after many others that did not, when all were looked at: these are looked at first. It may be wrong after
+/// any change, and then they all are again.
+const FINDERS: [(Bug, u64); 6] = [
+    (Bug::FlushJoinsStarted, 389),
+    (Bug::OvertakenLoadCached, 71),
+    (Bug::ShredNotSynced, 39),
+    (Bug::PausedWriteKeepsItsRange, 39),
+    (Bug::MergeCursorIgnored, 245),
+    (Bug::SuperblockTrustsItsRead, 712),
+];
 const OPERATIONS: u64 = 250;
 const THREADS: usize = 2;
 
@@ -196,7 +206,8 @@ fn each_planted_bug_is_found() {
     let only = std::env::var("ROK_BUG").ok();
     for bug in Bug::ALL.into_iter().filter(|bug| only.as_ref().is_none_or(|only| format!("{bug:?}") == *only)) {
         let next = AtomicU64::new(0);
-        let found = Mutex::new(None);
+        let finder = FINDERS.into_iter().find(|(of, _)| *of == bug).map(|(_, seed)| seed);
+        let found = Mutex::new(finder.and_then(|seed| Some((seed, run_caught(seed, Some(bug)).err()?))));
         in_threads(|| {
             while found.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
