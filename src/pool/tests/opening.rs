@@ -152,8 +152,7 @@ fn holes_of_a_file_are_left_out_unless_little_else_is_free() {
     let released = |free_blocks: u64| {
         let place = with_a_free_stretch(free_blocks);
         let pool = open(place.parts(), &mut |bytes| bytes.fill(8)).expect("nothing is wrong with the pool");
-        let blocks = pool.space.lock().released_blocks();
-        blocks
+        pool.space.lock().released_blocks()
     };
     // What is kept is less than four times what homes may take, and more than twice.
     assert_eq!(released(STRETCH_BLOCKS + 4 * HOME_RESERVE_BLOCKS), STRETCH_BLOCKS);
