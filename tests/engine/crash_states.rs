@@ -46,6 +46,12 @@ fn no_crash_state_breaks_the_contract() {
     }
 }
 
+/// A workload whose requests ended only in the turn behind one in which nothing was in flight.
+#[test]
+fn requests_that_wait_for_another_lane_end_in_its_turn() {
+    workload::check(&workload::Preludes::default(), 17_491, None).assert_clean();
+}
+
 /// Bugs that only a crash shows, at the latest behind a failure.
 const CRASH_BUGS: [Bug; 9] = [
     Bug::SkipFlush,

@@ -276,6 +276,15 @@ impl RigLife {
         is_done
     }
 
+    /// The same; where there is nothing, lanes get turns first: one may have what another one waited for in its turn.
+    pub fn progress_or_turn(&self, answers: &mut Answers, random: &mut SmallRng) -> bool {
+        self.progress(random)
+            || self.lanes.iter().any(|_| {
+                self.turn(answers);
+                self.progress(random)
+            })
+    }
+
     /// One turn of every lane; what they answered.
     pub fn turn(&self, answers: &mut Answers) {
         for lane in &self.lanes {
@@ -291,8 +300,7 @@ impl RigLife {
             if self.lanes.iter().all(|lane| lane.is_idle()) {
                 return true;
             }
-            if !self.progress(random) {
-                self.turn(answers);
+            if !self.progress_or_turn(answers, random) {
                 return self.lanes.iter().all(|lane| lane.is_idle());
             }
         }

@@ -1,5 +1,6 @@
 //! What a pool does to itself: checkpoints, and closing.
 
+use super::super::Answers;
 use super::{Done, Refusal, Stage};
 use rok_blk::error::ErrorKind;
 use rok_blk::pool::{Checkpoint, Progress};
@@ -30,8 +31,11 @@ impl Stage {
                 }
                 Progress::Working => {}
                 Progress::Waiting => {
+                    let mut answers = Answers::new();
                     let life = self.life.as_ref().expect("the pool is open");
-                    if !life.progress(&mut self.random) {
+                    let goes_on = life.progress_or_turn(&mut answers, &mut self.random);
+                    result = result.and(self.take(answers));
+                    if !goes_on {
                         return Err(Refusal::Dead);
                     }
                 }
