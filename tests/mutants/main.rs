@@ -20,6 +20,7 @@ mod record;
 mod source;
 mod suite;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -36,8 +37,6 @@ use suite::{Part, Suite, Verdict};
 
 /// How many are tried of the files of which a sample is enough.
 const SAMPLE: usize = 500;
-/// Verdicts after which the record is written.
-const SAVED_EACH: usize = 20;
 /// What chooses the sample.
 const SAMPLE_SEED: &str = "rok-blk mutants 1";
 
@@ -102,6 +101,7 @@ fn run(
     let project = Copy::new(project, copy, &mutants)?;
     let built = project.build()?;
     let old = record::read(record_path)?;
+    let reasons = record::reasons(reasons_path)?;
     let (mut record, mut waiting, mut alone) = (Record::new(), Vec::new(), Vec::new());
     for number in chosen(&mutants, &built) {
         let mutant = &mutants[number];
@@ -109,21 +109,27 @@ fn run(
         let known = old.get(&mutant.key).filter(|row| row.file == file);
         let blank = Row { group: mutant.group, outcome: Outcome::Waiting, file: file.to_owned(), by: String::new() };
         let mut row = known.cloned().unwrap_or(blank);
-        if row.outcome == Outcome::Equivalent {
-            // As long as there is a reason.
+        if row.outcome == Outcome::Equivalent && !reasons.contains_key(&mutant.key) {
             row.outcome = Outcome::Survived;
         }
-        // What has survived may have its test by now.
-        if !matches!(row.outcome, Outcome::Killed | Outcome::Refused)
+        if !matches!(row.outcome, Outcome::Killed | Outcome::Refused | Outcome::Equivalent)
             && groups.split_whitespace().any(|name| name == mutant.group.name())
         {
-            if built.apart.contains(&number) { alone.push(number) } else { waiting.push(number) }
+            let list = if built.apart.contains(&number) { &mut alone } else { &mut waiting };
+            // What has survived may have its test by now, but it is the last to be tried again.
+            list.push((row.outcome == Outcome::Survived, number));
         }
         record.insert(mutant.key.clone(), row);
     }
-    let book = Book { mutants: &mutants, path: record_path, rows: Mutex::new((record, 0)) };
+    let book = Book { mutants: &mutants, path: record_path, rows: Mutex::new(record) };
+    alone.sort_unstable();
     if !(waiting.is_empty() && alone.is_empty()) {
         let suite = Suite::new(&built.programs, copy, copy.parent().unwrap_or(copy), jobs)?;
+        for (mutant, row) in mutants.iter().filter_map(|mutant| Some((mutant, old.get(&mutant.key)?))) {
+            if row.outcome == Outcome::Killed {
+                suite.count_kill(&mutant.file, &row.by);
+            }
+        }
         let (tests, time) = suite.size();
         println!(
             "mutants: {tests} tests, {} s one after the other; {} mutants to try, and {} that are compiled alone",
@@ -133,7 +139,7 @@ fn run(
         );
         try_all(waiting, &suite, &book, (jobs, until))?;
         // The last, since they replace the programs.
-        for number in alone {
+        for (_, number) in alone {
             if Instant::now() < until {
                 let is_viable = project.build_alone(&mutants[number])?.is_some();
                 book.enter(number, if is_viable { suite.judge(None, Part::Long)? } else { Verdict::Refused })?;
@@ -141,7 +147,7 @@ fn run(
         }
     }
     let mut record = book.close();
-    let wrong = excuse(&mut record, reasons_path)?;
+    let wrong = excuse(&mut record, reasons, reasons_path);
     record::write(record_path, &record)?;
     for (key, row) in record.iter().filter(|(_, row)| row.outcome == Outcome::Survived) {
         println!("mutants: survived: {}: {key} ({})", row.group.name(), row.by);
@@ -150,20 +156,27 @@ fn run(
     Ok((passed, failed + wrong))
 }
 
-/// Tries them, several at a time: all with the short tests, then with the others what is left.
-fn try_all(mut waiting: Vec<usize>, suite: &Suite, book: &Book<'_>, (jobs, until): (usize, Instant)) -> Result<()> {
+/// Tries them, several at a time: all with the likeliest tests, then with the others what is left. Each has with it whether it
+/// survived before: those come last.
+fn try_all(
+    mut waiting: Vec<(bool, usize)>,
+    suite: &Suite,
+    book: &Book<'_>,
+    (jobs, until): (usize, Instant),
+) -> Result<()> {
     for part in [Part::Short, Part::Long] {
         // The first is the last one taken.
+        waiting.sort_unstable();
         waiting.reverse();
         let (queue, left, failed) = (Mutex::new(waiting), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..jobs {
                 scope.spawn(|| {
                     while Instant::now() < until
-                        && let Some(number) = suite::pop(&queue)
+                        && let Some((survived, number)) = suite::pop(&queue)
                     {
-                        match suite.judge(Some(number), part) {
-                            Ok(Verdict::Undecided) => suite::push(&left, number),
+                        match suite.judge(Some((number, &book.mutants[number].file)), part) {
+                            Ok(Verdict::Undecided) => suite::push(&left, (survived, number)),
                             Ok(verdict) => {
                                 book.enter(number, verdict).unwrap_or_else(|error| suite::push(&failed, error))
                             }
@@ -177,7 +190,6 @@ fn try_all(mut waiting: Vec<usize>, suite: &Suite, book: &Book<'_>, (jobs, until
             return Err(error);
         }
         waiting = left.into_inner().unwrap_or_default();
-        waiting.sort_unstable();
         println!("mutants: {} need longer tests", waiting.len());
     }
     Ok(())
@@ -187,12 +199,11 @@ fn try_all(mut waiting: Vec<usize>, suite: &Suite, book: &Book<'_>, (jobs, until
 struct Book<'a> {
     mutants: &'a [Mutant],
     path: &'a Path,
-    /// And how many verdicts came.
-    rows: Mutex<(Record, usize)>,
+    rows: Mutex<Record>,
 }
 
 impl Book<'_> {
-    /// Tells of a verdict and keeps it. Each so many go to the file, so that little is lost where the run is ended.
+    /// Tells of a verdict and writes the record, so that nothing is lost where the run is ended.
     fn enter(&self, number: usize, verdict: Verdict) -> Result<()> {
         let mutant = &self.mutants[number];
         let (outcome, by) = match verdict {
@@ -203,21 +214,20 @@ impl Book<'_> {
         };
         println!("mutants: {}: {} {by}", outcome.name(), mutant.name);
         let mut rows = self.rows.lock().map_err(|error| error.to_string())?;
-        let row = rows.0.get_mut(&mutant.key).context("the record")?;
+        let row = rows.get_mut(&mutant.key).context("the record")?;
         (row.outcome, row.by) = (outcome, by);
-        rows.1 += 1;
-        if rows.1.is_multiple_of(SAVED_EACH) { record::write(self.path, &rows.0) } else { Ok(()) }
+        record::write(self.path, &rows)
     }
 
     fn close(self) -> Record {
-        self.rows.into_inner().unwrap_or_default().0
+        self.rows.into_inner().unwrap_or_default()
     }
 }
 
 /// Marks those of which it is known why no test finds them. How many reasons are none.
-fn excuse(record: &mut Record, path: &Path) -> Result<usize> {
+fn excuse(record: &mut Record, reasons: BTreeMap<String, String>, path: &Path) -> usize {
     let mut wrong = 0;
-    for (key, reason) in record::reasons(path)? {
+    for (key, reason) in reasons {
         match record.get_mut(&key) {
             Some(row) if row.outcome != Outcome::Killed => (row.outcome, row.by) = (Outcome::Equivalent, reason),
             known => {
@@ -227,7 +237,7 @@ fn excuse(record: &mut Record, path: &Path) -> Result<usize> {
             }
         }
     }
-    Ok(wrong)
+    wrong
 }
 
 /// All of the files in which each counts, and a sample of the others, but for what the compiler refuses.

@@ -48,6 +48,7 @@ impl Source {
         let file = syn::parse_file(&text).context("parse")?;
         let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         let program = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(&text);
+        let program = program.strip_suffix("\n#[cfg(test)]\nmod tests;\n").unwrap_or(program);
         let hash = blake3::hash(program.as_bytes()).to_hex()[..8].to_owned();
         let mut source = Self {
             text,

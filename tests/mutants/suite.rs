@@ -1,5 +1,6 @@
 //! The tests that may find a mutant, and how long each takes.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,12 @@ const MEMORY_MAX: u64 = 4 << 30;
 /// A mutant that takes so many times as long as the program, and this more, never ends.
 const SLOWER_MAX: u32 = 8;
 const MORE_MAX: Duration = Duration::from_secs(8);
-/// What the short tests of a mutant take together.
-const SHORT: Duration = Duration::from_secs(8);
+/// What the first tests of a mutant take together.
+const SHORT: Duration = Duration::from_secs(20);
+/// How much likelier a test finds a mutant than others, for each that it found in the same file.
+const KILL_WEIGHT: f64 = 10.0;
+/// Behind the name of a test that did not end with a mutant.
+const ENDED: &str = " (ended)";
 /// Tests that together take no longer than this run in one process; behind them [`BATCH_GROWTH`] times as long, and so on.
 const FIRST_BATCH: Duration = Duration::from_millis(300);
 const BATCH_GROWTH: u32 = 4;
@@ -59,15 +64,17 @@ pub(crate) enum Verdict {
 /// Which tests are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Those that take no longer together than [`SHORT`].
+    /// The likeliest that take no longer together than [`SHORT`].
     Short,
     /// The others; where the programs have the mutant without being asked, all.
     Long,
 }
 
-/// All tests, the shortest first.
+/// All tests.
 pub(crate) struct Suite {
     tests: Vec<Test>,
+    /// How many mutants of a file each test found.
+    kills: Mutex<HashMap<(String, String), u32>>,
     directory: PathBuf,
 }
 
@@ -110,9 +117,31 @@ impl Suite {
         if let Some(error) = pop(&failed) {
             return Err(error);
         }
-        let mut tests = tests.into_inner().unwrap_or_default();
-        tests.sort_by_key(|test| test.took);
-        Ok(Self { tests, directory: copy.to_owned() })
+        let tests = tests.into_inner().unwrap_or_default();
+        Ok(Self { tests, kills: Mutex::new(HashMap::new()), directory: copy.to_owned() })
+    }
+
+    /// Notes that a test found a mutant of a file.
+    pub(crate) fn count_kill(&self, file: &str, by: &str) {
+        if let Ok(mut kills) = self.kills.lock() {
+            let test = by.strip_suffix(ENDED).unwrap_or(by);
+            *kills.entry((file.to_owned(), test.to_owned())).or_default() += 1;
+        }
+    }
+
+    /// The tests that reach a mutant, those first that find most of its file's in the time that they take; without one, all.
+    fn tests_for(&self, mutant: Option<(usize, &str)>) -> Result<Vec<&Test>> {
+        let Some((number, file)) = mutant else { return Ok(self.tests.iter().collect()) };
+        let kills = self.kills.lock().map_err(|error| error.to_string())?;
+        let cost = |test: &Test| {
+            let found = kills.get(&(file.to_owned(), test.name.clone())).copied().unwrap_or_default();
+            test.took.as_secs_f64() / (1.0 + KILL_WEIGHT * f64::from(found))
+        };
+        let mut tests: Vec<_> =
+            self.tests.iter().filter(|test| test.reaches(number)).map(|test| (cost(test), test)).collect();
+        drop(kills);
+        tests.sort_by(|one, other| one.0.total_cmp(&other.0));
+        Ok(tests.into_iter().map(|(_, test)| test).collect())
     }
 
     /// How many, and how long they take one after the other.
@@ -120,14 +149,14 @@ impl Suite {
         (self.tests.len(), self.tests.iter().map(|test| test.took).sum())
     }
 
-    /// Runs what reaches the mutant with this number, in larger and larger batches, until something fails; everything where the
-    /// programs have it without being asked.
+    /// Runs what reaches the mutant with this number in this file, in larger and larger batches, until something fails; everything
+    /// where the programs have it without being asked.
     ///
     /// # Errors
     /// If a program does not start.
-    pub(crate) fn judge(&self, number: Option<usize>, part: Part) -> Result<Verdict> {
-        let mut rest: Vec<&Test> =
-            self.tests.iter().filter(|test| number.is_none_or(|number| test.reaches(number))).collect();
+    pub(crate) fn judge(&self, mutant: Option<(usize, &str)>, part: Part) -> Result<Verdict> {
+        let mut rest = self.tests_for(mutant)?;
+        let number = mutant.map(|(number, _)| number);
         let count = rest.len();
         let mut time = Duration::ZERO;
         let short = rest.partition_point(|test| {
@@ -153,6 +182,9 @@ impl Suite {
                 }
             }
             if let Some(by) = self.run(&program, &batch, time, number)? {
+                if let Some((_, file)) = mutant {
+                    self.count_kill(file, &by);
+                }
                 return Ok(Verdict::Killed(by));
             }
             rest = others;
@@ -179,7 +211,7 @@ impl Suite {
         // Without a line of its own: it did not end, or took all tests with it.
         let last = text.lines().rev().find_map(|line| line.strip_prefix("test ")?.split(" ... ").next());
         let by = failed.or(last).unwrap_or_else(|| batch.first().map_or("", |test| &test.name));
-        Ok(Some(format!("{by}{}", if is_ended(output.status) { " (ended)" } else { "" })))
+        Ok(Some(format!("{by}{}", if is_ended(output.status) { ENDED } else { "" })))
     }
 }
 
