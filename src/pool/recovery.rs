@@ -327,3 +327,6 @@ impl Walk<'_> {
         device.read_at(address.offset_bytes(), &mut bytes).map(|()| bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

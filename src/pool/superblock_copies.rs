@@ -199,8 +199,9 @@ fn newer(device: &dyn Device, version: u32) -> Error {
 mod tests {
     use super::SuperblockCopies;
     use crate::crypto::{MasterKey, Purpose, Suite};
-    use crate::disk::{CrashMode, OpKind, SimDevice};
-    use crate::format::superblock::{DeviceRecord, KeySlotRecord, SUPERBLOCK_OFFSETS, Superblock};
+    use crate::disk::{CrashMode, Device as _, OpKind, SimDevice};
+    use crate::format::FormatError;
+    use crate::format::superblock::{DeviceRecord, KeySlotRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock};
     use crate::units::BLOCK_SIZE_U64;
     use uuid::Uuid;
 
@@ -255,5 +256,86 @@ mod tests {
             // Two copies, and what is settled before, written and flushed.
             assert_eq!(failures, if damaged.is_some() { 8 } else { 12 });
         }
+    }
+
+    /// A device with both copies of "old".
+    fn with_copies() -> (SimDevice, MasterKey) {
+        let (device, master) = (SimDevice::new("superblock", 128 << 10), MasterKey::from_bytes([7; 32]));
+        let mac = master.static_mac(Purpose::Superblock);
+        SuperblockCopies::create(&device, &superblock("old"), &mac).expect("a healthy device");
+        (device, master)
+    }
+
+    fn read(device: &SimDevice) -> SuperblockCopies {
+        SuperblockCopies::read(device).unwrap_or_else(|error| panic!("one copy is whole: {error}"))
+    }
+
+    #[test]
+    fn what_the_other_copy_lacks_is_said_until_it_is_repaired() {
+        for offset in SUPERBLOCK_OFFSETS {
+            let (device, master) = with_copies();
+            assert_eq!(read(&device).damage(), None);
+            device.flip_bit(offset + 100, 3);
+            let copies = read(&device);
+            assert_eq!(copies.damage(), Some(FormatError::Checksum.to_string()));
+            assert!(copies.is_of(&master) && !copies.is_of(&MasterKey::from_bytes([8; 32])));
+            copies.repair(&device, &master).expect("a healthy device");
+            let repaired = read(&device);
+            assert_eq!((repaired.damage(), repaired.superblock.devices), (None, superblock("old").devices));
+            // Then the other one may go.
+            let [even, odd] = SUPERBLOCK_OFFSETS;
+            device.flip_bit(if offset == even { odd } else { even } + 100, 3);
+            assert_eq!(read(&device).superblock.devices, superblock("old").devices);
+        }
+    }
+
+    #[test]
+    fn interrupted_change_leaves_a_copy_behind_which_is_repaired_with_what_is_new() {
+        let (device, master) = with_copies();
+        let [(offset, bytes), _] = read(&device).copies_of(&superblock("new"), &master);
+        device.write_at(offset, &bytes).expect("a healthy device");
+        let copies = read(&device);
+        assert_eq!(copies.superblock.devices, superblock("new").devices);
+        assert_eq!(copies.damage().as_deref(), Some("it is from before a change that was interrupted"));
+
+        copies.repair(&device, &master).expect("a healthy device");
+
+        assert_eq!(read(&device).damage(), None);
+        for offset in SUPERBLOCK_OFFSETS {
+            let device = device.duplicate("superblock");
+            device.flip_bit(offset + 100, 3);
+            assert_eq!(read(&device).superblock.devices, superblock("new").devices);
+        }
+    }
+
+    #[test]
+    fn copy_that_cannot_be_read_is_told_from_one_that_is_not_there() {
+        let (device, _) = with_copies();
+        device.fail_nth(OpKind::Read, 2);
+        let damage = read(&device).damage().expect("the second copy was not read");
+        assert!(damage.starts_with("it cannot be read: "), "{damage}");
+
+        let (device, _) = with_copies();
+        let short = SimDevice::new("superblock", SUPERBLOCK_OFFSETS[1]);
+        let mut bytes = vec![0; SUPERBLOCK_BYTES];
+        device.read_at(0, &mut bytes).expect("a healthy device");
+        short.write_at(0, &bytes).expect("a healthy device");
+        let nothing = Superblock::decode(&[]).expect_err("there is nothing");
+        assert_eq!(read(&short).damage(), Some(nothing.to_string()));
+    }
+
+    #[test]
+    fn copies_of_two_pools_and_two_damaged_ones_are_refused() {
+        let (device, master) = with_copies();
+        let other = Superblock { pool: Uuid::from_u128(9), generation: 1, ..superblock("other") };
+        let (offset, bytes) = other.encode(&master.static_mac(Purpose::Superblock));
+        device.write_at(offset, &bytes).expect("a healthy device");
+        let error = SuperblockCopies::read(&device).err().expect("they are of two pools");
+        assert_eq!(error.message(), "The two copies in superblock are of different pools");
+
+        let (device, _) = with_copies();
+        SUPERBLOCK_OFFSETS.iter().for_each(|offset| device.flip_bit(offset + 100, 3));
+        let error = SuperblockCopies::read(&device).err().expect("no copy is whole");
+        assert!(error.message().starts_with("Both copies in superblock are damaged: "), "{error}");
     }
 }

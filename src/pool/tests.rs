@@ -1,6 +1,8 @@
 //! Tests of an open pool on a simulated device, without lanes: changes are laid by the tests themselves.
 
 mod opening;
+mod reclaim_steps;
+mod reclaiming;
 
 use super::*;
 use crate::crypto::{MasterKey, Suite};
@@ -18,13 +20,13 @@ use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 /// What outlives an open pool.
-struct Place {
+pub(in crate::pool) struct Place {
     device: SimDevice,
     store: Arc<MemoryStore>,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(in crate::pool) fn new() -> Self {
         let place = Self { device: SimDevice::new("sim", 16 << 20), store: Arc::new(MemoryStore::new()) };
         create(&place.parts(), &mut |bytes| bytes.fill(5)).expect("a new pool on a healthy device");
         place
@@ -45,8 +47,12 @@ impl Place {
         }
     }
 
-    fn open(&self) -> Arc<Pool> {
-        open(self.parts(), &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool")
+    pub(in crate::pool) fn open(&self) -> Arc<Pool> {
+        self.open_with(Limits::default())
+    }
+
+    fn open_with(&self, limits: Limits) -> Arc<Pool> {
+        open(Parts { limits, ..self.parts() }, &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool")
     }
 }
 
@@ -144,11 +150,17 @@ fn nobody_waits_for_a_commit_to_look_at_the_catalog_and_changes_come_one_after_t
 /// Lays a write of a block over the map; returns where it is.
 fn lay(pool: &Pool, tree: TreeId, block: u64) -> Address {
     let address = pool.space.lock().reserve(1, 0)[0].start;
-    let sequence = pool.take_sequences(1);
-    let key = ChangeKey { tree, block: BlockIndex::new(block), epoch: Epoch::new(1) };
-    let entry = Entry::new(address, KeyGeneration::new(0), sequence, 1);
-    pool.changes().lay().lay(key, Change { sequence, entry: Some(entry) });
+    lay_change(pool, tree, block, Some(address));
     address
+}
+
+/// Lays over the map that a block is somewhere, or nowhere.
+fn lay_change(pool: &Pool, tree: TreeId, block: u64, address: Option<Address>) {
+    let epoch = pool.with_catalog(|catalog, _| catalog.tree(tree).expect("it was made").epoch);
+    let sequence = pool.take_sequences(1);
+    let entry = address.map(|address| Entry::new(address, KeyGeneration::new(0), sequence, 1));
+    let key = ChangeKey { tree, block: BlockIndex::new(block), epoch };
+    pool.changes().lay().lay(key, Change { sequence, entry });
 }
 
 /// Steps until `meta/`, which is full, refuses one; then there is space again.
@@ -252,21 +264,10 @@ fn blocks_that_only_a_removed_snapshot_shared_are_the_heads_alone_again() {
     lay(&pool, tree, 0);
     let own_from = pool.with_catalog(|catalog, _| catalog.own_from_of_head(tree));
     let end = pool.end_of_writes();
-    let new = |catalog: &Catalog| NewSnapshot {
-        id: Uuid::new_v4(),
-        volume: catalog.find("vol").expect("made just now").id,
-        created_at_ms: 0,
-        time_ms: 0,
-        expires_at: 0,
-        annotations: Annotations::default(),
-    };
-    let made = pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new(catalog)], end));
-    let snapshot = made.expect("there is space").remove(0);
+    let snapshot = take_snapshot(&pool, "vol");
     assert_eq!(own_from.load(Ordering::Relaxed), end.0.get());
 
-    let removed =
-        pool.change_catalog(|catalog, at| catalog.remove_snapshots(at, &[(snapshot.volume, snapshot.number)]));
-    removed.expect("there is space");
+    pool.change_catalog(|catalog, at| catalog.remove_snapshots(at, &[snapshot])).expect("there is space");
     while pool.is_reclaiming() {
         Checkpoint::begin(Arc::clone(&pool)).run().expect("there is space");
     }
@@ -292,6 +293,13 @@ fn take_snapshot(pool: &Pool, name: &str) -> SnapshotId {
     (snapshot.volume, snapshot.number)
 }
 
+/// Makes a volume that starts as a snapshot.
+fn add_clone(pool: &Pool, source: SnapshotId, name: &str) -> crate::error::Result<TreeId> {
+    let (id, name) = (Uuid::new_v4(), name.to_owned());
+    let clone = NewClone { id, name, created_at: 0, expires_at: 0, labels: Vec::new() };
+    Ok(pool.change_catalog(|catalog, at| catalog.add_clones(at, source, vec![clone]))?[0].tree)
+}
+
 /// Nobody knows whether the store has the change that failed: one that follows might need what is gone.
 #[test]
 fn a_failed_pool_changes_nothing_more() {
@@ -301,11 +309,8 @@ fn a_failed_pool_changes_nothing_more() {
     let source = take_snapshot(&pool, "vol");
     pool.fail("the disk is broken".to_owned());
 
-    let name = "clone".to_owned();
-    let clone = NewClone { id: Uuid::new_v4(), name, created_at: 0, expires_at: 0, labels: Vec::new() };
-    let refused = pool.change_catalog(|catalog, at| catalog.add_clones(at, source, vec![clone]));
+    let error = add_clone(&pool, source, "clone").expect_err("the pool has failed");
 
-    let error = refused.expect_err("the pool has failed");
     assert!(error.to_string().contains("has failed") && error.hint().is_some(), "{error}");
     assert_eq!(remove_volume(&pool, "none").expect_err("there is none").kind(), ErrorKind::NotFound);
     drop(pool);
@@ -327,15 +332,7 @@ fn a_leaf_is_looked_for_in_few_trees_however_often_a_clone_was_cloned() {
     let mut trees = vec![root];
     for index in 1..=DEPTH {
         let source = take_snapshot(&pool, &format!("clone-{}", index - 1));
-        let clone = NewClone {
-            id: Uuid::new_v4(),
-            name: format!("clone-{index}"),
-            created_at: 0,
-            expires_at: 0,
-            labels: Vec::new(),
-        };
-        let made = pool.change_catalog(|catalog, at| catalog.add_clones(at, source, vec![clone]));
-        let tree = made.expect("there is space")[0].tree;
+        let tree = add_clone(&pool, source, &format!("clone-{index}")).expect("there is space");
         lay(&pool, tree, to_u64(index) * 256);
         trees.push(tree);
     }
