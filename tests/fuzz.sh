@@ -30,16 +30,33 @@ if [ ${#targets[@]} = 0 ] || ! "${build[@]}"; then
     echo "0 passed, 1 failed, 0 skipped"
     exit 1
 fi
-log=$(mktemp "${TMPDIR:-/tmp}/rok-fuzz.XXXXXX")
-trap 'rm -f "$log"' EXIT
-for target in "${targets[@]}"; do
-    found=$target_directory/found/$target
-    crashes=fuzz/artifacts/$target/
+logs=$(mktemp -d "${TMPDIR:-/tmp}/rok-fuzz.XXXXXX")
+trap 'rm -rf "$logs"' EXIT
+
+# feed TARGET: its log and how it ended are in $logs.
+feed() {
+    local target=$1 found=$target_directory/found/$1 crashes=fuzz/artifacts/$1/
     mkdir -p "$found" "$crashes"
     "$target_directory/$platform/release/$target" "$found" "fuzz/corpus/$target" -artifact_prefix="$crashes" \
         -max_total_time="$SECONDS_EACH" -timeout="$INPUT_SECONDS_MAX" -rss_limit_mb="$MEMORY_MIB_MAX" -print_final_stats=1 \
-        >"$log" 2>&1
-    status=$?
+        >"$logs/$target" 2>&1
+    echo $? >"$logs/$target.status"
+}
+
+# One for each processor at a time.
+under_way=0
+for target in "${targets[@]}"; do
+    if [ "$under_way" -ge "$(nproc)" ]; then
+        wait -n
+        under_way=$((under_way - 1))
+    fi
+    feed "$target" &
+    under_way=$((under_way + 1))
+done
+wait
+for target in "${targets[@]}"; do
+    log=$logs/$target
+    status=$(cat "$log.status" 2>/dev/null || echo 'did not start')
     executions=$(awk '$1 == "stat::number_of_executed_units:" { print $2 }' "$log")
     if [ "$status" = 0 ] && [ "${executions:-0}" -gt 0 ]; then
         passed=$((passed + 1))
