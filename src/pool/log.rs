@@ -120,11 +120,11 @@ impl Log {
         }
         let batch_blocks = if self.is_device_idle() { EARLY_BATCH_BLOCKS } else { BATCH_BLOCKS_MAX };
         let most = want.min(batch_blocks.saturating_sub(open_blocks)).min(for_data);
-        let room = if self.fits_record(1, most, 0) {
+        let room = if self.body_left(1, most) > 0 {
             most
         } else {
             // Each further block takes its mac, and at most a segment of its own.
-            most.min(self.body_left(1, 0, 0) / (MAC_BYTES + SEGMENT_BYTES))
+            most.min(self.body_left(1, 0) / (MAC_BYTES + SEGMENT_BYTES))
         };
         if room == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
     }
@@ -140,7 +140,7 @@ impl Log {
         if reserved <= to_u64(self.record_blocks_max() + open_blocks) {
             return Err(self.out_of_room());
         }
-        let room = self.body_left(0, 0, 0) / REMOVAL_BYTES;
+        let room = self.body_left(0, 0) / REMOVAL_BYTES;
         if room == 0 || parts >= PARTS_MAX { Err(Refusal::Full) } else { Ok(room) }
     }
 
@@ -344,9 +344,9 @@ impl Log {
         self.open.as_ref().map_or((0, 0), |open| (open.record.macs.len(), open.parts.len()))
     }
 
-    /// Bytes that the body of the open batch's record may still grow by, behind so many more runs, blocks and
-    /// removals. Blocks that do not fit behind the record are counted with a segment each, as far as there are runs.
-    fn body_left(&self, runs: usize, blocks: usize, removals: usize) -> usize {
+    /// Bytes that the body of the open batch's record may still grow by, behind so many more runs and blocks. Blocks that do
+    /// not fit behind the record are counted with a segment each, as far as there are runs.
+    fn body_left(&self, runs: usize, blocks: usize) -> usize {
         let record_blocks = self.record_blocks_max();
         let capacity = blocks_to_bytes(record_blocks) - RECORD_HEAD_BYTES;
         let (open_runs, open_removals) =
@@ -354,12 +354,8 @@ impl Log {
         let blocks = self.open_counts().0 + blocks;
         let elsewhere = blocks.saturating_sub(to_usize(self.home.count) - record_blocks);
         let segments = 1 + elsewhere.min(self.window.len());
-        let used = body_bytes(self.mark_count, open_runs + runs, blocks, segments, open_removals + removals);
+        let used = body_bytes(self.mark_count, open_runs + runs, blocks, segments, open_removals);
         capacity.saturating_sub(used)
-    }
-
-    fn fits_record(&self, runs: usize, blocks: usize, removals: usize) -> bool {
-        self.body_left(runs, blocks, removals) > 0
     }
 
     /// Reserves more runs if a full batch and the next home might not fit.
@@ -383,18 +379,15 @@ impl Log {
             let (runs, removals) = (record.runs.len(), record.removals.len());
             blocks_for_body(body_bytes(self.mark_count, runs, block_count, segments, removals))
         };
-        let mut record_blocks = bound(usize::from(block_count > 0));
+        let mut record_blocks = bound(0);
         // More record blocks leave fewer data blocks at home, which may take one more segment: at most a few turns.
         loop {
             let segments = self.segment_count(to_u64(record_blocks), to_u64(block_count));
             let needed = bound(segments);
-            if needed == record_blocks {
-                return (record_blocks, false);
-            }
             // A record that fills its home leaves no segment there, and may be shorter for it. Then a block of the home
             // is left over, which must not be taken: with its segment the record would be longer again.
-            if needed < record_blocks {
-                return (needed, true);
+            if needed <= record_blocks {
+                return (needed, needed < record_blocks);
             }
             record_blocks = needed;
         }
@@ -438,9 +431,7 @@ impl Log {
         for run in &mut self.window {
             take(run);
         }
-        if rest.count > 0 {
-            self.window.push(rest);
-        }
+        self.window.push(rest);
         self.window.retain(|run| run.count > 0);
         self.home = self.choose_home(rest);
     }

@@ -138,6 +138,7 @@ fn batch_takes_single_blocks_until_its_record_could_not_name_one_more() {
         assert!(taken == EARLY_BATCH_BLOCKS || needed(taken + 1) >= capacity, "{taken} blocks, home of {home_count}");
         let mut writes = Vec::new();
         log.close(&pool, &mut writes);
+        assert!(log.reserved_runs().iter().all(|run| run.count > 0), "a run that is used up is none");
         let batch = &log.flying[0].batch;
         let segments = batch.record.segments.iter().map(|segment| segment.count).sum::<u64>();
         assert_eq!((batch.record.macs.len(), segments), (taken, to_u64(taken)));
@@ -169,7 +170,13 @@ fn room_is_what_was_wanted_as_far_as_batch_window_and_record_allow() {
     assert_eq!(log.room_for_blocks(&pool, 500, 0), Ok(EARLY_BATCH_BLOCKS));
     fly(&mut log, &pool, 60);
     assert_eq!(log.room_for_blocks(&pool, 500, 0).map_err(|_| ()), Ok(EARLY_BATCH_BLOCKS));
-    // In a record of one block, where each of many blocks has a segment of its own, more are wanted than it can name.
+    // In a record of one block many blocks have room while they are in one run.
+    let mut log = roomy();
+    fly(&mut log, &pool, EARLY_FLYING_BLOCKS);
+    log.home = AddressRun { start: at(1000), count: 1 };
+    log.window = vec![AddressRun { start: at(2000), count: 4000 }];
+    assert_eq!(log.room_for_blocks(&pool, 250, 0), Ok(250));
+    // Where each has a segment of its own, more are wanted than it can name.
     let holes: Vec<(u64, u64)> = (0..500).map(|index| (1000 + 10 * index, 1)).collect();
     let mut log = log_in(&holes);
     (0..4).for_each(|_| drop(fly(&mut log, &pool, EARLY_FLYING_BLOCKS / 4)));
@@ -317,7 +324,13 @@ fn batches_are_done_in_their_order_and_their_memory_is_used_again() {
     let holes: Vec<(u64, u64)> = (0..80).map(|index| (1000 + 20 * index, 10)).collect();
     let mut log = log_in(&holes);
     let first = fly(&mut log, &pool, 12);
-    let second = fly(&mut log, &pool, 12);
+    assert_eq!(log.flying[0].buffer.len(), blocks_to_bytes(RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX));
+    // What is to be written is appended to what others are to write.
+    append(&mut log, 12);
+    let mut writes =
+        first.1.iter().map(|write| BatchWrite { address: write.address, source: write.source.clone() }).collect();
+    let second = log.close(&pool, &mut writes);
+    let second = (second, writes.split_off(first.1.len()));
     assert_eq!((first.0, second.0, first.1.len() > 1), (ChainSequence::new(1), ChainSequence::new(2), true));
     land(&mut log, &second);
     assert!(log.pop_done().is_none());
