@@ -31,6 +31,8 @@ struct State {
     commits_to_failure: Option<u64>,
     /// How many commits it is until space is out, and stays out.
     commits_to_full: Option<u64>,
+    /// The table whose reads fail with an I/O error.
+    unreadable: Option<Table>,
 }
 
 #[derive(Clone, Debug)]
@@ -100,6 +102,11 @@ impl MemoryStore {
         self.state.lock().commits_to_full = count;
     }
 
+    /// Lets the reads of a table fail with an I/O error until `None` takes it back.
+    pub fn fail_reads_of(&self, table: Option<Table>) {
+        self.state.lock().unreadable = table;
+    }
+
     /// Whether nothing says when space runs out.
     #[must_use]
     pub fn has_space(&self) -> bool {
@@ -147,11 +154,11 @@ struct MemoryView(Tables);
 
 impl MetaRead for MemoryStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, MetaError> {
-        Ok(get(&self.state.lock().tables, table, key))
+        Ok(get(self.state.lock().readable(table)?, table, key))
     }
 
     fn seek(&self, table: Table, prefix: &[u8], from: &[u8]) -> Result<Option<KeyValue>, MetaError> {
-        Ok(seek(&self.state.lock().tables, table, prefix, from))
+        Ok(seek(self.state.lock().readable(table)?, table, prefix, from))
     }
 
     fn walk(
@@ -161,12 +168,12 @@ impl MetaRead for MemoryStore {
         from: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), MetaError> {
-        walk(&self.state.lock().tables, table, (prefix, from), visit);
+        walk(self.state.lock().readable(table)?, table, (prefix, from), visit);
         Ok(())
     }
 
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
-        Ok(scan(&self.state.lock().tables, table, from, end, limit))
+        Ok(scan(self.state.lock().readable(table)?, table, from, end, limit))
     }
 }
 
@@ -193,6 +200,10 @@ impl MetaRead for MemoryView {
     fn scan(&self, table: Table, from: &[u8], end: &[u8], limit: usize) -> Result<Vec<KeyValue>, MetaError> {
         Ok(scan(&self.0, table, from, end, limit))
     }
+}
+
+fn input_output_error() -> MetaError {
+    MetaError { is_out_of_space: false, is_damaged: false, message: "simulated: input/output error".into() }
 }
 
 fn get(tables: &Tables, table: Table, key: &[u8]) -> Option<Vec<u8>> {
@@ -258,6 +269,10 @@ impl State {
         &mut self.tables[position(table)]
     }
 
+    fn readable(&self, table: Table) -> Result<&Tables, MetaError> {
+        if self.unreadable == Some(table) { Err(input_output_error()) } else { Ok(&self.tables) }
+    }
+
     fn fail_if_due(&mut self, batch: &[MetaOp]) -> Result<(), MetaError> {
         if let Some(count) = &mut self.commits_to_full {
             *count = count.saturating_sub(1);
@@ -273,11 +288,7 @@ impl State {
             self.commits_to_failure = (count > 1).then(|| count - 1);
             if count == 1 {
                 self.limbo = Some(batch.to_vec());
-                return Err(MetaError {
-                    is_out_of_space: false,
-                    is_damaged: false,
-                    message: "simulated: input/output error".into(),
-                });
+                return Err(input_output_error());
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Tests of an open pool on a simulated device, without lanes: changes are laid by the tests themselves.
 
+mod flushing;
 mod opening;
 mod reclaim_steps;
 mod reclaiming;

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::disk::SimDevice;
+use crate::format::catalog::{HeldBlocks, TreeRecord, TreeState};
 use crate::pool::Pool;
+use crate::pool::catalog::Edit;
 use crate::pool::tests::Place;
-use crate::units::DeviceIndex;
+use crate::units::{BlockIndex, DeviceIndex, DomainId, Epoch, KeyGeneration, LeafIndex, TreeId};
 
 const BLOCKS: u64 = 2048;
 
@@ -196,4 +198,27 @@ fn sealed_record_that_names_a_block_that_is_not_there_is_refused() {
     let start = ChainStart { session, lane, chain, address: at(0, BLOCKS) };
     let error = walk.follow(&start).expect_err("it is not there");
     assert_eq!(error.message(), "The log of lane 0 is at a block that does not exist");
+}
+
+/// Who removes its key from a machine does not lose what was acknowledged.
+#[test]
+fn torn_block_is_kept_where_nobody_has_the_key_to_tell() {
+    let mut log = Log::new();
+    let mut edit = Edit::default();
+    let (open, closed) = (TreeId::new(50), TreeId::new(51));
+    let domains = [(open, DomainId::POOL), (closed, DomainId::new(77))];
+    for (id, domain) in domains {
+        let (held, own_before, state) = (HeldBlocks::default(), LeafIndex::new(0), TreeState::Living);
+        edit.put_tree(TreeRecord { id, epoch: Epoch::new(1), parent: None, domain, state, held, own_before });
+    }
+    log.catalog.apply(edit);
+    let source = log.source();
+    let mut walk = walk(&source);
+    for (tree, _) in domains {
+        let (block, sequence, generation) = (BlockIndex::new(0), Sequence::new(9), KeyGeneration::new(0));
+        let run = WriteRun { tree, epoch: Epoch::new(1), block, count: 1, generation, sequence };
+        let entry = Entry::new(at(0, 600), generation, sequence, 1234);
+        walk.take_block(&run, 0, entry, &log.place(1, at(0, 500))).expect("a healthy device");
+    }
+    assert_eq!(walk.found.iter().map(|found| found.is_intact).collect::<Vec<_>>(), [false, true]);
 }

@@ -158,6 +158,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wholly_free_is_released_without_being_taken_and_nothing_else_is() {
+        let mut space = used_and_freed();
+        space.claim(first_of(place(2)));
+        [place(1), place(2), place(STRETCHES)].into_iter().for_each(|stretch| space.release_free(stretch));
+
+        assert_eq!(space.released_runs(), [AddressRun { start: first_of(place(1)), count: STRETCH_BLOCKS }]);
+        assert!(space.is_allocated(first_of(place(1)).plus(STRETCH_BLOCKS - 1)));
+    }
+
+    #[test]
+    fn devices_that_were_used_before_may_hold_old_bytes() {
+        let mut space = Space::new(&[STRETCHES * STRETCH_BLOCKS]);
+        assert_eq!(space.take_stale(0), None, "it is new");
+        space.distrust();
+        assert_eq!(space.take_stale(0), Some(place(3)));
+    }
+
+    #[test]
     fn what_a_device_keeps_is_never_taken() {
         let mut space = used_and_freed();
         space.keep(place(1));

@@ -1,14 +1,22 @@
 //! How much a checkpoint reclaims, in which order, and what keeps it from going on.
 
+use super::reclaiming::opened;
 use super::*;
+use crate::format::catalog::TreeState;
 use crate::format::snapshot::MergeSide;
+use crate::meta::SpaceReserve;
 use crate::pool::check::CheckReport;
+
+/// Writes a block of each of these leaves.
+fn lay_slot(pool: &Pool, tree: TreeId, leaves: impl IntoIterator<Item = u64>, slot: u64) {
+    for leaf in leaves {
+        lay(pool, tree, leaf * 256 + slot);
+    }
+}
 
 /// Writes the first block of each of so many leaves.
 fn lay_leaves(pool: &Pool, tree: TreeId, leaves: u64) {
-    for leaf in 0..leaves {
-        lay(pool, tree, leaf * 256);
-    }
+    lay_slot(pool, tree, 0..leaves, 0);
 }
 
 fn store(pool: &Arc<Pool>) {
@@ -91,6 +99,9 @@ fn left_of_40(soft_max: u64, write_meanwhile: bool) -> usize {
     }
     checkpoint.run().expect("nothing is in the way");
     let left = leaf_count(&place);
+    // What is gone is not looked for again.
+    let state = pool.with_catalog(|catalog, _| catalog.tree(tree).expect("it is not gone").state);
+    assert_eq!(state, TreeState::Deleting(LeafIndex::new(to_u64(40 - left))));
     // What comes next does the rest.
     for _ in 0..40 {
         store(&pool);
@@ -230,4 +241,250 @@ fn change_that_the_store_fails_stops_the_pool_and_one_that_is_refused_does_not()
     place.store.fail_commit_after(Some(1));
     add_clone(&pool, snapshot, "clone").expect_err("the store has failed");
     assert!(pool.check_writable().is_err());
+}
+
+#[test]
+fn merge_of_many_leaves_takes_several_checkpoints() {
+    for (of_point, of_follower) in [(500, 600), (600, 500)] {
+        let place = Place::new();
+        let pool = with_limits(&place, |limits| {
+            limits.reclaimed_per_batch = 100;
+            limits.reclaimed_per_checkpoint = 200;
+        });
+        let tree = create_volume(&pool, "vol");
+        lay_leaves(&pool, tree, of_point);
+        let snapshot = take_snapshot(&pool, "vol");
+        lay_leaves(&pool, tree, of_follower);
+        store(&pool);
+        drop_snapshot(&pool, snapshot);
+        let before = leaf_count(&place);
+        for round in 1..3 {
+            store(&pool);
+            assert_eq!(leaf_count(&place), before - round * 200, "{of_point} and {of_follower} leaves");
+        }
+        store(&pool);
+        assert!(!pool.is_reclaiming());
+        clean(&pool);
+    }
+}
+
+/// Begins checkpoints until the first epoch of a tree is being merged; the one that does.
+fn until_merging(pool: &Arc<Pool>, tree: TreeId) -> Checkpoint {
+    let is_merging = |catalog: &mut Catalog, _: CatalogStore<'_>| {
+        catalog.merging().is_some_and(|point| (point.tree, point.epoch) == (tree, Epoch::new(1)))
+    };
+    let mut checkpoints = (0..4).map(|_| Checkpoint::begin(Arc::clone(pool)));
+    let mut checkpoint = checkpoints.next().expect("there are four");
+    while !pool.with_catalog(is_merging) {
+        if checkpoint.step().expect("nothing is in the way") == Progress::Done {
+            checkpoint = checkpoints.next().expect("one of the first merges it");
+        }
+    }
+    checkpoint
+}
+
+/// Removes a volume after so many steps of a merge; then all space of the pool is free again.
+fn remove_while_merging(pool: &Arc<Pool>, place: &Place, (name, tree): (&str, TreeId), steps: usize, free: u64) {
+    let mut checkpoint = until_merging(pool, tree);
+    for _ in 0..steps {
+        checkpoint.step().expect("nothing is in the way");
+    }
+    remove_volume(pool, name).expect("there is space");
+    checkpoint.run().expect("nothing is in the way");
+    clean(pool);
+    (0..3).for_each(|_| store(pool));
+    assert_eq!((leaf_count(place), pool.space.lock().free_count()), (0, free), "after {steps} steps");
+    clean(pool);
+}
+
+/// Of a clone that goes while what it was made from is merged into it, every epoch's leaves are looked at.
+#[test]
+fn all_space_comes_back_of_a_clone_that_is_removed_while_its_origin_is_merged_into_it() {
+    for steps in 0..12 {
+        let place = Place::new();
+        let pool = with_limits(&place, |limits| limits.reclaimed_per_batch = 1);
+        let free = pool.space.lock().free_count();
+        let tree = create_volume(&pool, "vol");
+        (0..2).for_each(|slot| lay_slot(&pool, tree, 0..6, slot));
+        let snapshot = take_snapshot(&pool, "vol");
+        let clone = add_clone(&pool, snapshot, "clone").expect("there is space");
+        // Some leaves only the origin has. Of the others the first epoch has one block of the origin's, and the second none.
+        lay_leaves(&pool, clone, 3);
+        take_snapshot(&pool, "clone");
+        lay_slot(&pool, clone, 0..3, 1);
+        store(&pool);
+        remove_volume(&pool, "vol").expect("there is space");
+        remove_while_merging(&pool, &place, ("clone", tree), steps, free);
+    }
+}
+
+/// The same where the clone has taken over leaves before.
+#[test]
+fn leaves_that_a_removed_clone_took_over_are_not_lost_in_the_next_merge() {
+    for steps in 0..12 {
+        let place = Place::new();
+        let pool = with_limits(&place, |limits| limits.reclaimed_per_batch = 1);
+        let free = pool.space.lock().free_count();
+        let tree = create_volume(&pool, "vol");
+        lay_leaves(&pool, tree, 6);
+        let first = take_snapshot(&pool, "vol");
+        lay_leaves(&pool, tree, 6);
+        let second = take_snapshot(&pool, "vol");
+        add_clone(&pool, second, "clone").expect("there is space");
+        let end = pool.end_of_writes();
+        pool.change_catalog(|catalog, at| catalog.roll_back(at, first, None, end)).expect("there is space");
+        drop_snapshot(&pool, second);
+        (0..3).for_each(|_| store(&pool));
+        assert_eq!(leaf_count(&place), 12, "those of the second snapshot are the clone's");
+        remove_volume(&pool, "vol").expect("there is space");
+        remove_while_merging(&pool, &place, ("clone", tree), steps, free);
+    }
+}
+
+#[test]
+fn clone_is_written_while_its_origin_is_merged_into_it() {
+    for own_leaves in [0, 12] {
+        let place = Place::new();
+        let pool = with_limits(&place, |limits| {
+            limits.reclaimed_per_batch = 1;
+            limits.reclaimed_per_checkpoint = 2;
+        });
+        let free = pool.space.lock().free_count();
+        let tree = create_volume(&pool, "vol");
+        (0..2).for_each(|slot| lay_slot(&pool, tree, 0..12, slot));
+        let snapshot = take_snapshot(&pool, "vol");
+        let clone = add_clone(&pool, snapshot, "clone").expect("there is space");
+        lay_slot(&pool, clone, 0..own_leaves, 2);
+        store(&pool);
+        remove_volume(&pool, "vol").expect("there is space");
+        until_merging(&pool, tree).run().expect("nothing is in the way");
+        // Behind the cursor, at it and before it.
+        for round in 0..12 {
+            assert!(round > 4 || pool.with_catalog(|catalog, _| catalog.merging().is_some()), "it is still under way");
+            lay_slot(&pool, clone, (0..12).filter(|leaf| leaf % 3 == round % 3), 0);
+            store(&pool);
+            clean(&pool);
+        }
+        assert!(!pool.is_reclaiming());
+        let of_clone = 12 * if own_leaves > 0 { 3 } else { 2 };
+        assert_eq!(pool.space.lock().free_count(), free - of_clone);
+    }
+}
+
+#[test]
+fn checkpoint_asks_for_the_next_one_for_what_it_could_not_reclaim_yet() {
+    let place = Place::new();
+    let (pool, asked) = opened(&place, Limits::default());
+    let tree = create_volume(&pool, "vol");
+    store(&pool);
+    let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
+    checkpoint.step().expect("the cut");
+    // Not stored by this checkpoint.
+    lay(&pool, tree, 0);
+    let snapshot = take_snapshot(&pool, "vol");
+    drop_snapshot(&pool, snapshot);
+    asked.take();
+    checkpoint.run().expect("nothing is in the way");
+    assert!(asked.take());
+    let mut rounds = 0;
+    while pool.is_reclaiming() {
+        store(&pool);
+        rounds += 1;
+        assert!(rounds < 4 && pool.is_reclaiming() == asked.take());
+    }
+}
+
+#[test]
+fn tree_that_cannot_be_read_is_set_aside_and_not_asked_for_again() {
+    let place = Place::new();
+    let (pool, asked) = opened(&place, Limits::default());
+    let free = pool.space.lock().free_count();
+    for name in ["damaged", "other"] {
+        let tree = create_volume(&pool, name);
+        lay_leaves(&pool, tree, 2);
+    }
+    store(&pool);
+    let (leaf_key, _) = place.store.scan(Table::Leaves, &[], &[], 1).expect("memory").remove(0);
+    assert!(place.store.flip_bit(Table::Leaves, &leaf_key, 200));
+    remove_volume(&pool, "damaged").expect("there is space");
+    remove_volume(&pool, "other").expect("there is space");
+    asked.take();
+
+    store(&pool);
+
+    assert!(pool.check_writable().is_ok());
+    assert_eq!((pool.unreadable.len(), pool.space.lock().free_count()), (1, free - 2));
+    assert!(pool.is_reclaiming() && !asked.take());
+    store(&pool);
+    assert!(!asked.take());
+    // What comes later goes on as before.
+    lay_leaves(&pool, create_volume(&pool, "third"), 1);
+    store(&pool);
+    remove_volume(&pool, "third").expect("there is space");
+    store(&pool);
+    assert_eq!((pool.unreadable.len(), pool.space.lock().free_count()), (1, free - 2));
+}
+
+#[test]
+fn store_that_does_not_read_stops_the_pool_and_sets_no_tree_aside() {
+    let failed = |pool: &Arc<Pool>, place: &Place| {
+        place.store.fail_reads_of(Some(Table::Leaves));
+        Checkpoint::begin(Arc::clone(pool)).run().expect_err("leaves cannot be read");
+        assert!(pool.check_writable().is_err());
+        assert_eq!(pool.unreadable.len(), 0);
+    };
+    let place = Place::new();
+    let pool = place.open();
+    assert_eq!(pool.unreadable.len(), 0);
+    lay_leaves(&pool, create_volume(&pool, "vol"), 2);
+    store(&pool);
+    remove_volume(&pool, "vol").expect("there is space");
+    failed(&pool, &place);
+    // Nor where leaves are only copied.
+    let (place, pool) = with_a_deep_clone();
+    failed(&pool, &place);
+}
+
+/// A reserve that was given up once, and does not come back.
+struct GivenUp;
+
+impl SpaceReserve for GivenUp {
+    fn is_there(&self) -> bool {
+        false
+    }
+    fn give_up(&self) -> bool {
+        false
+    }
+    fn is_replaced(&self) -> bool {
+        false
+    }
+    fn take_back(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn nothing_is_copied_while_the_reserve_of_the_store_is_gone() {
+    let (place, pool) = with_a_deep_clone();
+    let limits = *pool.limits();
+    drop(pool);
+    let parts = Parts { limits, reserve: Some(Arc::new(GivenUp)), ..place.parts() };
+    let pool = open(parts, &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool");
+    store(&pool);
+    assert!(!is_whole(&pool));
+    drop(pool);
+    let pool = place.open_with(limits);
+    store(&pool);
+    assert!(is_whole(&pool));
+}
+
+#[test]
+fn discarding_what_is_not_there_stores_no_leaf() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "vol");
+    lay_change(&pool, tree, 5, None);
+    store(&pool);
+    assert_eq!(leaf_count(&place), 0);
+    clean(&pool);
 }

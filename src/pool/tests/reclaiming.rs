@@ -24,7 +24,14 @@ type View = BTreeMap<u64, Address>;
 
 /// Notes whether the pool asks for a checkpoint.
 #[derive(Default)]
-struct Asked(AtomicBool);
+pub(super) struct Asked(AtomicBool);
+
+impl Asked {
+    /// Whether it did since this was asked last.
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
 
 impl Signals for Asked {
     fn want_checkpoint(&self) {
@@ -242,7 +249,7 @@ impl History {
     fn reclaim_all(&mut self) {
         self.settle();
         let mut count = 0;
-        while self.asked.0.swap(false, Ordering::Relaxed) {
+        while self.asked.take() {
             count += 1;
             assert!(count < CHECKPOINTS_MAX, "the pool asks for ever");
             Checkpoint::begin(Arc::clone(&self.pool)).run().expect("nothing is in the way");
@@ -278,7 +285,7 @@ fn name(id: Uuid) -> String {
     format!("v{}", id.as_u128())
 }
 
-fn opened(place: &Place, limits: Limits) -> (Arc<Pool>, Arc<Asked>) {
+pub(super) fn opened(place: &Place, limits: Limits) -> (Arc<Pool>, Arc<Asked>) {
     let pool = place.open_with(limits);
     let asked = Arc::new(Asked::default());
     pool.set_signals(Arc::clone(&asked) as Arc<dyn Signals>);
