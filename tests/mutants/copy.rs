@@ -22,8 +22,10 @@ const ROOT: &str = "src/lib.rs";
 /// Lets the compiler take what is not stable, in the copy alone.
 const WRAPPER: &str = "rustc-with-features";
 /// Neither RocksDB nor what only the server has: it compiles in a third of the time.
-pub(crate) const BUILD: [&str; 8] =
-    ["test", "--no-run", "--locked", "--no-default-features", "--features", "planted-bugs", "--lib", "--test=engine"];
+const BUILD: [&str; 6] = ["test", "--no-run", "--locked", "--no-default-features", "--features", "planted-bugs"];
+/// The tests of the library, and those that take longer to compile.
+const LIBRARY: &str = "--lib";
+const SIMULATION: &str = "--test=engine";
 
 /// The programs with all mutants that can be chosen in them.
 pub(crate) struct Built {
@@ -130,7 +132,7 @@ impl<'a> Copy<'a> {
         let mut built = Built { programs: Vec::new(), unviable, apart: BTreeSet::new() };
         for attempt in 1..=ATTEMPTS_MAX {
             let planted = self.plant(&mut built)?;
-            let (programs, errors) = self.compile()?;
+            let (programs, errors) = self.compile(&[LIBRARY, SIMULATION])?;
             println!(
                 "mutants: attempt {attempt}: {} refused before, {} apart, {} errors",
                 built.unviable.len(),
@@ -184,7 +186,7 @@ impl<'a> Copy<'a> {
         Ok(planted)
     }
 
-    /// Compiles the project with one mutant and nothing else; `None` if the compiler refuses it. Replaces the programs.
+    /// Compiles the library's tests with one mutant and nothing else; `None` if the compiler refuses it. Replaces that program.
     ///
     /// # Errors
     /// If the list is of another state of the file.
@@ -198,13 +200,27 @@ impl<'a> Copy<'a> {
             };
             self.write(Path::new(file), text.as_bytes())?;
         }
-        let (programs, errors) = self.compile()?;
+        let (programs, errors) = self.compile(&[LIBRARY])?;
         Ok(errors.is_empty().then_some(programs))
     }
 
-    fn compile(&self) -> Result<(Vec<PathBuf>, Vec<Message>)> {
+    /// Compiles the simulation behind [`Self::build_alone`], with the same mutant. Replaces that program.
+    ///
+    /// # Errors
+    /// If the compiler refuses it.
+    pub(crate) fn build_simulation(&self) -> Result<Vec<PathBuf>> {
+        let (programs, errors) = self.compile(&[SIMULATION])?;
+        if errors.is_empty() {
+            Ok(programs)
+        } else {
+            Err("the simulation is refused, and the library is not".to_owned())
+        }
+    }
+
+    fn compile(&self, targets: &[&str]) -> Result<(Vec<PathBuf>, Vec<Message>)> {
         let output = Command::new("cargo")
             .args(BUILD)
+            .args(targets)
             .arg("--message-format=json")
             .current_dir(self.directory)
             // Of these crates alone, so that what they depend on need not be compiled again.

@@ -137,12 +137,19 @@ fn run(
             waiting.len(),
             alone.len()
         );
-        try_all(waiting, &suite, &book, (jobs, until))?;
+        try_all(waiting, &suite, &book, &reasons, (jobs, until))?;
         // The last, since they replace the programs.
         for (_, number) in alone {
             if Instant::now() < until {
-                let is_viable = project.build_alone(&mutants[number])?.is_some();
-                book.enter(number, if is_viable { suite.judge(None, Part::Long)? } else { Verdict::Refused })?;
+                let mutant = &mutants[number];
+                let verdict = match project.build_alone(mutant)? {
+                    None => Verdict::Refused,
+                    Some(programs) => match suite.judge_alone(&mutant.file, &programs)? {
+                        killed @ Verdict::Killed(_) => killed,
+                        _ => suite.judge_alone(&mutant.file, &project.build_simulation()?)?,
+                    },
+                };
+                book.enter(number, verdict)?;
             }
         }
     }
@@ -156,12 +163,13 @@ fn run(
     Ok((passed, failed + wrong))
 }
 
-/// Tries them, several at a time: all with the likeliest tests, then with the others what is left. Each has with it whether it
-/// survived before: those come last.
+/// Tries them, several at a time: all with the likeliest tests, then with the others what is left and has no reason to survive. Each
+/// has with it whether it survived before: those come last.
 fn try_all(
     mut waiting: Vec<(bool, usize)>,
     suite: &Suite,
     book: &Book<'_>,
+    reasons: &BTreeMap<String, String>,
     (jobs, until): (usize, Instant),
 ) -> Result<()> {
     for part in [Part::Short, Part::Long] {
@@ -175,7 +183,7 @@ fn try_all(
                     while Instant::now() < until
                         && let Some((survived, number)) = suite::pop(&queue)
                     {
-                        match suite.judge(Some((number, &book.mutants[number].file)), part) {
+                        match suite.judge(number, &book.mutants[number].file, part) {
                             Ok(Verdict::Undecided) => suite::push(&left, (survived, number)),
                             Ok(verdict) => {
                                 book.enter(number, verdict).unwrap_or_else(|error| suite::push(&failed, error))
@@ -190,6 +198,7 @@ fn try_all(
             return Err(error);
         }
         waiting = left.into_inner().unwrap_or_default();
+        waiting.retain(|(_, number)| !reasons.contains_key(&book.mutants[*number].key));
         println!("mutants: {} need longer tests", waiting.len());
     }
     Ok(())

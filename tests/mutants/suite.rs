@@ -66,7 +66,7 @@ pub(crate) enum Verdict {
 pub(crate) enum Part {
     /// The likeliest that take no longer together than [`SHORT`].
     Short,
-    /// The others; where the programs have the mutant without being asked, all.
+    /// The others.
     Long,
 }
 
@@ -129,16 +129,15 @@ impl Suite {
         }
     }
 
-    /// The tests that reach a mutant, those first that find most of its file's in the time that they take; without one, all.
-    fn tests_for(&self, mutant: Option<(usize, &str)>) -> Result<Vec<&Test>> {
-        let Some((number, file)) = mutant else { return Ok(self.tests.iter().collect()) };
+    /// Tests, those first that find most mutants of a file in the time that they take.
+    fn ordered(&self, file: &str, is_asked: impl Fn(&Test) -> bool) -> Result<Vec<&Test>> {
         let kills = self.kills.lock().map_err(|error| error.to_string())?;
         let cost = |test: &Test| {
             let found = kills.get(&(file.to_owned(), test.name.clone())).copied().unwrap_or_default();
             test.took.as_secs_f64() / (1.0 + KILL_WEIGHT * f64::from(found))
         };
         let mut tests: Vec<_> =
-            self.tests.iter().filter(|test| test.reaches(number)).map(|test| (cost(test), test)).collect();
+            self.tests.iter().filter(|test| is_asked(test)).map(|test| (cost(test), test)).collect();
         drop(kills);
         tests.sort_by(|one, other| one.0.total_cmp(&other.0));
         Ok(tests.into_iter().map(|(_, test)| test).collect())
@@ -149,25 +148,40 @@ impl Suite {
         (self.tests.len(), self.tests.iter().map(|test| test.took).sum())
     }
 
-    /// Runs what reaches the mutant with this number in this file, in larger and larger batches, until something fails; everything
-    /// where the programs have it without being asked.
+    /// Runs what reaches the mutant with this number in this file until something fails.
     ///
     /// # Errors
     /// If a program does not start.
-    pub(crate) fn judge(&self, mutant: Option<(usize, &str)>, part: Part) -> Result<Verdict> {
-        let mut rest = self.tests_for(mutant)?;
-        let number = mutant.map(|(number, _)| number);
-        let count = rest.len();
+    pub(crate) fn judge(&self, number: usize, file: &str, part: Part) -> Result<Verdict> {
+        let mut tests = self.ordered(file, |test| test.reaches(number))?;
+        let count = tests.len();
         let mut time = Duration::ZERO;
-        let short = rest.partition_point(|test| {
+        let short = tests.partition_point(|test| {
             time += test.took;
             time <= SHORT
         });
         match part {
-            Part::Short => rest.truncate(short),
-            Part::Long if number.is_some() => _ = rest.drain(..short),
-            Part::Long => (),
+            Part::Short => tests.truncate(short),
+            Part::Long => _ = tests.drain(..short),
         }
+        if let Some(by) = self.first_failure(tests, Some(number), file)? {
+            return Ok(Verdict::Killed(by));
+        }
+        Ok(if part == Part::Short && short < count { Verdict::Undecided } else { Verdict::Survived(count) })
+    }
+
+    /// Runs all tests of programs that have a mutant of this file without being asked, until something fails.
+    ///
+    /// # Errors
+    /// If a program does not start.
+    pub(crate) fn judge_alone(&self, file: &str, programs: &[PathBuf]) -> Result<Verdict> {
+        let tests = self.ordered(file, |test| programs.contains(&test.program))?;
+        let by = self.first_failure(tests, None, file)?;
+        Ok(by.map_or(Verdict::Survived(self.tests.len()), Verdict::Killed))
+    }
+
+    /// Runs tests in larger and larger batches; the name of one that fails.
+    fn first_failure(&self, mut rest: Vec<&Test>, number: Option<usize>, file: &str) -> Result<Option<String>> {
         let mut limit = FIRST_BATCH;
         while let Some(first) = rest.first() {
             let program = first.program.clone();
@@ -182,15 +196,13 @@ impl Suite {
                 }
             }
             if let Some(by) = self.run(&program, &batch, time, number)? {
-                if let Some((_, file)) = mutant {
-                    self.count_kill(file, &by);
-                }
-                return Ok(Verdict::Killed(by));
+                self.count_kill(file, &by);
+                return Ok(Some(by));
             }
             rest = others;
             limit *= BATCH_GROWTH;
         }
-        Ok(if part == Part::Short && short < count { Verdict::Undecided } else { Verdict::Survived(count) })
+        Ok(None)
     }
 
     /// The name of a test that fails.
