@@ -128,8 +128,10 @@ impl<'a> Copy<'a> {
     /// If the compiler refuses what has nothing to do with a mutant.
     pub(crate) fn build(&self) -> Result<Built> {
         let known = self.known_refusals();
-        let unviable = (0..self.mutants.len()).filter(|number| known.contains(&self.refusal(*number))).collect();
-        let mut built = Built { programs: Vec::new(), unviable, apart: BTreeSet::new() };
+        let all = || 0..self.mutants.len();
+        let unviable = all().filter(|number| known.contains(&self.refusal(*number))).collect();
+        let apart = all().filter(|number| known.contains(&self.refusal_where_planted(*number))).collect();
+        let mut built = Built { programs: Vec::new(), unviable, apart };
         for attempt in 1..=ATTEMPTS_MAX {
             let planted = self.plant(&mut built)?;
             let (programs, errors) = self.compile(&[LIBRARY, SIMULATION])?;
@@ -140,7 +142,9 @@ impl<'a> Copy<'a> {
                 errors.len()
             );
             if errors.is_empty() {
-                let refusals: Vec<String> = built.unviable.iter().map(|number| self.refusal(*number)).collect();
+                let apart = built.apart.iter().map(|number| self.refusal_where_planted(*number));
+                let refusals: Vec<String> =
+                    built.unviable.iter().map(|number| self.refusal(*number)).chain(apart).collect();
                 fs::write(self.refusals_path(), refusals.join("\n")).context("what was refused")?;
                 return Ok(Built { programs, ..built });
             }
@@ -166,6 +170,11 @@ impl<'a> Copy<'a> {
     fn refusal(&self, number: usize) -> String {
         let mutant = &self.mutants[number];
         format!("{}\t{}", self.sources[mutant.file.as_str()].hash, mutant.key)
+    }
+
+    /// Of one that is refused with its choice around it, and may be taken without.
+    fn refusal_where_planted(&self, number: usize) -> String {
+        format!("planted\t{}", self.refusal(number))
     }
 
     fn plant(&self, built: &mut Built) -> Result<BTreeMap<&'a str, Planted>> {
