@@ -80,16 +80,7 @@ struct Found {
 /// # Errors
 /// A device's failure, or [`ErrorKind::Integrity`] for a chain that ends before its mark.
 pub fn replay(source: &Source<'_>, starts: &[ChainStart], next_sequence: Sequence) -> Result<Recovered> {
-    let mut walk = Walk {
-        source,
-        chunks: source.devices.iter().map(|_| None).collect(),
-        rough: None,
-        ciphers: CipherCache::default(),
-        found: Vec::new(),
-        record_runs: Vec::new(),
-        marks: BTreeMap::new(),
-        report: RecoveryReport::default(),
-    };
+    let mut walk = Walk::new(source);
     let mut ends = BTreeMap::new();
     for start in starts {
         let end = walk.follow(start)?;
@@ -119,6 +110,21 @@ struct Walk<'a> {
     record_runs: Vec<AddressRun>,
     marks: BTreeMap<LaneIndex, ChainSequence>,
     report: RecoveryReport,
+}
+
+impl<'a> Walk<'a> {
+    fn new(source: &'a Source<'a>) -> Self {
+        Self {
+            source,
+            chunks: source.devices.iter().map(|_| None).collect(),
+            rough: None,
+            ciphers: CipherCache::default(),
+            found: Vec::new(),
+            record_runs: Vec::new(),
+            marks: BTreeMap::new(),
+            report: RecoveryReport::default(),
+        }
+    }
 }
 
 impl Walk<'_> {

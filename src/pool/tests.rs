@@ -15,9 +15,9 @@ use crate::format::key;
 use crate::format::snapshot::Annotations;
 use crate::map::{Change, ChangeKey};
 use crate::meta::{Durability, KeyValue, MemoryStore, MetaError, MetaOp, MetaRead, MetaStore, Table};
-use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, LeafIndex, TreeId, to_u64};
+use crate::units::{Address, BlockIndex, Epoch, KeyGeneration, LaneIndex, LeafIndex, TreeId, to_u64};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 /// What outlives an open pool.
@@ -54,6 +54,38 @@ impl Place {
 
     fn open_with(&self, limits: Limits) -> Arc<Pool> {
         open(Parts { limits, ..self.parts() }, &mut |bytes| bytes.fill(6)).expect("nothing is wrong with the pool")
+    }
+
+    /// Opens it with somebody who notes what it asks for.
+    fn open_asked(&self, limits: Limits) -> (Arc<Pool>, Arc<Asked>) {
+        let (pool, asked) = (self.open_with(limits), Arc::new(Asked::default()));
+        pool.set_signals(Arc::clone(&asked) as Arc<dyn Signals>);
+        (pool, asked)
+    }
+}
+
+/// Notes whether the pool asks for a checkpoint.
+#[derive(Default)]
+struct Asked(AtomicBool);
+
+impl Asked {
+    /// Whether it did since this was asked last.
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Signals for Asked {
+    fn want_checkpoint(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+    fn wake_lanes(&self) {}
+    fn wake_lane(&self, _: LaneIndex) {}
+    fn wake_other_lanes(&self, _: LaneIndex) {}
+    fn space_freed(&self) {}
+    fn want_stock(&self) {}
+    fn now_seconds(&self) -> u64 {
+        0
     }
 }
 

@@ -62,19 +62,6 @@ fn at(device: u8, block: u64) -> Address {
     Address::new(DeviceIndex::new(device), block)
 }
 
-fn walk<'a>(source: &'a Source<'a>) -> Walk<'a> {
-    Walk {
-        source,
-        chunks: source.devices.iter().map(|_| None).collect(),
-        rough: None,
-        ciphers: CipherCache::default(),
-        found: Vec::new(),
-        record_runs: Vec::new(),
-        marks: BTreeMap::new(),
-        report: RecoveryReport::default(),
-    }
-}
-
 /// Where the chunk of a device starts and how many blocks it has.
 fn chunk(walk: &Walk<'_>, device: usize) -> (u64, usize) {
     let (start, bytes) = walk.chunks[device].as_ref().expect("something was read");
@@ -89,7 +76,7 @@ fn what_goes_straight_on_is_read_in_chunks_that_grow() {
         log.sims[0].write_at(at(0, block).offset_bytes(), &stamp.repeat(BLOCK_SIZE / 8)).expect("a healthy device");
     }
     let source = log.source();
-    let mut walk = walk(&source);
+    let mut walk = Walk::new(&source);
     let mut read = |block: u64, count: u64| {
         let bytes = walk.read(at(0, block), count).expect("a healthy device");
         let expected: Vec<u8> =
@@ -125,7 +112,7 @@ fn around_a_block_that_cannot_be_read_only_what_is_needed_is_read() {
     let log = Log::new();
     log.sims[0].bad_block(110);
     let source = log.source();
-    let mut walk = walk(&source);
+    let mut walk = Walk::new(&source);
     let mut read = |device: u8, block: u64| {
         walk.read(at(device, block), 1).map(|_| chunk(&walk, usize::from(device))).map_err(|error| error.to_string())
     };
@@ -149,7 +136,7 @@ fn chain_is_followed_up_to_the_last_block_of_a_device() {
         log.put(1, at(0, 500), marks, at(1, BLOCKS - block_count));
         log.put(2, at(1, BLOCKS - block_count), marks, at(0, 700));
         let source = log.source();
-        let mut walk = walk(&source);
+        let mut walk = Walk::new(&source);
         let RecordPlace { session, lane, chain, address, .. } = log.place(1, at(0, 500));
         let end = walk.follow(&ChainStart { session, lane, chain, address }).expect("nothing is in the way");
         assert_eq!((end, walk.report.record_count), (ChainSequence::new(2), 2));
@@ -162,7 +149,7 @@ fn chain_is_followed_up_to_the_last_block_of_a_device() {
         let mut head = vec![0; BLOCK_SIZE];
         log.sims[1].read_at(at(1, 500).offset_bytes(), &mut head).expect("a healthy device");
         log.sims[1].write_at(at(1, BLOCKS - 1).offset_bytes(), &head).expect("a healthy device");
-        let mut walk = self::walk(&source);
+        let mut walk = Walk::new(&source);
         let end = walk.follow(&ChainStart { session, lane, chain, address }).expect("nothing is in the way");
         assert_eq!(end, ChainSequence::new(1));
     }
@@ -172,7 +159,7 @@ fn chain_is_followed_up_to_the_last_block_of_a_device() {
 fn sealed_record_that_names_a_block_that_is_not_there_is_refused() {
     let log = Log::new();
     let source = log.source();
-    let walk = walk(&source);
+    let walk = Walk::new(&source);
     let place = log.place(3, at(0, 500));
     let check = |segments: &[(u64, u64)], next: u64| {
         let segments = segments.iter().map(|(block, count)| AddressRun { start: at(0, *block), count: *count });
@@ -193,7 +180,7 @@ fn sealed_record_that_names_a_block_that_is_not_there_is_refused() {
         assert_eq!(error.message(), "Record 3 of lane 0 names a block that does not exist");
     }
     // Nor may a chain start there.
-    let mut walk = self::walk(&source);
+    let mut walk = Walk::new(&source);
     let RecordPlace { session, lane, chain, .. } = place;
     let start = ChainStart { session, lane, chain, address: at(0, BLOCKS) };
     let error = walk.follow(&start).expect_err("it is not there");
@@ -213,7 +200,7 @@ fn torn_block_is_kept_where_nobody_has_the_key_to_tell() {
     }
     log.catalog.apply(edit);
     let source = log.source();
-    let mut walk = walk(&source);
+    let mut walk = Walk::new(&source);
     for (tree, _) in domains {
         let (block, sequence, generation) = (BlockIndex::new(0), Sequence::new(9), KeyGeneration::new(0));
         let run = WriteRun { tree, epoch: Epoch::new(1), block, count: 1, generation, sequence };

@@ -1,11 +1,9 @@
 //! How much a checkpoint reclaims, in which order, and what keeps it from going on.
 
-use super::reclaiming::opened;
 use super::*;
 use crate::format::catalog::TreeState;
 use crate::format::snapshot::MergeSide;
 use crate::meta::SpaceReserve;
-use crate::pool::check::CheckReport;
 
 /// Writes a block of each of these leaves.
 fn lay_slot(pool: &Pool, tree: TreeId, leaves: impl IntoIterator<Item = u64>, slot: u64) {
@@ -37,10 +35,9 @@ fn drop_snapshot(pool: &Pool, id: SnapshotId) {
     pool.change_catalog(|catalog, at| catalog.remove_snapshots(at, &[id])).expect("there is space");
 }
 
-fn clean(pool: &Pool) -> CheckReport {
+fn assert_clean(pool: &Pool) {
     let report = pool.check().expect("memory");
     assert!(report.is_clean(), "{report:?}");
-    report
 }
 
 #[test]
@@ -76,7 +73,7 @@ fn merge_walks_the_side_with_fewer_leaves() {
         checkpoint.run().expect("nothing is in the way");
         assert!(!pool.is_reclaiming());
         assert_eq!(leaf_count(&place), usize::try_from(of_point.max(of_follower)).expect("small"));
-        clean(&pool);
+        assert_clean(&pool);
     }
 }
 
@@ -108,7 +105,7 @@ fn left_of_40(soft_max: u64, write_meanwhile: bool) -> usize {
     }
     assert!(!pool.is_reclaiming());
     assert_eq!(leaf_count(&place), usize::from(write_meanwhile));
-    clean(&pool);
+    assert_clean(&pool);
     left
 }
 
@@ -136,7 +133,7 @@ fn leaf_with_more_epochs_than_a_batch_is_deleted_as_a_whole() {
     remove_volume(&pool, "vol").expect("there is space");
     store(&pool);
     assert_eq!((leaf_count(&place), pool.space.lock().free_count()), (0, free));
-    clean(&pool);
+    assert_clean(&pool);
 }
 
 /// A volume with leaves, and a chain of clones that is one longer than leaves are looked for in.
@@ -181,7 +178,7 @@ fn what_is_copied_for_speed_waits_while_there_is_no_space_and_stops_at_other_fai
     store(&pool);
     assert_eq!((leaf_count(&place), is_whole(&pool)), (leaves + 10, true));
     assert_eq!(pool.whole_count(), 1);
-    clean(&pool);
+    assert_clean(&pool);
 
     let (place, pool) = with_a_deep_clone();
     place.store.fail_commit_after(Some(2));
@@ -202,7 +199,7 @@ fn trees_are_copied_to_when_one_more_is_looked_in_than_may_be() {
         }
         (0..3).for_each(|_| store(&pool));
         assert_eq!(pool.whole_count(), whole_count, "{clones} clones, {lineage_max} trees");
-        clean(&pool);
+        assert_clean(&pool);
     }
 }
 
@@ -264,7 +261,7 @@ fn merge_of_many_leaves_takes_several_checkpoints() {
         }
         store(&pool);
         assert!(!pool.is_reclaiming());
-        clean(&pool);
+        assert_clean(&pool);
     }
 }
 
@@ -283,62 +280,59 @@ fn until_merging(pool: &Arc<Pool>, tree: TreeId) -> Checkpoint {
     checkpoint
 }
 
-/// Removes a volume after so many steps of a merge; then all space of the pool is free again.
-fn remove_while_merging(pool: &Arc<Pool>, place: &Place, (name, tree): (&str, TreeId), steps: usize, free: u64) {
-    let mut checkpoint = until_merging(pool, tree);
-    for _ in 0..steps {
-        checkpoint.step().expect("nothing is in the way");
+/// A volume and a clone of it that `make` makes; the volume goes, and while it is merged into the clone, after so many steps, that
+/// goes as well. Then all space of the pool is free again.
+fn remove_clone_while_merging(make: impl Fn(&Arc<Pool>, &Place, TreeId)) {
+    for steps in 0..12 {
+        let place = Place::new();
+        let pool = with_limits(&place, |limits| limits.reclaimed_per_batch = 1);
+        let free = pool.space.lock().free_count();
+        let tree = create_volume(&pool, "vol");
+        make(&pool, &place, tree);
+        remove_volume(&pool, "vol").expect("there is space");
+        let mut checkpoint = until_merging(&pool, tree);
+        for _ in 0..steps {
+            checkpoint.step().expect("nothing is in the way");
+        }
+        remove_volume(&pool, "clone").expect("there is space");
+        checkpoint.run().expect("nothing is in the way");
+        assert_clean(&pool);
+        (0..3).for_each(|_| store(&pool));
+        assert_eq!((leaf_count(&place), pool.space.lock().free_count()), (0, free), "after {steps} steps");
+        assert_clean(&pool);
     }
-    remove_volume(pool, name).expect("there is space");
-    checkpoint.run().expect("nothing is in the way");
-    clean(pool);
-    (0..3).for_each(|_| store(pool));
-    assert_eq!((leaf_count(place), pool.space.lock().free_count()), (0, free), "after {steps} steps");
-    clean(pool);
 }
 
 /// Of a clone that goes while what it was made from is merged into it, every epoch's leaves are looked at.
 #[test]
 fn all_space_comes_back_of_a_clone_that_is_removed_while_its_origin_is_merged_into_it() {
-    for steps in 0..12 {
-        let place = Place::new();
-        let pool = with_limits(&place, |limits| limits.reclaimed_per_batch = 1);
-        let free = pool.space.lock().free_count();
-        let tree = create_volume(&pool, "vol");
-        (0..2).for_each(|slot| lay_slot(&pool, tree, 0..6, slot));
-        let snapshot = take_snapshot(&pool, "vol");
-        let clone = add_clone(&pool, snapshot, "clone").expect("there is space");
+    remove_clone_while_merging(|pool, _, tree| {
+        (0..2).for_each(|slot| lay_slot(pool, tree, 0..6, slot));
+        let snapshot = take_snapshot(pool, "vol");
+        let clone = add_clone(pool, snapshot, "clone").expect("there is space");
         // Some leaves only the origin has. Of the others the first epoch has one block of the origin's, and the second none.
-        lay_leaves(&pool, clone, 3);
-        take_snapshot(&pool, "clone");
-        lay_slot(&pool, clone, 0..3, 1);
-        store(&pool);
-        remove_volume(&pool, "vol").expect("there is space");
-        remove_while_merging(&pool, &place, ("clone", tree), steps, free);
-    }
+        lay_leaves(pool, clone, 3);
+        take_snapshot(pool, "clone");
+        lay_slot(pool, clone, 0..3, 1);
+        store(pool);
+    });
 }
 
 /// The same where the clone has taken over leaves before.
 #[test]
 fn leaves_that_a_removed_clone_took_over_are_not_lost_in_the_next_merge() {
-    for steps in 0..12 {
-        let place = Place::new();
-        let pool = with_limits(&place, |limits| limits.reclaimed_per_batch = 1);
-        let free = pool.space.lock().free_count();
-        let tree = create_volume(&pool, "vol");
-        lay_leaves(&pool, tree, 6);
-        let first = take_snapshot(&pool, "vol");
-        lay_leaves(&pool, tree, 6);
-        let second = take_snapshot(&pool, "vol");
-        add_clone(&pool, second, "clone").expect("there is space");
+    remove_clone_while_merging(|pool, place, tree| {
+        lay_leaves(pool, tree, 6);
+        let first = take_snapshot(pool, "vol");
+        lay_leaves(pool, tree, 6);
+        let second = take_snapshot(pool, "vol");
+        add_clone(pool, second, "clone").expect("there is space");
         let end = pool.end_of_writes();
         pool.change_catalog(|catalog, at| catalog.roll_back(at, first, None, end)).expect("there is space");
-        drop_snapshot(&pool, second);
-        (0..3).for_each(|_| store(&pool));
-        assert_eq!(leaf_count(&place), 12, "those of the second snapshot are the clone's");
-        remove_volume(&pool, "vol").expect("there is space");
-        remove_while_merging(&pool, &place, ("clone", tree), steps, free);
-    }
+        drop_snapshot(pool, second);
+        (0..3).for_each(|_| store(pool));
+        assert_eq!(leaf_count(place), 12, "those of the second snapshot are the clone's");
+    });
 }
 
 #[test]
@@ -363,7 +357,7 @@ fn clone_is_written_while_its_origin_is_merged_into_it() {
             assert!(round > 4 || pool.with_catalog(|catalog, _| catalog.merging().is_some()), "it is still under way");
             lay_slot(&pool, clone, (0..12).filter(|leaf| leaf % 3 == round % 3), 0);
             store(&pool);
-            clean(&pool);
+            assert_clean(&pool);
         }
         assert!(!pool.is_reclaiming());
         let of_clone = 12 * if own_leaves > 0 { 3 } else { 2 };
@@ -374,7 +368,7 @@ fn clone_is_written_while_its_origin_is_merged_into_it() {
 #[test]
 fn checkpoint_asks_for_the_next_one_for_what_it_could_not_reclaim_yet() {
     let place = Place::new();
-    let (pool, asked) = opened(&place, Limits::default());
+    let (pool, asked) = place.open_asked(Limits::default());
     let tree = create_volume(&pool, "vol");
     store(&pool);
     let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
@@ -397,7 +391,7 @@ fn checkpoint_asks_for_the_next_one_for_what_it_could_not_reclaim_yet() {
 #[test]
 fn tree_that_cannot_be_read_is_set_aside_and_not_asked_for_again() {
     let place = Place::new();
-    let (pool, asked) = opened(&place, Limits::default());
+    let (pool, asked) = place.open_asked(Limits::default());
     let free = pool.space.lock().free_count();
     for name in ["damaged", "other"] {
         let tree = create_volume(&pool, name);
@@ -486,5 +480,5 @@ fn discarding_what_is_not_there_stores_no_leaf() {
     lay_change(&pool, tree, 5, None);
     store(&pool);
     assert_eq!(leaf_count(&place), 0);
-    clean(&pool);
+    assert_clean(&pool);
 }

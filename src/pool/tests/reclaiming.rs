@@ -2,12 +2,10 @@
 //! whatever is under way, each volume and snapshot maps what was written to it, and in the end all space is there again.
 
 use super::*;
-use crate::pool::{NewSnapshot, Signals, SnapshotId};
-use crate::units::LaneIndex;
+use crate::pool::{NewSnapshot, SnapshotId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng as _};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
 
 /// Leaves of a volume that are written, and blocks in each.
 const LEAVES: u64 = 6;
@@ -21,31 +19,6 @@ const CHECKPOINTS_MAX: usize = 2_000;
 
 /// What a volume or a snapshot maps, by block.
 type View = BTreeMap<u64, Address>;
-
-/// Notes whether the pool asks for a checkpoint.
-#[derive(Default)]
-pub(super) struct Asked(AtomicBool);
-
-impl Asked {
-    /// Whether it did since this was asked last.
-    pub(super) fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
-    }
-}
-
-impl Signals for Asked {
-    fn want_checkpoint(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-    fn wake_lanes(&self) {}
-    fn wake_lane(&self, _: LaneIndex) {}
-    fn wake_other_lanes(&self, _: LaneIndex) {}
-    fn space_freed(&self) {}
-    fn want_stock(&self) {}
-    fn now_seconds(&self) -> u64 {
-        0
-    }
-}
 
 struct History {
     random: SmallRng,
@@ -73,12 +46,13 @@ impl History {
             ..Limits::default()
         };
         let place = Place::new();
-        let (pool, asked) = opened(&place, limits);
+        let (pool, asked) = place.open_asked(limits);
         let free_at_first = pool.space.lock().free_count();
         let (volumes, snapshots) = (BTreeMap::new(), BTreeMap::new());
         Self { random, place, limits, pool, asked, checkpoint: None, volumes, snapshots, id: 10, free_at_first }
     }
 
+    /// Not a random one: a seed must come again.
     fn new_id(&mut self) -> Uuid {
         self.id += 1;
         Uuid::from_u128(self.id)
@@ -240,7 +214,7 @@ impl History {
     /// Opens the pool anew. What was not stored was in no log, so all is stored before.
     fn reopen(&mut self) {
         self.settle();
-        let (pool, asked) = opened(&self.place, self.limits);
+        let (pool, asked) = self.place.open_asked(self.limits);
         (self.pool, self.asked) = (pool, asked);
         self.verify();
     }
@@ -283,13 +257,6 @@ impl History {
 
 fn name(id: Uuid) -> String {
     format!("v{}", id.as_u128())
-}
-
-pub(super) fn opened(place: &Place, limits: Limits) -> (Arc<Pool>, Arc<Asked>) {
-    let pool = place.open_with(limits);
-    let asked = Arc::new(Asked::default());
-    pool.set_signals(Arc::clone(&asked) as Arc<dyn Signals>);
-    (pool, asked)
 }
 
 #[test]
