@@ -25,6 +25,8 @@ pub enum Bug {
     RecoveryTrustsData,
     /// A discard is not logged.
     DiscardNotLogged,
+    /// Zeroes leave the parts of blocks at their ends.
+    ZeroesLeaveEnds,
     /// A flush joins one that has started.
     FlushJoinsStarted,
     /// A load that a checkpoint overtook is cached.
@@ -91,7 +93,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -102,6 +104,7 @@ impl Bug {
         Self::SkipCheckpointFlush,
         Self::RecoveryTrustsData,
         Self::DiscardNotLogged,
+        Self::ZeroesLeaveEnds,
         Self::FlushJoinsStarted,
         Self::OvertakenLoadCached,
         Self::FlushOneDevice,

@@ -7,6 +7,7 @@ use crate::disk::{Disk, IoBuffer};
 use crate::error::IoError;
 use crate::format::key;
 use crate::meta::Table;
+use crate::planted::{Bug, is_planted};
 use crate::units::{BLOCK_SIZE_U64, BlockIndex, LEAF_ENTRIES_U64, LeafIndex, to_u64, to_usize};
 use crate::volume::Volume;
 use crate::volume::engine::{Engine, finish};
@@ -77,7 +78,8 @@ impl<D: Disk + 'static> Engine<D> {
         let first_whole = range.start.next_multiple_of(BLOCK_SIZE_U64).min(range.end);
         let last_whole = (range.end / BLOCK_SIZE_U64 * BLOCK_SIZE_U64).max(first_whole);
         for edge in [range.start..first_whole, last_whole..range.end] {
-            if !edge.is_empty() && self.is_mapped(volume, edge.start / BLOCK_SIZE_U64).await? {
+            let is_left = edge.is_empty() || is_planted(Bug::ZeroesLeaveEnds);
+            if !is_left && self.is_mapped(volume, edge.start / BLOCK_SIZE_U64).await? {
                 let (offset_bytes, len_bytes) = (edge.start, to_usize(edge.end - edge.start));
                 let change = BlockChange { offset_bytes, len_bytes, request: Some(request), has_waited: false };
                 let news = self.pool.space_news();

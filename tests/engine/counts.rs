@@ -43,6 +43,7 @@ counts! {
     shredded
     moved_blocks
     discards
+    partial_zeroes
     restocked
     restock_failures
     blocks_walked

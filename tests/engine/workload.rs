@@ -287,6 +287,9 @@ impl Workload {
     }
 
     fn remove(&mut self) {
+        if self.world.random.random_bool(0.3) {
+            return self.remove_partial();
+        }
         let volume = self.random_volume();
         let count_max = *[1, 8, 300].get(self.world.random.random_range(0..3)).expect("in range");
         self.remove_up_to(volume, count_max);
@@ -295,11 +298,7 @@ impl Workload {
     /// A removal of so many blocks at most.
     fn remove_up_to(&mut self, volume: usize, count_max: u64) {
         let (first, count) = self.random_range(volume, count_max);
-        let mode = match self.world.random.random_range(0..3) {
-            0 => RemoveMode::Discard,
-            1 => RemoveMode::Zero,
-            _ => RemoveMode::ZeroProvisioned,
-        };
+        let mode = self.random_mode();
         let blocks: Vec<u64> = (first..first + count).collect();
         // A removal is not atomic with writes in flight on the same blocks of which it sees some: keep them apart.
         if blocks.iter().any(|block| self.models[volume].is_busy(*block)) {
@@ -310,15 +309,26 @@ impl Workload {
         for block in &blocks {
             self.begin(volume, *block, write, ZEROS);
         }
+        self.send_removal((volume, write), (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64), mode, blocks);
+    }
+
+    fn random_mode(&mut self) -> RemoveMode {
+        match self.world.random.random_range(0..3) {
+            0 => RemoveMode::Discard,
+            1 => RemoveMode::Zero,
+            _ => RemoveMode::ZeroProvisioned,
+        }
+    }
+
+    fn send_removal(&mut self, (volume, write): (usize, u64), range: (u64, u64), mode: RemoveMode, blocks: Vec<u64>) {
         let is_fua = self.world.random.random_bool(0.1);
         let begin = self.now;
-        self.note(|| format!("removal {write} of volume {volume}, blocks {:?}, {mode:?}", (first, count)));
+        self.note(|| format!("removal {write} of volume {volume}, from {} on {} bytes, {mode:?}", range.0, range.1));
         let pausing_since = self.is_pausing(volume).then_some(self.world.counts.set_to_error);
         let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin, pausing_since });
         let lane = self.lane();
         let life = self.life();
         let handle = life.handles[volume].volume().clone();
-        let range = (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64);
         life.lanes[lane].remove(&handle, range, mode, is_fua, completion);
     }
 

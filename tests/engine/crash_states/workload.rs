@@ -173,11 +173,16 @@ fn act(stage: &mut Stage, random: &mut SmallRng) -> Done {
     let is_fua = random.random_bool(0.15);
     match random.random_range(0..100) {
         0..32 => stage.write(&name, range, is_fua),
-        32..40 => {
+        32..44 => {
             let from = range.start * 8 + random.random_range(0..4);
-            stage.write_sectors(&name, from..range.end * 8 - random.random_range(0..4), is_fua);
+            let sectors = from..range.end * 8 - random.random_range(0..4);
+            match random.random_range(0..6) {
+                0 => return stage.zero_sectors(&name, sectors, RemoveMode::Zero, is_fua),
+                1 => return stage.zero_sectors(&name, sectors, RemoveMode::ZeroProvisioned, is_fua),
+                _ => stage.write_sectors(&name, sectors, is_fua),
+            }
         }
-        40..50 => {
+        44..50 => {
             let modes = [RemoveMode::Discard, RemoveMode::Zero, RemoveMode::ZeroProvisioned];
             return stage.remove_blocks(&name, range, modes[random.random_range(0..3)], is_fua);
         }

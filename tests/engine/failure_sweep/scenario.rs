@@ -65,7 +65,7 @@ fn settled(stage: &mut Stage, act: impl FnOnce(&mut Stage)) -> Done {
 const BEGIN: [Step; 3] =
     [("make a pool", Stage::create_pool), ("make a superblock", Stage::create_superblock), ("open", Stage::open)];
 
-const DATA: [Step; 30] = [
+const DATA: [Step; 32] = [
     BEGIN[0],
     BEGIN[1],
     BEGIN[2],
@@ -83,6 +83,8 @@ const DATA: [Step; 30] = [
     ("discard", |stage| removed(stage, 1..2, RemoveMode::Discard)),
     ("write zeroes", |stage| removed(stage, 255..257, RemoveMode::Zero)),
     ("write provisioned zeroes", |stage| removed(stage, 2..3, RemoveMode::ZeroProvisioned)),
+    ("write zeroes in parts of blocks", |stage| zeroed(stage, 5..26, RemoveMode::Zero)),
+    ("write provisioned zeroes in a part of a block", |stage| zeroed(stage, 27..30, RemoveMode::ZeroProvisioned)),
     ("resize", |stage| stage.resize("a", BLOCKS + 4)),
     ("checkpoint", Stage::checkpoint),
     ("die and open", die_and_open),
@@ -194,6 +196,11 @@ fn in_each_leaf() -> impl Iterator<Item = std::ops::Range<u64>> {
 
 fn removed(stage: &mut Stage, blocks: std::ops::Range<u64>, mode: RemoveMode) -> Done {
     stage.remove_blocks("a", blocks, mode, false)?;
+    stage.settle()
+}
+
+fn zeroed(stage: &mut Stage, sectors: std::ops::Range<u64>, mode: RemoveMode) -> Done {
+    stage.zero_sectors("a", sectors, mode, false)?;
     stage.settle()
 }
 

@@ -195,20 +195,28 @@ impl Stage {
         if !self.is_known(name) {
             return;
         }
-        let blocks = sectors.start / SECTORS..sectors.end.div_ceil(SECTORS);
         let write = self.next_write;
-        let model = self.oracle.lock().heads[name].models[0].clone();
-        let certain: Option<Vec<Value>> = blocks.clone().map(|block| model.certain(block)).collect();
-        let Some(mut values) = certain else { return self.write(name, blocks, is_fua) };
-        for sector in sectors.clone() {
-            let block = usize::try_from(sector / SECTORS - blocks.start).expect("small");
-            values[block][usize::try_from(sector % SECTORS).expect("small")] = write;
-        }
+        let Some(content) = self.content_with(name, &sectors, write) else {
+            return self.write(name, sectors.start / SECTORS..sectors.end.div_ceil(SECTORS), is_fua);
+        };
         let source = IoBuffer::allocate(usize::try_from((sectors.end - sectors.start) * SECTOR).expect("small"));
         source.with_bytes_mut(|bytes| fill(bytes, write));
-        self.begin(name, sectors.start * SECTOR, (blocks, values), is_fua, Some(source));
+        self.begin(name, sectors.start * SECTOR, content, is_fua, Some(source));
         // The model does not follow another write that meets it.
         let _is_answered = self.settle();
+    }
+
+    /// What blocks hold when this number is in some of their sectors; `None` if it is not known what the others hold.
+    fn content_with(&self, name: &str, sectors: &Range<u64>, number: u64) -> Option<(Range<u64>, Vec<Value>)> {
+        let blocks = sectors.start / SECTORS..sectors.end.div_ceil(SECTORS);
+        let oracle = self.oracle.lock();
+        let model = &oracle.heads[name].models[0];
+        let mut values = blocks.clone().map(|block| model.certain(block)).collect::<Option<Vec<Value>>>()?;
+        for sector in sectors.clone() {
+            let block = usize::try_from(sector / SECTORS - blocks.start).expect("small");
+            values[block][usize::try_from(sector % SECTORS).expect("small")] = number;
+        }
+        Some((blocks, values))
     }
 
     /// Removes blocks; what is under way ends first.
@@ -218,8 +226,34 @@ impl Stage {
             return Ok(());
         }
         let values = vec![ZEROS; usize::try_from(blocks.end - blocks.start).expect("small")];
-        let write = self.next_write;
-        let completion = self.note(name, (blocks.clone(), values), write, is_fua);
+        let range = (blocks.start * BLOCK_SIZE_U64, (blocks.end - blocks.start) * BLOCK_SIZE_U64);
+        self.begin_removal(name, range, (blocks, values), mode, is_fua)
+    }
+
+    /// Makes sectors zeros, of blocks that hold what is known; what is under way ends first.
+    pub fn zero_sectors(&mut self, name: &str, sectors: Range<u64>, mode: RemoveMode, is_fua: bool) -> Done {
+        assert!(mode != RemoveMode::Discard, "it leaves parts of blocks");
+        self.settle()?;
+        if !self.is_known(name) {
+            return Ok(());
+        }
+        let Some(content) = self.content_with(name, &sectors, 0) else { return Ok(()) };
+        let range = (sectors.start * SECTOR, (sectors.end - sectors.start) * SECTOR);
+        self.begin_removal(name, range, content, mode, is_fua)?;
+        // The model does not follow another write that meets it.
+        let _is_answered = self.settle();
+        Ok(())
+    }
+
+    fn begin_removal(
+        &mut self,
+        name: &str,
+        range: (u64, u64),
+        content: (Range<u64>, Vec<Value>),
+        mode: RemoveMode,
+        is_fua: bool,
+    ) -> Done {
+        let completion = self.note(name, content, self.next_write, is_fua);
         let open = match self.life().volumes.open(name) {
             Ok(open) => open,
             Err(error) => {
@@ -227,7 +261,6 @@ impl Stage {
                 return Err(error.into());
             }
         };
-        let range = (blocks.start * BLOCK_SIZE_U64, (blocks.end - blocks.start) * BLOCK_SIZE_U64);
         let lane = self.lane();
         self.life().lanes[lane].remove(open.volume(), range, mode, is_fua, completion);
         Ok(())
