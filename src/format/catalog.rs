@@ -433,3 +433,48 @@ impl CheckpointRecord {
         Ok(Self { id, next_tree, next_sequence, chains })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::DeviceIndex;
+
+    #[test]
+    fn domain_has_as_many_keys_as_there_are_generations() {
+        let domain = |count: u16| DomainRecord {
+            id: DomainId::new(7),
+            shred_key: 1,
+            keys: (0..count).map(|generation| (KeyGeneration::new(generation.to_le_bytes()[0]), [3; 60])).collect(),
+        };
+        for count in [1, 255, 256] {
+            assert_eq!(DomainRecord::decode(&domain(count).encode()), Ok(domain(count)), "{count} keys");
+        }
+        for count in [0, 257, 1000] {
+            let refused = DomainRecord::decode(&domain(count).encode());
+            assert_eq!(refused, Err(FormatError::Field("domain key count")), "{count} keys");
+        }
+    }
+
+    #[test]
+    fn checkpoint_has_as_many_chains_as_there_may_be_lanes() {
+        let chain = ChainStart {
+            session: SessionId::new(1),
+            lane: LaneIndex::new(2),
+            chain: ChainSequence::new(3),
+            address: Address::new(DeviceIndex::new(0), 4),
+        };
+        let record = |count| CheckpointRecord {
+            id: CheckpointId::new(5),
+            next_tree: TreeId::new(6),
+            next_sequence: Sequence::new(7),
+            chains: vec![chain; count],
+        };
+        for count in [0, 1, LANES_MAX] {
+            assert_eq!(CheckpointRecord::decode(&record(count).encode()), Ok(record(count)), "{count} chains");
+        }
+        for count in [LANES_MAX + 1, 2 * LANES_MAX] {
+            let refused = CheckpointRecord::decode(&record(count).encode());
+            assert_eq!(refused, Err(FormatError::Field("chain count")), "{count} chains");
+        }
+    }
+}

@@ -168,7 +168,15 @@ mod tests {
 
     #[test]
     fn a_record_comes_back_as_it_was() {
-        for record in [record(), JobRecord { failure: None, state: JobState::Running, ..record() }] {
+        let longest =
+            JobFailure { message: "m".repeat(TEXT_BYTES_MAX), code: "failed".to_owned(), hint: String::new() };
+        let records = [
+            record(),
+            JobRecord { failure: None, state: JobState::Running, ..record() },
+            JobRecord { unit: JobUnit::Snapshots, state: JobState::Cancelled, ..record() },
+            JobRecord { failure: Some(longest), state: JobState::Done, ..record() },
+        ];
+        for record in records {
             assert_eq!(JobRecord::decode(&record.encode()), Ok(record));
         }
     }

@@ -247,6 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn no_more_readers_are_taken_than_are_listed() {
+        let reader = record().damages[0].readers[0].clone();
+        let mut full = record();
+        full.damages[0].readers = vec![reader; READERS_MAX];
+        let body = full.encode();
+        assert_eq!(ScrubRecord::decode(&body), Ok(full));
+
+        // They come last, behind their number.
+        let size = (body.len() - record().encode().len()) / (READERS_MAX - 1);
+        let mut one_more = [&body[..], &body[body.len() - size..]].concat();
+        let at = 8 + 10 * 8 + 2 + 24;
+        assert_eq!(usize::from(one_more[at]), READERS_MAX);
+        one_more[at] += 1;
+        assert_eq!(ScrubRecord::decode(&one_more), Err(FormatError::Field("number of readers")));
+    }
+
+    #[test]
     fn every_cut_or_foreign_body_is_refused() {
         let body = record().encode();
         for len in 0..body.len() {

@@ -1,9 +1,12 @@
 //! Tests of an open pool on a simulated device, without lanes: changes are laid by the tests themselves.
 
+mod cleaner;
 mod flushing;
 mod opening;
 mod reclaim_steps;
 mod reclaiming;
+mod removing;
+mod sharing;
 
 use super::*;
 use crate::crypto::{MasterKey, Suite};
@@ -28,7 +31,12 @@ pub(in crate::pool) struct Place {
 
 impl Place {
     pub(in crate::pool) fn new() -> Self {
-        let place = Self { device: SimDevice::new("sim", 16 << 20), store: Arc::new(MemoryStore::new()) };
+        Self::with_device(16 << 20)
+    }
+
+    /// With a device of so many bytes.
+    fn with_device(size_bytes: u64) -> Self {
+        let place = Self { device: SimDevice::new("sim", size_bytes), store: Arc::new(MemoryStore::new()) };
         create(&place.parts(), &mut |bytes| bytes.fill(5)).expect("a new pool on a healthy device");
         place
     }

@@ -34,7 +34,6 @@ impl Catalog {
                 }
             }
         }
-        sharers.truncate(count_max);
         sharers
     }
 
