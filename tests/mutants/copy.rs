@@ -21,8 +21,8 @@ const SWITCH: &str = include_str!("switch.rs");
 const ROOT: &str = "src/lib.rs";
 /// Lets the compiler take what is not stable, in the copy alone.
 const WRAPPER: &str = "rustc-with-features";
-/// Neither RocksDB nor what only the server has: it compiles in a third of the time.
-const BUILD: [&str; 6] = ["test", "--no-run", "--locked", "--no-default-features", "--features", "planted-bugs"];
+/// With RocksDB, since the folder of a pool is there only with it.
+const BUILD: [&str; 5] = ["test", "--no-run", "--locked", "--features", "planted-bugs"];
 /// The tests of the library, and those that take longer to compile.
 const LIBRARY: &str = "--lib";
 const SIMULATION: &str = "--test=engine";
