@@ -82,6 +82,12 @@ impl Pool {
         }
     }
 
+    /// Whether a flush runs.
+    #[must_use]
+    pub fn is_flush_under_way(&self) -> bool {
+        *self.is_flushing.lock()
+    }
+
     /// Blocks until no flush runs, or the pool has failed: the flush of a lane whose ring has failed never ends. Never on
     /// a lane.
     pub(crate) fn await_flush_end(&self) {

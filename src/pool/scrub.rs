@@ -155,15 +155,29 @@ impl Scrub {
     /// Stores how far it is, if that has changed. Never on a lane, and never by who has a turn.
     ///
     /// # Errors
-    /// The store's failure; then the next call tries again.
+    /// The store's failure; then the next call tries again. The failure of a flush, or of the pool before.
     pub fn store(&mut self) -> Result<()> {
         if self.is_stored {
             return Ok(());
         }
+        self.flush()?;
         let value = self.pool.keys().seal(SealKind::Scrub, key::SCRUB, &self.record.encode());
         let put = MetaOp::Put(Table::Catalog, key::SCRUB.to_vec(), value);
         self.pool.commit_beside(&[put]).map_err(|error| meta_error("Storing how far the scrub is", error))?;
         self.is_stored = true;
+        Ok(())
+    }
+
+    /// Makes durable what the pass has met: a power cut could bring back a damaged block which it passed over since a write
+    /// had replaced it.
+    fn flush(&self) -> Result<()> {
+        let need = self.pool.flush_need();
+        while !self.pool.is_flushed(need) {
+            self.pool.check_healthy()?;
+            if !self.pool.flush_devices()? {
+                self.pool.await_flush_end();
+            }
+        }
         Ok(())
     }
 }

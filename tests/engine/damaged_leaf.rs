@@ -31,7 +31,7 @@ pub fn write(world: &mut World, life: &mut Life, name: &str, block: u64, byte: u
     answer(world, life)
 }
 
-fn read(world: &mut World, life: &mut Life, name: &str, block: u64) -> Result<u8, IoError> {
+pub fn read(world: &mut World, life: &mut Life, name: &str, block: u64) -> Result<u8, IoError> {
     let open = life.volumes.open(name).expect("it is there");
     let buffer = IoBuffer::allocate(BLOCK_SIZE);
     life.lanes[0].read(open.volume(), block * BLOCK_SIZE_U64, buffer.clone(), COMPLETION);

@@ -236,6 +236,6 @@ fn roll_back(stage: &mut Stage, name: &str, random: &mut SmallRng) -> Done {
 }
 
 fn remove_volume(stage: &mut Stage, name: &str, random: &mut SmallRng) -> Done {
-    let is_shredded = name == "b" && stage.rig.has_own_keys() && random.random_bool(0.5);
+    let is_shredded = stage.has_key_alone(name) && random.random_bool(0.5);
     stage.remove_volume(name, is_shredded)
 }

@@ -25,6 +25,8 @@ pub type Content = BTreeMap<u64, Vec<Value>>;
 /// A volume.
 #[derive(Clone)]
 pub struct Head {
+    /// Whose key it is encrypted with: a clone has that of its origin.
+    pub key_of: String,
     pub block_count: u64,
     /// It is like one of these, wholly.
     pub models: Vec<Model>,

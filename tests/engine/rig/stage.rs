@@ -149,7 +149,8 @@ impl Stage {
     /// Makes a volume.
     pub fn create(&mut self, name: &str, block_count: u64, has_own_key: bool) -> Done {
         let presence = self.oracle.lock().new_change();
-        let head = Head { block_count, models: vec![Model::default()], presence };
+        let key_of = if has_own_key { name.to_owned() } else { String::new() };
+        let head = Head { key_of, block_count, models: vec![Model::default()], presence };
         self.oracle.lock().heads.insert(name.to_owned(), head);
         let id = self.new_id();
         let new = NewVolume::new(id, name, block_count * BLOCK_SIZE_U64);

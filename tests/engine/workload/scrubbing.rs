@@ -135,14 +135,18 @@ impl Workload {
         }
     }
 
-    /// A commit takes a turn, which another one may have that only this thread can end.
+    /// A commit takes a turn, and a flush is the only one: another one may have them that only this thread can end.
     fn store_scrub(&mut self) {
-        if self.life().pool.is_turn_taken() {
+        let pool = &self.life().pool;
+        if pool.is_turn_taken() || pool.is_flush_under_way() {
             return;
         }
         let scrub = self.scrubbing.scrub.as_mut().expect("each life has one");
         if let Err(error) = scrub.store() {
             self.note(|| format!("the scrub is not stored: {error}"));
+            if self.life().pool.check_writable().is_err() {
+                self.failed();
+            }
         }
     }
 

@@ -126,7 +126,10 @@ impl Stage {
             new.push(NewClone { id, name: (*name).to_owned(), created_at: 0, expires_at: 0, labels: Vec::new() });
             let oracle = &mut *self.oracle.lock();
             let Version { block_count, content, .. } = oracle.versions[version].clone();
-            oracle.heads.insert((*name).to_owned(), Head { block_count, models: vec![Model::of(&content)], presence });
+            let (origin, _) = version.split_once('@').expect("a version has a volume");
+            let key_of = oracle.heads[origin].key_of.clone();
+            let models = vec![Model::of(&content)];
+            oracle.heads.insert((*name).to_owned(), Head { key_of, block_count, models, presence });
         }
         self.life().volumes.clone_snapshot(source, new)?;
         self.set_presence(&made, Presence::There);
@@ -171,6 +174,13 @@ impl Stage {
         let removed =
             if is_shredded { volumes.shred(name, &mut super::super::filler(seed)) } else { volumes.remove(name) };
         self.is_changed(&names, removed, Presence::Gone)
+    }
+
+    /// Whether nothing else is encrypted with the key of a volume, so that it may be shredded.
+    pub fn has_key_alone(&self, name: &str) -> bool {
+        let oracle = self.oracle.lock();
+        let others = oracle.heads.iter().filter(|(other, head)| *other != name && head.presence != Presence::Gone);
+        oracle.heads[name].key_of == name && others.into_iter().all(|(_, head)| head.key_of != name)
     }
 
     fn is_there(&self, name: &str) -> bool {
