@@ -2,6 +2,7 @@
 //!
 //! `ARCHITECTURE.md` tells the layers and the path of a write and a read through these files.
 
+mod atomics;
 #[cfg(feature = "rocksdb")]
 pub mod cli;
 pub mod crypto;

@@ -2,16 +2,16 @@
 
 #![expect(unsafe_code, reason = "eventfd has no safe form in the standard library")]
 
+use super::raised::Raised;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An alarm of one lane. Raising it twice before the lane woke costs one system call.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     event: File,
-    is_raised: AtomicBool,
+    raised: Raised,
 }
 
 impl Alarm {
@@ -23,12 +23,12 @@ impl Alarm {
         }
         // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
         let event = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        Ok(Self { event, is_raised: AtomicBool::new(false) })
+        Ok(Self { event, raised: Raised::default() })
     }
 
     /// Wakes the lane. What it is to see must be published before.
     pub(crate) fn raise(&self) {
-        if self.is_raised.swap(true, Ordering::AcqRel) {
+        if !self.raised.raise() {
             return;
         }
         // Whichever end of the number comes first, it is not 0. It cannot overflow: there is one raise a read.
@@ -39,8 +39,7 @@ impl Alarm {
 
     /// To be called by the lane when its read of the eventfd is done, before it looks at what it was woken for.
     pub(crate) fn lower(&self) {
-        // A swap, not a store: it synchronizes with a raise that found the alarm raised and did nothing.
-        self.is_raised.swap(false, Ordering::AcqRel);
+        self.raised.lower();
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {

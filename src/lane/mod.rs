@@ -29,6 +29,7 @@ mod listeners;
 mod mailbox;
 mod pool_events;
 mod priority;
+mod raised;
 mod requests;
 mod scrubbing;
 mod sender;

@@ -41,6 +41,7 @@ mod tests;
 mod trim;
 mod turn;
 mod used;
+mod waiting;
 mod watermark;
 
 pub use catalog::{Catalog, CatalogStore, Change, Follower, NewClone, NewSnapshot, PointId, Sharer, SnapshotId};

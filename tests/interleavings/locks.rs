@@ -10,6 +10,11 @@ const POISONED: &str = "a thread that panics ends the run";
 pub struct Mutex<T>(shuttle::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
+    /// Nobody has it.
+    pub fn new(value: T) -> Self {
+        Self(shuttle::sync::Mutex::new(value))
+    }
+
     /// Waits until nobody has it.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().expect(POISONED)

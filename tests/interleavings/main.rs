@@ -3,7 +3,7 @@
 //! change at few points (Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", ASPLOS
 //! 2010). Nobody going on any more is a failure too: so is a wake-up that is lost.
 //!
-//! Free space is behind one lock, and atomics are not taken apart.
+//! Atomics are taken apart where a protocol is made of them (`src/atomics.rs`), in one order; weaker ones are not seen.
 //!
 //! An example, and not a test: built as one, these files would bring their own tests along, which know no scheduler.
 //! Environment: `ROK_INTERLEAVINGS`, orders of each kind for each model (1000).
@@ -13,12 +13,17 @@
 
 extern crate self as parking_lot;
 
+mod alarm_model;
+mod atomics;
 mod changes_model;
+mod lane;
 mod leaf_cache_model;
 mod locks;
 mod map;
 mod pool;
 mod range_lock_model;
+mod space_model;
+mod space_news_model;
 mod volume;
 
 pub use locks::{Mutex, RwLock, RwLockReadGuard};
@@ -31,7 +36,7 @@ use std::process::ExitCode;
 /// A model, and whether it must fail: then it is there to show that the model above it can.
 type Model = (&'static str, fn(), bool);
 
-const MODELS: [Model; 8] = [
+const MODELS: [Model; 14] = [
     (
         "range_lock: overlapping ranges have one holder and all get theirs",
         range_lock_model::ranges_have_one_holder,
@@ -48,6 +53,12 @@ const MODELS: [Model; 8] = [
     ("changes: it does if each change is laid by itself", changes_model::cuts_divide_what_is_no_batch, true),
     ("cache: a load that a checkpoint overtook is not cached", leaf_cache_model::overtaken_loads_are_refused, false),
     ("cache: it is if the version is asked for behind the load", leaf_cache_model::versions_are_asked_late, true),
+    ("alarm: a lane sees every message", alarm_model::every_message_is_seen, false),
+    ("alarm: it does not if it lowers the alarm behind its look", alarm_model::alarms_are_lowered_late, true),
+    ("space: blocks have one owner", space_model::blocks_have_one_owner, false),
+    ("space: they have two if what looks free is discarded", space_model::what_looks_free_is_discarded, true),
+    ("space: a write that waits misses no news", space_news_model::no_news_is_missed, false),
+    ("space: it does if it asks for them behind its look", space_news_model::news_are_asked_for_late, true),
 ];
 
 /// Changes of priorities in an order.

@@ -1,4 +1,7 @@
-//! What range locks know of a pool: how it wakes its lanes.
+//! News of free space, from the library's source, and what range locks know of a pool: how it wakes its lanes.
+
+#[path = "../../src/pool/space_news.rs"]
+pub mod space_news;
 
 use rok_blk::units::LaneIndex;
 use shuttle::sync::{Condvar, Mutex};

@@ -253,12 +253,21 @@ impl<'a> Copy<'a> {
     }
 }
 
+/// What the compiler says of a match that has lost an arm, at the value that it looks at.
+const ARM_MISSING: &str = "non-exhaustive patterns";
+
 /// Takes back what the compiler refuses. Whether something could be.
 fn settle(error: &Message, planted: &BTreeMap<&str, Planted>, built: &mut Built) -> bool {
     let mut is_settled = false;
     for span in error.spans.iter().filter(|span| span.is_primary) {
         let Some(file) = planted.get(span.file_name.as_str()) else { continue };
-        let Some(place) = file.places.iter().rfind(|place| place.range.contains(&span.byte_start)) else { continue };
+        let place = if error.message.starts_with(ARM_MISSING) {
+            // The arms come behind it. If it was not the first one, it is the next after that is taken back.
+            file.places.iter().filter(|place| place.range.start > span.byte_start).min_by_key(|place| place.range.start)
+        } else {
+            file.places.iter().rfind(|place| place.range.contains(&span.byte_start))
+        };
+        let Some(place) = place else { continue };
         for &number in &place.mutants {
             if place.is_own {
                 built.unviable.insert(number);
