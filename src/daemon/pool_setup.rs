@@ -102,7 +102,8 @@ impl PoolSetup {
         policies.into_iter().for_each(|(volume, policy)| server.set_export_policy(volume, policy));
         // Before clients can connect: what a device has for itself, none of them may get first.
         let devices = Attachments::restore(&server, &self.pool, self.device_names.clone(), self.memory_lock);
-        let started = listen_everywhere(&server, self).and_then(|listeners| Ok((listeners, Upkeep::begin(&server)?)));
+        let started = listen_everywhere(&server, self)
+            .and_then(|listeners| Ok((listeners, Upkeep::begin(&server, pool.copies)?)));
         let (listeners, upkeep) = match started {
             Ok(started) => started,
             Err(error) => {

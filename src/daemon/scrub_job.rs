@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::job::{JobRecord, JobState, JobUnit};
 use crate::format::scrub::ScrubRecord;
 use crate::lane::Server;
+use crate::pool::directory::Copies;
 use crate::pool::{Scrub, ScrubWish};
 use crate::units::{BLOCK_SIZE_U64, to_usize};
 
@@ -48,6 +49,7 @@ enum Begin {
 pub(super) struct ScrubJob {
     jobs: Arc<Jobs>,
     server: Arc<Server>,
+    copies: Copies,
     scrub: Mutex<Scrub>,
     /// The job that scrubs. Held while one begins.
     running: Mutex<Option<u64>>,
@@ -58,10 +60,10 @@ impl ScrubJob {
     ///
     /// # Errors
     /// The store's failure, and what resuming a job reports.
-    pub(super) fn open(server: &Arc<Server>, jobs: &Arc<Jobs>) -> Result<Arc<Self>> {
+    pub(super) fn open(server: &Arc<Server>, jobs: &Arc<Jobs>, copies: Copies) -> Result<Arc<Self>> {
         let scrub = Mutex::new(Scrub::load(Arc::clone(server.pool()))?);
         let (jobs, server) = (Arc::clone(jobs), Arc::clone(server));
-        let opened = Arc::new(Self { jobs, server, scrub, running: Mutex::new(None) });
+        let opened = Arc::new(Self { jobs, server, copies, scrub, running: Mutex::new(None) });
         let is_running = |record: &JobRecord| record.work == WORK && record.state == JobState::Running;
         let records = opened.jobs.table().list().into_iter().map(|job| job.record);
         for record in records.filter(is_running) {
@@ -271,7 +273,8 @@ impl ScrubJob {
         }
     }
 
-    /// What came of a pass: a failure of the job if anything is damaged. The map and what is counted are checked as well.
+    /// What came of a pass: a failure of the job if anything is damaged. The map and what is counted are checked as well, and
+    /// what the pool has in two copies, of which a damaged one is written anew.
     fn verdict(&self, context: &JobContext, is_whole: bool) -> Result<()> {
         let pool = self.server.pool();
         let record = self.record();
@@ -281,6 +284,9 @@ impl ScrubJob {
             messages.push(format!("{} more ranges are damaged", found.len() - NAMED_MAX));
         }
         if is_whole {
+            if let Err(error) = self.copies.scrub() {
+                messages.push(error.to_string());
+            }
             let report = pool.check_while(&|| context.check().is_ok());
             context.check()?;
             let report = report?;

@@ -13,6 +13,7 @@ use super::scrub_job::ScrubJob;
 use super::trash::Trash;
 use crate::error::Result;
 use crate::lane::Server;
+use crate::pool::directory::Copies;
 
 /// The work in the background of one open pool.
 pub(super) struct Upkeep {
@@ -30,20 +31,20 @@ impl Upkeep {
     ///
     /// # Errors
     /// What loading and beginning jobs report.
-    pub(super) fn begin(server: &Arc<Server>) -> Result<Self> {
+    pub(super) fn begin(server: &Arc<Server>, copies: Copies) -> Result<Self> {
         let reclaim = ReclaimJob::open(server)?;
-        let begun = Self::begin_beside(server, &reclaim);
+        let begun = Self::begin_beside(server, &reclaim, copies);
         if begun.is_err() {
             reclaim.stop();
         }
         begun
     }
 
-    fn begin_beside(server: &Arc<Server>, reclaim: &Arc<ReclaimJob>) -> Result<Self> {
+    fn begin_beside(server: &Arc<Server>, reclaim: &Arc<ReclaimJob>, copies: Copies) -> Result<Self> {
         let (changes, trash) = (Arc::new(Mutex::new(())), Trash::new(Arc::clone(server)));
         let jobs = Arc::clone(reclaim.jobs().table());
         let policies = Arc::new(Policies::load(server, trash.clone(), jobs, milliseconds_since_1970)?);
-        let (reclaim, scrub) = (Arc::clone(reclaim), ScrubJob::open(server, reclaim.jobs())?);
+        let (reclaim, scrub) = (Arc::clone(reclaim), ScrubJob::open(server, reclaim.jobs(), copies)?);
         let keeper = Keeper::start(trash.clone(), Arc::clone(&policies), Arc::clone(&changes), Arc::clone(&reclaim))?;
         Ok(Self { changes, reclaim, scrub, trash, policies, keeper })
     }
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn it_ends_while_a_policy_waits_for_a_checkpoint_that_finds_no_space() {
         let world = TestServer::new();
-        let upkeep = Upkeep::begin(&world.server).expect("it begins");
+        let upkeep = Upkeep::begin(&world.server, world.copies()).expect("it begins");
         let volume = world.create_touched_volume("vol1");
         world.store.fill_after(None);
         let record = PolicyRecord {

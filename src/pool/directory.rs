@@ -13,6 +13,7 @@
 //!
 //! Invariant: the devices are locked before anything else of the pool is opened or changed, and as long as it is open.
 
+mod copies;
 mod creation;
 mod credential;
 mod device_list;
@@ -28,6 +29,7 @@ mod superblock_file;
 mod tests;
 
 pub use crate::pool::Credential;
+pub use copies::Copies;
 pub use creation::create;
 pub use device_list::{ChangedDevice, DeviceList, PreparedDevice};
 pub use key_file::generate_key_file;
@@ -106,12 +108,14 @@ pub struct OpenOptions {
 pub struct OpenPool {
     /// The pool.
     pub pool: Arc<Pool>,
-    /// Its devices by index, locked as long as one of the four lives.
+    /// Its devices by index, locked as long as the pool, the key slots or the list lives.
     pub devices: Vec<Arc<FileDevice>>,
     /// Its key slots.
     pub key_slots: KeySlots,
     /// Its devices, to grow and add.
     pub device_list: DeviceList,
+    /// What it has in two copies.
+    pub copies: Copies,
 }
 
 /// What a pool is, as far as no key is needed to know it. Only [`open`] verifies that it is true.
@@ -161,8 +165,9 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
     let pool = opened?;
     let exclusive = Arc::default();
     let key_slots = KeySlots::of(directory, devices.clone(), Arc::clone(&exclusive));
+    let copies = Copies::new(directory, Arc::clone(&pool), Arc::clone(&exclusive));
     let device_list = DeviceList::new(directory, Arc::clone(&pool), records, listed, exclusive);
-    Ok(OpenPool { pool, devices, key_slots, device_list })
+    Ok(OpenPool { pool, devices, key_slots, device_list, copies })
 }
 
 fn check_options(options: &OpenOptions) -> Result<()> {

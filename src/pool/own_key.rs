@@ -50,6 +50,17 @@ impl Pool {
         Ok(())
     }
 
+    /// Reads both copies of the shred key, and writes anew what is not as it should be; how many that were. Never on a lane.
+    ///
+    /// # Errors
+    /// The failure of their file; [`ErrorKind::Unsupported`] if a newer version wrote there; [`ErrorKind::Other`] if the pool
+    /// has failed: then the next opening sees which key counts.
+    pub fn scrub_shred_key(&self) -> Result<usize> {
+        let mut shred_keys = self.shred_keys.lock();
+        self.check_healthy()?;
+        shred_keys.scrub()
+    }
+
     /// Removes a volume and destroys its key: what is left of its data, in this pool's files or in copies of them without
     /// `shred-key`, nobody can decrypt any more. The caller knows that nobody has the volume open.
     ///

@@ -126,16 +126,36 @@ impl ShredKeys {
     /// The device's failure.
     pub(super) fn settle(&mut self) -> Result<()> {
         for index in 0..self.copies.len() {
-            let is_settled = match (&self.copies[index], &self.current) {
-                (Copy::Zeros, None) => true,
-                (Copy::Key(key), Some(current)) => key.number == current.number,
-                _ => false,
-            };
-            if !is_settled {
+            if !self.is_settled(&self.copies[index]) {
                 self.write(index, self.current.clone(), is_planted(Bug::ShredNotFlushed))?;
             }
         }
         Ok(())
+    }
+
+    /// Reads both copies again, and writes those anew that do not hold what they should; how many that were.
+    ///
+    /// # Errors
+    /// The device's failure, [`ErrorKind::Unsupported`] for a newer format.
+    pub(super) fn scrub(&mut self) -> Result<usize> {
+        let Some(device) = self.device.clone().filter(|_| !self.is_undecided) else { return Ok(0) };
+        let [first, second] = COPY_OFFSETS;
+        self.copies = [self.read_copy(first)?, self.read_copy(second)?];
+        let damaged_count = self.copies.iter().filter(|copy| !self.is_settled(copy)).count();
+        self.settle()?;
+        if damaged_count > 0 {
+            tracing::warn!(file = device.name(), damaged_count, "copies of the shred key were written anew");
+        }
+        Ok(damaged_count)
+    }
+
+    /// Whether a copy is as [`Self::settle`] leaves it.
+    fn is_settled(&self, copy: &Copy) -> bool {
+        match (copy, &self.current) {
+            (Copy::Zeros, None) => true,
+            (Copy::Key(key), Some(current)) => key.number == current.number,
+            _ => false,
+        }
     }
 
     /// The current key, made if there is none: what wraps the key of a new volume.

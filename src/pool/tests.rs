@@ -6,7 +6,9 @@ mod opening;
 mod reclaim_steps;
 mod reclaiming;
 mod removing;
+mod scrubbing;
 mod sharing;
+mod status;
 
 use super::*;
 use crate::crypto::{MasterKey, Suite};

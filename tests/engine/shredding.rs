@@ -115,6 +115,8 @@ fn shredding_whose_commit_failed_is_decided_by_the_next_opening() {
         assert_eq!(shred_keys(&world), BTreeSet::from([1, 2]));
         let refused = life.volumes.shred("kept", &mut random(4)).expect_err("nobody knows which key counts");
         assert_eq!(refused.kind(), ErrorKind::Other);
+        let refused = life.pool.scrub_shred_key().expect_err("a scrub does not know either");
+        assert_eq!((refused.kind(), shred_keys(&world)), (ErrorKind::Other, BTreeSet::from([1, 2])));
         world.clear_faults();
         world.crash(Some(life), End::PowerLoss);
         let mut life = world.open().expect("one of the two keys counts");
@@ -154,4 +156,30 @@ fn pool_without_its_shred_key_is_refused_and_one_damaged_copy_is_written_anew() 
 
     world.shred_key.flip_bit(70, 0);
     drop(world.open().expect("the other one was written anew"));
+}
+
+#[test]
+fn copies_of_the_shred_key_that_are_damaged_while_the_pool_is_open_are_written_anew() {
+    const COPIES: [u64; 2] = [70, 65_536 + 70];
+    let (mut world, life) = world();
+    assert_eq!(life.pool.scrub_shred_key().expect("both are right"), 0);
+    for damaged in [&COPIES[..1], &COPIES[1..], &COPIES[..]] {
+        damaged.iter().for_each(|byte| world.shred_key.flip_bit(*byte, 0));
+        assert_eq!(life.pool.scrub_shred_key().expect("the key is in memory"), damaged.len());
+        assert_eq!(life.pool.scrub_shred_key().expect("both are right again"), 0);
+    }
+    world.shred_key.flip_bit(COPIES[0], 0);
+    world.shred_key.fail_nth(OpKind::Write, 1);
+    life.pool.scrub_shred_key().expect_err("its write fails");
+    assert_eq!(life.pool.scrub_shred_key().expect("it is written the next time"), 1);
+
+    world.crash(Some(life), End::PowerLoss);
+    world.shred_key.flip_bit(COPIES[0], 0);
+    let mut life = world.open().expect("the other copy is durable");
+    assert_eq!(access(&mut world, &mut life, "kept", false), Ok(0xaa));
+    // Behind a shredding it is the new key that counts.
+    life.volumes.shred("gone", &mut random(3)).expect("nobody has it open");
+    world.shred_key.flip_bit(COPIES[1], 0);
+    assert_eq!(life.pool.scrub_shred_key().expect("the key is in memory"), 1);
+    assert_eq!(shred_keys(&world), BTreeSet::from([2]));
 }

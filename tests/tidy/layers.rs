@@ -8,6 +8,7 @@ pub(crate) const LAYERS: &[(&str, usize)] = &[
     ("units", 0),
     ("error", 0),
     ("planted", 0),
+    ("atomics", 0),
     ("crypto", 1),
     ("format", 2),
     ("disk", 3),
@@ -31,7 +32,8 @@ struct Ban {
     reason: &'static str,
 }
 
-const BELOW_LANE: &[&str] = &["units", "error", "planted", "crypto", "format", "disk", "meta", "map", "pool", "volume"];
+const BELOW_LANE: &[&str] =
+    &["units", "error", "planted", "atomics", "crypto", "format", "disk", "meta", "map", "pool", "volume"];
 
 const BANS: &[Ban] = &[
     Ban {

@@ -11,6 +11,7 @@ use crate::format::snapshot::{Annotations, SnapshotRecord};
 use crate::lane::{IoChoice, NbdLimits, Server, ServerOptions};
 use crate::map::{Change, ChangeKey};
 use crate::meta::{MemoryStore, MetaStore};
+use crate::pool::directory::Copies;
 use crate::pool::{self, Limits, NewSnapshot, Parts};
 use crate::units::{BlockIndex, Sequence};
 use crate::volume::NewVolume;
@@ -23,7 +24,7 @@ const VOLUME_BYTES: u64 = 1 << 30;
 pub(super) struct TestServer {
     pub(super) server: Arc<Server>,
     pub(super) store: Arc<MemoryStore>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl TestServer {
@@ -46,7 +47,12 @@ impl TestServer {
         pool::create(&parts, &mut |bytes| bytes.fill(5)).expect("a new pool");
         let pool = pool::open(parts, &mut |bytes| bytes.fill(6)).expect("a new pool opens");
         let options = ServerOptions { devices: vec![device], io: IoChoice::Auto, nbd: NbdLimits::default(), tls: None };
-        Self { server: Server::start(pool, options).expect("a server"), store, _directory: directory }
+        Self { server: Server::start(pool, options).expect("a server"), store, directory }
+    }
+
+    /// Of its pool, which has none.
+    pub(super) fn copies(&self) -> Copies {
+        Copies::new(self.directory.path(), Arc::clone(self.server.pool()), Arc::default())
     }
 
     /// Makes a volume.

@@ -1,5 +1,6 @@
 //! Tests of pools on the file system.
 
+mod copies;
 mod devices;
 mod key_slots;
 

@@ -97,6 +97,7 @@ impl Stage {
             scrub.take(step, 1);
             scrub.store()?;
         }
+        self.life().pool.scrub_shred_key()?;
         let damages = &scrub.record().damages;
         assert!(damages.is_empty() || self.rig.tap.failed_count() > 0, "nothing is damaged: {damages:?}");
         Ok(())
