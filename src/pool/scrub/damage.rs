@@ -55,7 +55,17 @@ struct Reader {
 #[derive(Default)]
 struct Instant {
     readers: Vec<Reader>,
+    /// Trees of suspects that are gone: what lived in them went into trees that built on them, and which those were nobody knows.
+    gone: BTreeSet<TreeId>,
     changes: TakenChanges,
+}
+
+impl Instant {
+    /// Who may have what a tree had.
+    fn readers_of(&self, tree: TreeId) -> impl Iterator<Item = &Reader> {
+        let is_gone = self.gone.contains(&tree);
+        self.readers.iter().filter(move |reader| is_gone || reader.trees.contains(&tree))
+    }
 }
 
 type Suspects = BTreeMap<(TreeId, LeafIndex), Vec<Suspect>>;
@@ -95,7 +105,9 @@ impl Pool {
         let heads = catalog.volumes().map(|volume| reader(volume.id, None, (volume.tree, Epoch::NEWEST)));
         let snapshots = catalog.snapshots();
         let snapshots = snapshots.map(|snapshot| reader(snapshot.volume, Some(snapshot.number), snapshot.point));
-        let is_concerned = |reader: &Reader| suspects.keys().any(|(tree, _)| reader.trees.contains(tree));
+        let trees: BTreeSet<TreeId> = suspects.keys().map(|(tree, _)| *tree).collect();
+        let gone: BTreeSet<TreeId> = trees.iter().copied().filter(|tree| catalog.tree(*tree).is_none()).collect();
+        let is_concerned = |reader: &Reader| !gone.is_empty() || !reader.trees.is_disjoint(&trees);
         let readers: Vec<Reader> = heads.chain(snapshots).filter(is_concerned).collect();
         let levels: BTreeSet<(TreeId, Epoch)> =
             readers.iter().flat_map(|reader| reader.lineage.0.iter().copied()).collect();
@@ -105,7 +117,7 @@ impl Pool {
                 changes.take(&self.changes, leaf, *level);
             }
         }
-        Instant { readers, changes }
+        Instant { readers, gone, changes }
     }
 
     fn damages_of_leaf(
@@ -117,7 +129,7 @@ impl Pool {
     ) -> Result<Vec<Damage>> {
         let stored = StoredLeaves { store: view, keys: &self.keys };
         let mut seen_by: Vec<Vec<DamageReader>> = vec![Vec::new(); suspects.len()];
-        for reader in instant.readers.iter().filter(|reader| reader.trees.contains(&tree)) {
+        for reader in instant.readers_of(tree) {
             let seen = match instant.changes.leaf_of(&stored, &reader.lineage, leaf) {
                 Err(error) if error.kind() != ErrorKind::Integrity => return Err(error),
                 other => other.ok(),
