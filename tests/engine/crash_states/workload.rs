@@ -168,7 +168,9 @@ fn any_range(block_count: u64, random: &mut SmallRng) -> Range<u64> {
 }
 
 fn act(stage: &mut Stage, random: &mut SmallRng) -> Done {
-    let Some((name, block_count)) = any_head(stage, random) else { return stage.create("d", 5, false) };
+    let Some((name, block_count)) = any_head(stage, random) else {
+        return if stage.is_surely_free("d") { stage.create("d", 5, false) } else { stage.settle() };
+    };
     let range = any_range(block_count, random);
     let is_fua = random.random_bool(0.15);
     match random.random_range(0..100) {
@@ -216,9 +218,7 @@ fn remove_version(stage: &mut Stage, name: &str, random: &mut SmallRng) -> Done 
 }
 
 fn clone_version(stage: &mut Stage, name: &str) -> Done {
-    let heads = stage.heads();
-    let free: Vec<&str> =
-        ["c", "e", "f"].into_iter().filter(|free| heads.iter().all(|(name, _)| name != free)).collect();
+    let free: Vec<&str> = ["c", "e", "f"].into_iter().filter(|free| stage.is_surely_free(free)).collect();
     match stage.version_of(name, false) {
         Some(version) if free.len() > 1 && stage.thing_count() < THINGS_MAX => {
             stage.clone_version(&version, &free[..2])

@@ -176,6 +176,11 @@ impl Stage {
         self.is_changed(&names, removed, Presence::Gone)
     }
 
+    /// Whether no volume can have this name, after a crash neither: the oracle knows one volume of each.
+    pub fn is_surely_free(&self, name: &str) -> bool {
+        self.oracle.lock().heads.get(name).is_none_or(|head| head.presence == Presence::Gone)
+    }
+
     /// Whether nothing else is encrypted with the key of a volume, so that it may be shredded.
     pub fn has_key_alone(&self, name: &str) -> bool {
         let oracle = self.oracle.lock();
