@@ -94,3 +94,20 @@ impl Entry {
 }
 
 const _: () = assert!(size_of::<Entry>() == 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::DeviceIndex;
+
+    #[test]
+    fn what_an_entry_says_comes_back() {
+        let address = Address::new(DeviceIndex::new(3), 0x12_3456_789a);
+        for generation in [0, 1, 5, 255] {
+            let entry = Entry::new(address, KeyGeneration::new(generation), Sequence::new(7), 8);
+            assert_eq!((entry.address(), entry.generation().get()), (address, generation));
+            assert_eq!((entry.sequence().get(), entry.mac()), (7, 8));
+            assert_eq!(Entry::from_parts(entry.place(), 7, 8), Ok(entry));
+        }
+    }
+}

@@ -315,3 +315,50 @@ fn decode_removal(reader: &mut Reader<'_>) -> Result<Removal, FormatError> {
     }
     Ok(Removal { tree, epoch, block, count, sequence })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::DeviceIndex;
+
+    /// A record of one run of so many blocks, with one sequence.
+    fn decoded(count: u32, sequence: u64) -> Result<usize, FormatError> {
+        let (start, blocks) = (Address::new(DeviceIndex::new(0), 600), u64::from(count));
+        let run = WriteRun {
+            tree: TreeId::new(1),
+            epoch: Epoch::new(1),
+            block: BlockIndex::new(5),
+            count,
+            generation: KeyGeneration::new(0),
+            sequence: Sequence::new(sequence),
+        };
+        let record = Record {
+            next: start,
+            marks: vec![ChainSequence::new(1)],
+            runs: vec![run],
+            macs: vec![9; to_usize(blocks)],
+            segments: if count == 0 { Vec::new() } else { vec![AddressRun { start, count: blocks }] },
+            removals: Vec::new(),
+        };
+        let mut writer = Writer::new();
+        record.encode_body(&mut writer);
+        let found = Record::decode_body(&writer.finish())?;
+        assert_eq!(found, record);
+        Ok(found.macs.len())
+    }
+
+    #[test]
+    fn a_batch_has_no_more_blocks_than_it_may() {
+        for count in [1, BATCH_BLOCKS_MAX - 1, BATCH_BLOCKS_MAX] {
+            assert_eq!(decoded(u32::try_from(count).expect("small"), 1), Ok(count));
+        }
+        let more = u32::try_from(BATCH_BLOCKS_MAX + 1).expect("small");
+        assert_eq!(decoded(more, 1), Err(FormatError::Field("record block count")));
+    }
+
+    #[test]
+    fn a_run_has_blocks_and_a_sequence() {
+        assert_eq!(decoded(0, 1), Err(FormatError::Field("record run")));
+        assert_eq!(decoded(1, 0), Err(FormatError::Field("record run")));
+    }
+}

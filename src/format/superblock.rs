@@ -192,6 +192,24 @@ mod tests {
     use crate::crypto::{MasterKey, Purpose};
 
     #[test]
+    fn as_many_devices_and_slots_are_taken_as_there_may_be() {
+        let device =
+            |number| DeviceRecord { id: Uuid::from_u128(number), block_count: 4096, name: format!("data-{number}") };
+        let slot = |index| KeySlotRecord { index, kind: 1, salt: [0; 32], wrapped: [0; 60], parameters: [0; 16] };
+        let mac = MasterKey::from_bytes([3; 32]).static_mac(Purpose::Superblock);
+        for (devices, slots) in [(1, 1), (DEVICES_MAX - 1, 2), (DEVICES_MAX, KEY_SLOTS_MAX)] {
+            let superblock = Superblock {
+                pool: Uuid::from_u128(1),
+                generation: 1,
+                suite: Suite::XtsGmac,
+                devices: (0..).take(devices).map(device).collect(),
+                slots: (0..).take(slots).map(slot).collect(),
+            };
+            assert_eq!(Superblock::decode(&superblock.encode(&mac).1), Ok(superblock), "{devices} and {slots}");
+        }
+    }
+
+    #[test]
     fn two_slots_with_one_index_are_refused() {
         let device = DeviceRecord { id: Uuid::from_u128(2), block_count: 4096, name: "data-0".to_owned() };
         let slot = |index| KeySlotRecord { index, kind: 1, salt: [0; 32], wrapped: [0; 60], parameters: [0; 16] };

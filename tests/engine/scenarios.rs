@@ -1,8 +1,9 @@
 //! Single situations, each written down: what the seeds meet only by chance.
 
-use crate::world::{Life, World};
+use crate::world::{Life, World, new_snapshot};
 use rok_blk::disk::{CrashMode, IoBuffer, OpKind};
 use rok_blk::error::{ErrorKind, IoError};
+use rok_blk::pool::NewClone;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, NewVolume};
 use uuid::Uuid;
@@ -157,4 +158,31 @@ fn error_of_a_write_comes_after_all_of_its_parts() {
     life.lanes[0].turn();
     life.lanes[0].drain_done(&mut done);
     assert_eq!(done.pop().map(|(_, result)| result), Some(Err(IoError::Io)));
+}
+
+#[test]
+fn a_volume_builds_on_what_it_is_a_clone_of_and_on_nothing_else() {
+    let (mut world, mut life) = world();
+    write(&mut world, &mut life).expect("nothing is in the way");
+    let of = |life: &Life, name: &str| life.volumes.find(name).expect("it is there").id;
+    for (name, clone, id) in [("vol0", "clone", 2), ("clone", "of-clone", 3)] {
+        let new = new_snapshot(of(&life, name));
+        let made = life.volumes.snapshot(vec![new]).expect("there is space").remove(0);
+        let new = NewClone {
+            id: Uuid::from_u128(id),
+            name: clone.to_owned(),
+            created_at: 0,
+            expires_at: 0,
+            labels: Vec::new(),
+        };
+        life.volumes.clone_snapshot((made.volume, made.number), vec![new]).expect("there is space");
+    }
+    life.volumes.create(&NewVolume::new(Uuid::from_u128(4), "other", 8 << 20)).expect("a new volume");
+    let opened = ["vol0", "clone", "of-clone", "other"].map(|name| life.volumes.open(name).expect("it is there"));
+    for (at, one) in opened.iter().enumerate() {
+        for (behind, other) in opened.iter().enumerate() {
+            let builds_on = at == behind || at < 3 && behind < at;
+            assert_eq!(one.volume().builds_on(other.volume()), builds_on, "{at} on {behind}");
+        }
+    }
 }

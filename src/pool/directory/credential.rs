@@ -135,3 +135,14 @@ fn out_of_memory(error: KeyError) -> Error {
         .with_hint("Free some; rok-blk key ls tells how much each slot needs")
         .with_source(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::slot_word;
+
+    #[test]
+    fn each_kind_of_slot_has_its_word() {
+        let words = ["unknown", "key-file", "clear", "passphrase", "systemd-credential", "unknown"];
+        assert_eq!([0, 1, 2, 3, 4, 5].map(slot_word), words);
+    }
+}

@@ -84,3 +84,27 @@ impl Device for ListedDevice {
         self.file.holes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listed_device_is_the_front_of_its_file() {
+        let directory = tempfile::tempdir().expect("the temporary folder is writable");
+        let file = Arc::new(FileDevice::create(&directory.path().join("data-0"), 1 << 20).expect("there is space"));
+        let listed = ListedDevice::new(Arc::clone(&file), 8192);
+        assert_eq!((listed.name(), listed.size_bytes(), listed.is_thin()), (file.name(), 8192, file.is_thin()));
+        let mut block = [0; 4096];
+        listed.write_at(4096, &[7; 4096]).expect("it is within");
+        file.read_at(4096, &mut block).expect("it is within");
+        assert_eq!(block, [7; 4096]);
+        assert_eq!(listed.read_at(4097, &mut block).expect_err("behind the end").kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(listed.write_at(8192, &[7]).expect_err("behind the end").kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(listed.discard(4096, 8192).expect_err("behind the end").kind(), io::ErrorKind::InvalidInput);
+
+        listed.grow(12_288);
+
+        listed.read_at(8192, &mut block).expect("it has grown");
+    }
+}

@@ -113,6 +113,7 @@ mod tests {
         reserve.create().expect("there is space for 2 MiB");
         let size_bytes = || std::fs::metadata(reserve.path()).map(|metadata| metadata.len());
         assert_eq!(size_bytes().expect("it is there"), 2 << 20);
+        assert!(reserve.is_there());
 
         assert!(reserve.give_up());
         assert!(!reserve.is_there());

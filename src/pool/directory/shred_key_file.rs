@@ -78,3 +78,20 @@ pub(super) fn open(directory: &Path) -> Result<Option<Arc<dyn Device>>> {
     }
     Ok(Some(Arc::new(device)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_file_is_made_and_one_that_is_there_is_taken() {
+        let directory = tempfile::tempdir().expect("the temporary folder is writable");
+        assert!(open(directory.path()).expect("it is missing, which is no error").is_none());
+
+        let (made, is_new) = open_or_create(directory.path()).expect("there is space");
+        assert_eq!((made.map(|device| device.size_bytes()), is_new), (Some(FILE_BYTES), true));
+
+        let (found, is_new) = open_or_create(directory.path()).expect("it is there");
+        assert_eq!((found.map(|device| device.size_bytes()), is_new), (Some(FILE_BYTES), false));
+    }
+}

@@ -3,6 +3,7 @@
 mod copies;
 mod devices;
 mod key_slots;
+mod refusals;
 
 use super::creation::link_device;
 use super::*;

@@ -44,3 +44,14 @@ fn flush_covers_the_devices_that_were_written_and_what_was_asked_for_before_it()
     pool.end_flush(&start, None);
     assert!(pool.is_flushed(pool.flush_need()));
 }
+
+#[test]
+fn a_flush_is_under_way_from_its_begin_to_its_end() {
+    let pool = Place::new().open();
+    let mut start = FlushStart::default();
+    assert!(!pool.is_flush_under_way());
+    assert!(pool.begin_flush(&mut start));
+    assert!(pool.is_flush_under_way() && !pool.begin_flush(&mut FlushStart::default()));
+    pool.end_flush(&start, None);
+    assert!(!pool.is_flush_under_way());
+}

@@ -51,3 +51,18 @@ fn what_was_given_back_is_free_and_comes_again_while_it_can_be_written() {
     pool.space.lock().give_back(taken);
     assert!(!pool.is_restock_coming());
 }
+
+#[test]
+fn writes_that_wait_for_space_are_counted_and_news_are_numbered() {
+    let pool = Place::new().open();
+    let news = pool.space_news();
+    assert!(!pool.has_waiting_writes());
+    pool.begin_waiting();
+    pool.begin_waiting();
+    pool.end_waiting();
+    assert!(pool.has_waiting_writes());
+    pool.tell_space();
+    assert_eq!(pool.space_news(), news + 1);
+    pool.end_waiting();
+    assert!(!pool.has_waiting_writes());
+}

@@ -1,0 +1,61 @@
+//! What is told of a device that cannot be taken, and what an opened pool has of its options.
+
+use super::*;
+use crate::format::device_header::HEADER_OFFSETS;
+use crate::format::superblock::DEVICES_MAX;
+
+#[test]
+fn a_disk_that_is_not_empty_is_named_with_what_clears_it() {
+    let place = Place::new();
+    let target = place.path("disk");
+    fs::write(&target, vec![1; 16 << 20]).expect("written");
+
+    let error = link_device(&place.path("link-0"), &target).expect_err("something is on it");
+
+    let hint = error.hint().expect("there is a way out");
+    assert!(hint.contains(&format!("of={}", target.display())), "{hint}");
+}
+
+#[test]
+fn a_device_whose_headers_are_both_damaged_is_told_from_a_foreign_one() {
+    let place = Place::plain();
+    let file = fs::OpenOptions::new().read(true).write(true).open(place.pool().join("data-0")).expect("there");
+    for offset in HEADER_OFFSETS {
+        let mut byte = [0];
+        // Behind the pool's id, which can still be read.
+        file.read_exact_at(&mut byte, offset + 200).expect("a whole header");
+        file.write_all_at(&[byte[0] ^ 1], offset + 200).expect("writable");
+    }
+
+    let error = refused(place.open_plain());
+
+    assert_eq!(error.kind(), ErrorKind::Integrity);
+    assert!(error.message().starts_with("Both headers of device ") && error.message().contains("data-0"), "{error}");
+}
+
+#[test]
+fn a_pool_with_as_many_devices_as_there_may_be_takes_no_other() {
+    const ADDED_BYTES: u64 = 16 << 20;
+    let place = Place::new();
+    let devices = vec![DeviceSource::File { size_bytes: SIZE_BYTES }; DEVICES_MAX];
+    create(&place.pool(), &CreateOptions { devices, ..plain(SIZE_BYTES) }).expect("a pool");
+    let opened = place.open_plain().expect("a new pool opens");
+
+    let source = DeviceSource::File { size_bytes: ADDED_BYTES };
+    for error in [opened.device_list.plan_adding(&source).err(), opened.device_list.prepare(&source).err()] {
+        assert_eq!(error.expect("there are too many").kind(), ErrorKind::Usage);
+    }
+}
+
+#[test]
+fn an_opened_pool_has_what_was_asked_for() {
+    let place = Place::plain();
+    let watermarks = Watermarks::new(41, 42).expect("in order");
+    let options = OpenOptions { watermarks, map_cache_bytes: 3 << 20, ..open_options(None) };
+
+    let opened = open(&place.pool(), &options).expect("a new pool opens");
+
+    let status = opened.pool.status();
+    assert_eq!((status.watermarks, status.map_cache_bytes_max), (watermarks, 3 << 20));
+    assert!(metadata_free_bytes(&place.pool()).is_some_and(|bytes| bytes > 0));
+}
