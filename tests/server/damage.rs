@@ -81,7 +81,7 @@ fn refused(home: &Home) -> String {
 
 /// The pool must be served, with all data.
 #[track_caller]
-fn served(home: &Home) {
+pub fn served(home: &Home) {
     let victim = serve(home).unwrap_or_else(|refusal| panic!("{refusal:?}"));
     let mut client = connect(home);
     for number in 0..BLOCK_COUNT {
@@ -92,7 +92,7 @@ fn served(home: &Home) {
     assert!(!said.iter().any(|line| line.contains("panicked")), "{said:#?}");
 }
 
-fn flip(path: &Path, offset: u64) {
+pub fn flip(path: &Path, offset: u64) {
     let file = OpenOptions::new().read(true).write(true).open(path).expect("a file of the pool");
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).expect("the file is that long");

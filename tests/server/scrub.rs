@@ -3,7 +3,7 @@
 use rok_nbd::WireError;
 use serde_json::{Value, json};
 
-use crate::damage::{BLOCK_COUNT, BLOCK_STEP, connect, damage_block, pool_with_data, read, write};
+use crate::damage::{BLOCK_COUNT, BLOCK_STEP, connect, damage_block, flip, pool_with_data, read, served, write};
 use crate::job::with_data;
 use crate::support::{Home, request};
 
@@ -82,6 +82,32 @@ fn a_scrub_tells_what_is_damaged_and_whose_until_that_is_written_anew_or_removed
     client.disconnect();
     serving.stop();
     home.check();
+}
+
+/// Each copy in turn, while the daemon runs: the other one is damaged only behind a scrub.
+#[test]
+fn a_scrub_writes_damaged_copies_of_superblock_and_shred_key_anew() {
+    const COPIES: [u64; 2] = [0, 64 << 10];
+    let home = pool_with_data();
+    let files = ["pool/superblock", "pool/shred-key"].map(|name| home.path(name));
+    let serving = home.serve(&[]);
+    home.run(["create", "secret", "--size", "1MiB", "--own-key"]).success();
+    for copy in COPIES {
+        files.iter().for_each(|file| flip(file, copy + 60));
+        home.run(["scrub"]).success();
+    }
+    files.iter().for_each(|file| flip(file, COPIES[0] + 60));
+    serving.kill();
+    served(&home);
+
+    let serving = home.serve(&[]);
+    COPIES.iter().for_each(|copy| flip(&files[0], copy + 60));
+    let told = home.run(["scrub"]).failure(INTEGRITY);
+    assert!(told.contains("Both copies in ") && told.contains("superblock"), "{told}");
+    flip(&files[0], COPIES[1] + 60);
+    home.run(["scrub"]).success();
+    serving.stop();
+    served(&home);
 }
 
 #[test]
