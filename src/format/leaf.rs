@@ -370,6 +370,18 @@ mod tests {
         Entry::new(address, KeyGeneration::new(0), Sequence::new(sequence), block ^ sequence)
     }
 
+    #[test]
+    fn only_a_part_has_a_level() {
+        let value = |level: [u8; 2]| [&[0, 0, level[0], level[1]][..], &[0; 1 << 17]].concat();
+        let refused = Err(FormatError::Field("level of a leaf"));
+        assert_eq!(frames(&value([1, 0])).map(|_| ()), refused, "a whole leaf is shorter");
+        assert_eq!(frames(&value([0, PART_DEPTH_MAX + 1])).map(|_| ()), refused);
+        let mut whole = Vec::new();
+        push_frame(&mut whole, &[7; 300]);
+        push_frame(&mut whole, &[8; 2]);
+        assert_eq!(frames(&whole), Ok((Level::WHOLE, vec![&[7; 300][..], &[8; 2][..]])));
+    }
+
     proptest! {
         #[test]
         fn any_leaf_survives_its_encoding(slots in prop::collection::btree_map(any::<u8>(), (1_u64..1 << 39, 1_u64..1 << 60), 0..256)) {

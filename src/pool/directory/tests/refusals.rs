@@ -18,7 +18,7 @@ fn a_disk_that_is_not_empty_is_named_with_what_clears_it() {
 
 #[test]
 fn a_device_whose_headers_are_both_damaged_is_told_from_a_foreign_one() {
-    let place = Place::plain();
+    let place = Place::encrypted();
     let file = fs::OpenOptions::new().read(true).write(true).open(place.pool().join("data-0")).expect("there");
     for offset in HEADER_OFFSETS {
         let mut byte = [0];
@@ -27,9 +27,10 @@ fn a_device_whose_headers_are_both_damaged_is_told_from_a_foreign_one() {
         file.write_all_at(&[byte[0] ^ 1], offset + 200).expect("writable");
     }
 
-    let error = refused(place.open_plain());
+    let error = refused(place.open_with_key());
 
     assert_eq!(error.kind(), ErrorKind::Integrity);
+    assert!(place.pool().join("shred-key").exists(), "it is not what an opening made");
     assert!(error.message().starts_with("Both headers of device ") && error.message().contains("data-0"), "{error}");
 }
 
@@ -58,4 +59,19 @@ fn an_opened_pool_has_what_was_asked_for() {
     let status = opened.pool.status();
     assert_eq!((status.watermarks, status.map_cache_bytes_max), (watermarks, 3 << 20));
     assert!(metadata_free_bytes(&place.pool()).is_some_and(|bytes| bytes > 0));
+}
+
+#[test]
+fn a_missing_shred_key_is_made_and_stays_and_one_that_is_there_stays_when_the_pool_is_refused() {
+    let place = Place::encrypted();
+    let path = place.pool().join("shred-key");
+    fs::remove_file(&path).expect("there");
+    drop(place.open_with_key().expect("no volume has a key of its own"));
+    let made = fs::read(&path).expect("it was made");
+
+    // A store without a checkpoint is no pool's.
+    fs::rename(place.pool().join("meta"), place.path("away")).expect("there");
+    assert_eq!(refused(place.open_with_key()).kind(), ErrorKind::Integrity);
+
+    assert!(fs::read(&path).expect("it stays") == made);
 }
