@@ -65,6 +65,8 @@ pub enum Bug {
     MergeCursorIgnored,
     /// Leaves of the parents are taken for copied down before all of them are.
     CopyEndsEarly,
+    /// Versions that an opening finds are taken for stored before its checkpoint is done.
+    FoundVersionsSettled,
     /// A diff leaves out what only the parent of a clone has.
     DiffWithoutParents,
     /// A change of the superblock leaves one copy as it was.
@@ -93,7 +95,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -124,6 +126,7 @@ impl Bug {
         Self::MergeFreesOlder,
         Self::MergeCursorIgnored,
         Self::CopyEndsEarly,
+        Self::FoundVersionsSettled,
         Self::DiffWithoutParents,
         Self::RepairTakesAllUsed,
         Self::OldSlotsStay,

@@ -281,7 +281,7 @@ impl ScrubJob {
         let found = pool.with_catalog(|catalog, _| DamagedRange::list(&record.damages, catalog));
         let mut messages: Vec<String> = found.iter().take(NAMED_MAX).map(|range| range.message.clone()).collect();
         if found.len() > NAMED_MAX {
-            messages.push(format!("{} more ranges are damaged", found.len() - NAMED_MAX));
+            messages.push(format!("Damaged ranges beside these: {}", found.len() - NAMED_MAX));
         }
         if is_whole {
             if let Err(error) = self.copies.scrub() {

@@ -144,7 +144,10 @@ pub fn open(directory: &Path, options: &OpenOptions) -> Result<OpenPool> {
     let (file, devices) = lock(directory)?;
     let master = Arc::new(credential::unlock(directory, &file, options.credential.as_ref())?);
     check_devices(&devices, file.superblock(), &master)?;
-    file.repair(&master);
+    // One copy is enough to open.
+    if let Err(error) = file.repair(&master) {
+        tracing::warn!("{error}");
+    }
     let records = file.superblock().devices.clone();
     let listed = devices
         .iter()

@@ -31,6 +31,7 @@ counts! {
     lost_blocks
     checkpoints
     rot_detected
+    stopped_by_rot
     meta_failures
     meta_full
     volumes_removed

@@ -1,11 +1,11 @@
 //! A leaf in `meta/` that cannot be read: what has nothing to do with it goes on.
 
-use crate::world::{End, Life, World};
+use crate::world::{End, Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::meta::{MetaRead as _, Table};
-use rok_blk::pool::Checkpoint;
-use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::pool::{AddressGroup, Checkpoint, NewClone, Stretch};
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex};
 use rok_blk::volume::{Completion, NewVolume};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -44,14 +44,21 @@ fn checkpoint(life: &Life) -> Result<(), rok_blk::error::Error> {
 
 /// Volumes "good" and "bad" with two blocks each, and a bit of the leaf of "bad" flipped.
 pub fn world() -> (World, Life) {
+    world_with(|world, life| {
+        for (name, block, byte) in [("bad", 0, 1), ("bad", 1, 2), ("good", 0, 1), ("good", 1, 2)] {
+            write(world, life, name, block, byte).expect("nothing is in the way");
+        }
+    })
+}
+
+/// The same with what is written then.
+fn world_with(fill: impl FnOnce(&mut World, &mut Life)) -> (World, Life) {
     let mut world = World::new(1, &[DEVICE_BYTES]);
     let mut life = world.open().expect("a new pool opens");
     for (id, name) in [(1, "bad"), (2, "good")] {
         life.volumes.create(&NewVolume::new(Uuid::from_u128(id), name, 8 << 20)).expect("a new volume");
-        for (block, byte) in [(0, 1), (1, 2)] {
-            write(&mut world, &mut life, name, block, byte).expect("nothing is in the way");
-        }
     }
+    fill(&mut world, &mut life);
     assert!(world.close(life, None, &mut Vec::new()), "a healthy machine");
     let leaves = world.store.scan(Table::Leaves, &[], &[u8::MAX; 64], 8).expect("a healthy machine");
     let (first_key, value) = leaves.first().expect("there are leaves");
@@ -98,4 +105,53 @@ fn removed_volume_with_a_damaged_leaf_keeps_its_space_and_nothing_else_from_goin
         life = world.open().expect("it goes on without the leaf");
         assert_eq!(read(&mut world, &mut life, "good", 0), Ok(byte));
     }
+}
+
+/// What was written to the clone's origin is in the log alone then, and the tree of the clone has none of it.
+#[test]
+fn clone_in_a_pool_that_stopped_is_what_its_origin_was() {
+    let (mut world, mut life) = world();
+    write(&mut world, &mut life, "good", 0, 7).expect("nothing is in the way");
+    write(&mut world, &mut life, "bad", 1, 9).expect("the leaf is not looked at");
+    let made = life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(2))]).expect("there is space").remove(0);
+    let (id, name) = (Uuid::from_u128(3), "clone".to_owned());
+    let new = NewClone { id, name, created_at: 0, expires_at: 0, labels: Vec::new() };
+    life.volumes.clone_snapshot((made.volume, made.number), vec![new]).expect("there is space");
+    assert_eq!(life.pool.changes().active_count(), 2, "nothing is stored");
+
+    world.crash(Some(life), End::Kill);
+    life = world.open().expect("all else is there");
+
+    assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+    assert_eq!(read(&mut world, &mut life, "good", 0), Ok(7));
+    assert_eq!(read(&mut world, &mut life, "clone", 0), Ok(7), "not the 1 that was there before");
+}
+
+/// Each try reports it.
+#[test]
+fn cleaning_tries_a_damaged_leaf_once_and_moves_what_has_nothing_to_do_with_it() {
+    let (mut world, mut life) = world_with(|world, life| {
+        // At once, so that they are in one group of addresses; and no neighbours, so that each has an owner of its own.
+        for (name, block) in [("bad", 0), ("bad", 2), ("good", 0), ("good", 2)] {
+            let open = life.volumes.open(name).expect("it is there");
+            life.lanes[0].write(open.volume(), block * BLOCK_SIZE_U64, block_of(7), false, COMPLETION);
+        }
+        world.drain(life, &mut Vec::new());
+    });
+    let stretches = (0..3).map(|index| Stretch { device: DeviceIndex::new(0), index });
+    let owner_count = |group: &AddressGroup| life.pool.owners_of(*group).expect("a healthy store").len();
+    let owned = stretches.flat_map(AddressGroup::of_stretch).map(|group| (group, owner_count(&group)));
+    let owned: Vec<(AddressGroup, usize)> = owned.filter(|(_, count)| *count > 0).collect();
+    let [(group, 4)] = owned[..] else { panic!("all are in one group: {owned:?}") };
+    life.lanes[0].clean(&life.volumes, group, COMPLETION);
+    let mut job_count = 0;
+    for _ in 0..8 {
+        life.lanes[0].turn();
+        job_count += life.job_count();
+        life.run_jobs();
+    }
+
+    assert_eq!(job_count, 3, "the owners, and each leaf once");
+    assert_eq!(answer(&mut world, &mut life), Ok(()));
+    assert_eq!(life.pool.cleaning_status().moved, 2, "those of the other volume");
 }

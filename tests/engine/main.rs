@@ -48,12 +48,13 @@ const REPLAYED_EVERY: u64 = 7;
 const BUG_SEEDS: u64 = 5_000;
 /// Who found a bug after many others that did not, when all were looked at: these are looked at first. It may be wrong after
 /// any change, and then they all are again.
-const FINDERS: [(Bug, u64); 8] = [
+const FINDERS: [(Bug, u64); 9] = [
     (Bug::FlushJoinsStarted, 183),
     (Bug::OvertakenLoadCached, 81),
     (Bug::PauseMissesSpace, 287),
     (Bug::GivenBackUntold, 287),
     (Bug::MergeCursorIgnored, 158),
+    (Bug::FoundVersionsSettled, 731),
     (Bug::DiffWithoutParents, 319),
     (Bug::SuperblockTrustsItsRead, 712),
     (Bug::ScrubTrustsFirstLook, 187),
@@ -154,7 +155,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { meta_full, volumes_removed, bad_block_reads, reserves_used, own_keys, .. } = counts;
     let Counts { own_key_blocks, moved_blocks, shredded, discards, partial_zeroes, restocked, .. } = counts;
     let Counts { blocks_walked, snapshot_blocks_walked, .. } = counts;
-    let Counts { paused, resumed, owners_left, .. } = counts;
+    let Counts { paused, resumed, owners_left, stopped_by_rot, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
     let Counts { key_changes, key_changes_cut_off, .. } = counts;
@@ -191,6 +192,7 @@ fn assert_all_happened(counts: Counts) {
         torn_writes,
         lost_blocks,
         rot_detected,
+        stopped_by_rot,
         meta_full,
         volumes_removed,
         bad_block_reads,

@@ -11,6 +11,7 @@ mod mapped;
 mod own_keys;
 mod partial;
 mod pausing;
+mod rotten_leaf;
 mod scrubbing;
 mod snapshots;
 mod volumes;

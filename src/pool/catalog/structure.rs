@@ -6,6 +6,7 @@
 use super::{Catalog, PointId};
 use crate::format::catalog::HeldBlocks;
 use crate::format::snapshot::PointRecord;
+use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::Edit;
 use crate::units::{Epoch, Sequence, TreeId};
 use std::collections::BTreeSet;
@@ -125,10 +126,14 @@ impl Catalog {
         checkpoints_done > self.made_at.get(&at).copied().unwrap_or_default()
     }
 
-    /// How many checkpoints must be done until everything that a frozen epoch sees is stored.
+    /// How many checkpoints must be done until everything that a frozen epoch sees is stored; 0 for what is not frozen. What the
+    /// log had of an epoch that was there when the pool was opened is stored by the checkpoint of that opening, which may fail.
     #[must_use]
     pub fn stored_after(&self, at: PointId) -> u64 {
-        self.made_at.get(&at).map_or(0, |cuts| cuts + 1)
+        if !self.points.contains_key(&at) || is_planted(Bug::FoundVersionsSettled) && !self.made_at.contains_key(&at) {
+            return 0;
+        }
+        self.made_at.get(&at).copied().unwrap_or_default() + 1
     }
 
     /// The frozen epoch that is being merged, else one that lives no more, the newest first, so that a row of them is

@@ -26,14 +26,14 @@ impl Copies {
     /// Reads them all, and writes anew what is damaged, which is told in the log. Never on a lane.
     ///
     /// # Errors
-    /// `Integrity` if no copy of the superblock is right, else the failure of a file, or of the pool before.
+    /// `Integrity` if no copy of the superblock is right, else the failure of a file, which may be that a damaged copy cannot be
+    /// written anew, or of the pool before.
     pub fn scrub(&self) -> Result<()> {
         self.pool.scrub_shred_key()?;
         let _exclusive = self.exclusive.lock();
         let file = SuperblockFile::read(&self.directory)?;
         let master = self.pool.keys().master();
         file.verify(master)?;
-        file.repair(master);
-        Ok(())
+        file.repair(master)
     }
 }

@@ -58,16 +58,22 @@ impl SuperblockFile {
         Err(Error::new(ErrorKind::Integrity, message).with_hint("Restore the file from a backup"))
     }
 
-    /// Writes the other copy anew, if it is damaged or from before an interrupted change. The pool can be used also where
-    /// this fails, so that a failure is only told in the log. Call it after [`Self::verify`], with the pool's devices
-    /// locked since before the read.
-    pub fn repair(&self, master: &MasterKey) {
-        let Some(reason) = self.copies.damage() else { return };
+    /// Writes the other copy anew, if it is damaged or from before an interrupted change. Call it after [`Self::verify`],
+    /// with the pool's devices locked since before the read. The pool can be used also where this fails.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn repair(&self, master: &MasterKey) -> Result<()> {
+        let Some(reason) = self.copies.damage() else { return Ok(()) };
         let path = self.path.display();
-        match self.open_for_writing().and_then(|file| self.copies.repair(&file, master)) {
-            Ok(()) => tracing::warn!(%path, reason, "one copy of the superblock was written anew"),
-            Err(error) => tracing::warn!(%path, reason, %error, "one copy of the superblock cannot be written anew"),
-        }
+        self.open_for_writing().and_then(|file| self.copies.repair(&file, master)).map_err(|source| {
+            let message = format!("One copy in {path} is damaged ({reason}), and cannot be written anew: {source}");
+            Error::new(ErrorKind::Other, message)
+                .with_hint("Repair the file system that holds the pool: the other copy is the last one")
+                .with_source(source)
+        })?;
+        tracing::warn!(%path, reason, "one copy of the superblock was written anew");
+        Ok(())
     }
 
     /// Puts `new`, whatever its generation, in the place of what there is, in both copies. Call it after

@@ -1,6 +1,6 @@
-//! How a seed ends: everything read and stored, space counted, and a bit that rots.
+//! How a seed ends: everything read and stored, space counted, and a bit that rots, of the data or of the map.
 
-use super::{Outcome, Workload};
+use super::{Outcome, VOLUME_COUNT, Workload};
 use crate::world::End;
 use rand::Rng;
 use rok_blk::crypto::end_pairs;
@@ -25,7 +25,11 @@ impl Workload {
         self.remove_what_was_forecast();
         self.remove_a_volume();
         self.check_liveness();
-        self.rot();
+        if self.models.len() == VOLUME_COUNT && self.world.random.random_bool(0.5) {
+            self.rot_a_leaf();
+        } else {
+            self.rot();
+        }
         for device in &self.world.devices {
             self.world.trace.update(&device.digest());
         }

@@ -48,6 +48,10 @@ impl Snapshot {
         self.size_bytes
     }
 
+    pub(super) const fn is_doubtful(&self) -> bool {
+        self.is_doubtful
+    }
+
     /// What a block may hold.
     pub(super) fn values(&self, block: u64) -> Vec<Value> {
         self.content.get(&block).cloned().unwrap_or_else(|| vec![crate::model::ZEROS])
