@@ -179,3 +179,27 @@ fn belongs_elsewhere(name: &str, pool: Uuid) -> Error {
     Error::new(ErrorKind::Integrity, format!("Device {name} belongs to another pool, {pool}"))
         .with_hint("Put this pool's own device back under that name; nothing was changed")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::MasterKey;
+    use crate::disk::SimDevice;
+
+    #[test]
+    fn a_device_that_is_shorter_than_its_front_has_shrunk_whatever_is_left_of_its_headers() {
+        let mac = header_mac(&MasterKey::from_bytes([3; 32]));
+        let (pool, id) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let expected = ExpectedDevice { pool, id, index: DeviceIndex::new(0), block_count: 4096 };
+        let error_at = |blocks: u64| {
+            let device = SimDevice::new("sim", blocks * BLOCK_SIZE_U64);
+            identify(&device, &expected, &mac).expect_err("it has no header")
+        };
+        for blocks in [1, 2, FRONT_BLOCKS - 1] {
+            let error = error_at(blocks);
+            assert_eq!(error.kind(), ErrorKind::Integrity, "{blocks}: {error}");
+            assert!(error.message().contains("sim has shrunk"), "{blocks}: {error}");
+        }
+        assert!(error_at(FRONT_BLOCKS).message().contains("no header"));
+    }
+}

@@ -373,7 +373,7 @@ impl DeviceSpace {
         while block < STRETCH_BLOCKS {
             let word = bits[to_usize(block >> 6)] >> (block & 63);
             if word & 1 == 1 {
-                block += u64::from(word.trailing_ones()).min(64 - (block & 63));
+                block += u64::from(word.trailing_ones());
                 continue;
             }
             let count = u64::from(word.trailing_zeros()).min(64 - (block & 63));

@@ -9,6 +9,7 @@ mod removing;
 mod scrubbing;
 mod sharing;
 mod status;
+mod windows;
 
 use super::*;
 use crate::crypto::{MasterKey, Suite};
@@ -74,26 +75,36 @@ impl Place {
     }
 }
 
-/// Notes whether the pool asks for a checkpoint.
+/// Notes whether the pool asks for a checkpoint, and for free space to be made fit for use.
 #[derive(Default)]
-struct Asked(AtomicBool);
+struct Asked {
+    checkpoint: AtomicBool,
+    stock: AtomicBool,
+}
 
 impl Asked {
-    /// Whether it did since this was asked last.
+    /// Whether it asked for a checkpoint since this was asked last.
     fn take(&self) -> bool {
-        self.0.swap(false, Ordering::Relaxed)
+        self.checkpoint.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether it asked for free space to be made fit for use since this was asked last.
+    fn take_stock(&self) -> bool {
+        self.stock.swap(false, Ordering::Relaxed)
     }
 }
 
 impl Signals for Asked {
     fn want_checkpoint(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.checkpoint.store(true, Ordering::Relaxed);
     }
     fn wake_lanes(&self) {}
     fn wake_lane(&self, _: LaneIndex) {}
     fn wake_other_lanes(&self, _: LaneIndex) {}
     fn space_freed(&self) {}
-    fn want_stock(&self) {}
+    fn want_stock(&self) {
+        self.stock.store(true, Ordering::Relaxed);
+    }
     fn now_seconds(&self) -> u64 {
         0
     }

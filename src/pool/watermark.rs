@@ -110,6 +110,8 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::tests::Place;
+    use std::io::{Read as _, Seek as _};
 
     #[test]
     fn levels_begin_at_their_marks_and_end_below_them() {
@@ -130,5 +132,27 @@ mod tests {
         for (low, critical) in [(4, 95), (95, 95), (96, 95), (80, 101)] {
             assert_eq!(Watermarks::new(low, critical).expect_err("no sense").kind(), ErrorKind::Usage);
         }
+    }
+
+    #[test]
+    fn a_crossing_is_logged_once_with_the_percent_of_blocks_that_are_used() {
+        let pool = Place::new().open();
+        let capacity = pool.space.lock().block_count();
+        let use_percent = |percent: u64| {
+            pool.stored.lock().used_count = capacity * percent / 100;
+            pool.watch_space();
+        };
+        // First unheard: whether anybody wants an event is found out when it first comes, be it on another thread.
+        [85, 0].into_iter().for_each(use_percent);
+        let mut log = tempfile::tempfile().expect("the temporary folder is writable");
+        let writer = log.try_clone().expect("it is open");
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+
+        tracing::subscriber::with_default(subscriber, || [85, 86].into_iter().for_each(use_percent));
+
+        let mut text = String::new();
+        log.rewind().and_then(|()| log.read_to_string(&mut text)).expect("it is text");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("space is low") && text.contains("percent=85"), "{text}");
     }
 }

@@ -405,4 +405,20 @@ mod tests {
     fn what_has_no_tree_in_common_differs_by_everything() {
         assert_eq!(found(&[(1, 2)], &[(4, 6), (3, 1)]), [(1, 0, 2), (4, 0, 6), (3, 0, 1)]);
     }
+
+    #[test]
+    fn neighbours_that_differ_in_the_same_way_are_one_run() {
+        use DiffKind::{Added, Removed};
+        let mut step = DiffStep::default();
+        for (block, kind) in [(3, Added), (4, Added), (5, Added), (6, Removed), (8, Removed)] {
+            step.push(BlockIndex::new(block), kind);
+        }
+
+        let run = |first: u64, blocks: u64, kind| DiffRun {
+            offset_bytes: first * BLOCK_SIZE_U64,
+            size_bytes: blocks * BLOCK_SIZE_U64,
+            kind,
+        };
+        assert_eq!(step.runs, [run(3, 3, Added), run(6, 1, Removed), run(8, 1, Removed)]);
+    }
 }

@@ -183,3 +183,62 @@ impl Drop for OpenVolume {
         self.0.users.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{MasterKey, Suite};
+    use crate::disk::SimDevice;
+    use crate::format::snapshot::Annotations;
+    use crate::meta::MemoryStore;
+    use crate::pool::{self, Checkpoint, Limits, NewClone, NewSnapshot, Parts};
+    use crate::volume::{NewVolume, Volumes};
+
+    /// Looks for a leaf in one tree, as soon as that has all of them.
+    fn open_pool() -> Arc<Pool> {
+        let parts = Parts {
+            id: Uuid::from_u128(1),
+            suite: Suite::Plain,
+            master: Arc::new(MasterKey::from_bytes([7; 32])),
+            devices: vec![(Arc::new(SimDevice::new("sim", 16 << 20)), Uuid::from_u128(2))],
+            store: Arc::new(MemoryStore::new()),
+            reserve: None,
+            shred_key: None,
+            lane_count: 1,
+            has_cleaner: false,
+            limits: Limits { lineage_max: 1, ..Limits::default() },
+        };
+        pool::create(&parts, &mut |bytes| bytes.fill(5)).expect("a new pool");
+        pool::open(parts, &mut |bytes| bytes.fill(6)).expect("a new pool opens")
+    }
+
+    /// It may stay open for years.
+    #[test]
+    fn a_clone_that_was_open_before_it_had_all_leaves_is_looked_up_in_its_tree_alone_afterwards() {
+        let pool = open_pool();
+        let volumes = Volumes::new(Arc::clone(&pool));
+        let id = Uuid::from_u128(3);
+        volumes.create(&NewVolume::new(id, "vol", 1 << 20)).expect("a new volume");
+        let annotations = Annotations::default();
+        let new = NewSnapshot {
+            id: Uuid::from_u128(4),
+            volume: id,
+            created_at_ms: 0,
+            time_ms: 0,
+            expires_at: 0,
+            annotations,
+        };
+        let made = volumes.snapshot(vec![new]).expect("there is space").remove(0);
+        let (id, name) = (Uuid::from_u128(5), "clone".to_owned());
+        let new = NewClone { id, name, created_at: 0, expires_at: 0, labels: Vec::new() };
+        volumes.clone_snapshot((made.volume, made.number), vec![new]).expect("a new name");
+        let clone = volumes.open("clone").expect("it is there");
+        let trees = || clone.volume().lineage.get(&pool).0.iter().map(|(tree, _)| *tree).collect::<Vec<_>>();
+        assert_eq!(trees().len(), 2, "its own, and its origin's");
+
+        (0..3).for_each(|_| Checkpoint::begin(Arc::clone(&pool)).run().expect("there is space"));
+
+        assert_eq!(pool.whole_count(), 1);
+        assert_eq!(trees(), [clone.volume().tree]);
+    }
+}

@@ -231,3 +231,16 @@ fn mapped_runs(mapped: impl Iterator<Item = bool>) -> Vec<(u32, u32)> {
     }
     runs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each removal takes room in the log, and the discard of a whole leaf is one.
+    #[test]
+    fn mapped_neighbours_are_one_removal() {
+        let mapped = [false, true, true, true, false, true];
+
+        assert_eq!(mapped_runs(mapped.into_iter()), [(1, 3), (5, 1)]);
+    }
+}

@@ -199,6 +199,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_time_that_is_too_far_away_is_told_as_near_as_can_be() {
+        assert_eq!(timestamp_of(i64::MIN), Timestamp::MIN);
+        assert_eq!(timestamp_of(i64::MAX), Timestamp::MAX);
+        assert_eq!(timestamp_of(-1).as_millisecond(), -1);
+    }
+
     proptest! {
         #[test]
         fn a_selection_by_time_agrees_with_a_sorted_list(

@@ -64,6 +64,29 @@ fn write_that_waits_for_blocks_of_the_lane_fails_and_leaves_its_lane_idle() {
     assert!(life.lanes[1].is_idle());
 }
 
+/// There is one flush at a time in the pool, and the lane's never ends.
+#[test]
+fn flush_that_waits_for_one_of_the_lane_fails_and_leaves_its_lane_idle() {
+    let (_world, life) = (1..).map(world).find(|(_, life)| life.lanes.len() > 1).expect("most have several lanes");
+    begin_write(&life, 0);
+    life.lanes[0].with_disk(|disk| disk.complete_all(&mut |_| 0));
+    life.lanes[0].turn();
+    life.lanes[0].drain_done(&mut Vec::new());
+    for (lane, cookie) in [(0, 2), (1, 3)] {
+        life.lanes[lane].flush(Completion { owner: 0, cookie });
+        life.lanes[lane].turn();
+    }
+    assert!(life.pool.is_flush_under_way() && !life.lanes[1].is_idle());
+
+    life.pool.fail("A lane ended".to_owned());
+    life.lanes[1].turn();
+
+    let mut done = Vec::new();
+    life.lanes[1].drain_done(&mut done);
+    assert_eq!(done, [(Completion { owner: 0, cookie: 3 }, Err(IoError::Io))]);
+    assert!(life.lanes[1].is_idle());
+}
+
 #[test]
 fn snapshot_that_waits_for_a_write_of_the_lane_fails() {
     let (_world, mut life) = world(1);

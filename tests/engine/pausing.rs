@@ -2,9 +2,9 @@
 
 use crate::sector::{fill, parse};
 use crate::world::{Life, World};
-use rok_blk::disk::IoBuffer;
+use rok_blk::disk::{Device as _, IoBuffer};
 use rok_blk::error::IoError;
-use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LEAF_ENTRIES_U64, STRETCH_BLOCKS};
 use rok_blk::volume::{Completion, NewVolume, OnFull, RemoveMode};
 use uuid::Uuid;
 
@@ -19,6 +19,17 @@ const FIRST_WRITE: u64 = 2;
 /// Behind what any of the tests frees.
 const FREED_BLOCKS: u64 = 256;
 const SECTOR: u64 = 512;
+/// Turns in which all happens that needs no checkpoint.
+const TURNS: usize = 30;
+
+/// A world in which changes begin no checkpoint.
+fn calm_world(device_bytes: u64) -> World {
+    let mut world = World::new(1, &[device_bytes]);
+    world.limits.changes_soft_max = 100_000;
+    world.limits.changes_hard_max = 200_000;
+    world.limits.records_soft_max = 100_000;
+    world
+}
 
 /// A full pool.
 struct Scene {
@@ -30,7 +41,10 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        let mut world = World::new(1, &[DEVICE_BYTES]);
+        Self::in_world(World::new(1, &[DEVICE_BYTES]))
+    }
+
+    fn in_world(mut world: World) -> Self {
         world.reserve = None;
         let life = world.open().expect("a new pool opens");
         let mut scene = Self { world, life, done: Vec::new(), next_cookie: 0 };
@@ -87,6 +101,19 @@ impl Scene {
     fn settle(&mut self) {
         let mut done = Vec::new();
         self.world.quiesce(&mut self.life, &mut done);
+        self.done.extend(done.into_iter().map(|(completion, result)| (completion.cookie, result)));
+    }
+
+    /// Lets everything happen but checkpoints and what makes free space fit for use.
+    fn turn_often(&mut self) {
+        let mut done = Vec::new();
+        for _ in 0..TURNS {
+            let lane = &self.life.lanes[0];
+            lane.turn();
+            self.life.run_jobs();
+            lane.with_disk(|disk| disk.complete_all(&mut |_| 0));
+            lane.drain_done(&mut done);
+        }
         self.done.extend(done.into_iter().map(|(completion, result)| (completion.cookie, result)));
     }
 
@@ -252,6 +279,22 @@ fn owner_that_leaves_takes_its_writes_along_and_no_others() {
     assert_eq!(scene.paused_writes(), 1);
 }
 
+/// Its lane may sleep for long behind that turn.
+#[test]
+fn write_of_a_part_of_a_block_fails_in_the_turn_after_its_owner_leaves() {
+    let mut scene = Scene::new();
+    let partial = scene.write_for(7, (PAUSING, 0), FIRST_WRITE, 512);
+    scene.settle();
+    assert_eq!(scene.answer(partial), None, "it waits");
+
+    scene.life.lanes[0].leave(7);
+    scene.life.lanes[0].turn();
+
+    let mut done = Vec::new();
+    scene.life.lanes[0].drain_done(&mut done);
+    assert_eq!(done, [(Completion { owner: 7, cookie: partial }, Err(IoError::ShuttingDown))]);
+}
+
 #[test]
 fn lane_that_closes_fails_what_waits() {
     let mut scene = Scene::new();
@@ -313,4 +356,122 @@ fn reserve_of_meta_that_comes_back_ends_the_wait() {
     scene.life.pool.restore_meta_reserve();
 
     scene.assert_resumed(write);
+}
+
+/// The checkpoints that are done have not freed what was discarded behind them, however often a write looks.
+#[test]
+fn write_without_space_waits_for_a_checkpoint_that_begins_later() {
+    const BLOCKS: u64 = 64;
+    let mut scene = Scene::in_world(calm_world(DEVICE_BYTES));
+    let discard = scene.discard(FILLING, 0, FREED_BLOCKS);
+    scene.turn_often();
+    assert_eq!(scene.answer(discard), Some(Ok(())));
+
+    let offset_bytes = (VOLUME_BLOCKS - BLOCKS) * BLOCK_SIZE_U64;
+    let write = scene.write(FILLING, offset_bytes, FIRST_WRITE, 64 * BLOCK_SIZE);
+    scene.turn_often();
+
+    assert_eq!(scene.answer(write), None, "no checkpoint has come");
+    scene.settle();
+    assert_eq!(scene.answer(write), Some(Ok(())));
+}
+
+/// A lane has many turns while a file is written, and a checkpoint for each would keep the pool at work.
+#[test]
+fn write_that_waits_for_free_space_to_be_fit_for_use_asks_once_for_a_checkpoint() {
+    const STRETCH_BYTES: u64 = STRETCH_BLOCKS * BLOCK_SIZE_U64;
+    const LEN_BYTES: u64 = 1 << 20;
+    let mut world = calm_world(3 * STRETCH_BYTES);
+    world.reserve = None;
+    // A file with holes.
+    world.devices[0].set_thin(true);
+    world.devices[0].discard(STRETCH_BYTES, 2 * STRETCH_BYTES).expect("a healthy device");
+    let life = world.open().expect("a new pool opens");
+    assert!(life.pool.is_restock_coming(), "the holes are not fit for use");
+    let mut scene = Scene { world, life, done: Vec::new(), next_cookie: 0 };
+    scene.life.volumes.create(&NewVolume::new(Uuid::from_u128(1), "vol0", 2 * STRETCH_BYTES)).expect("a new volume");
+    scene.life.handles.push(scene.life.volumes.open("vol0").expect("it is there"));
+    let mut offset_bytes = 0;
+    let waiting = loop {
+        let write = scene.write(0, offset_bytes, FIRST_WRITE, 256 * BLOCK_SIZE);
+        scene.turn_often();
+        match scene.answer(write) {
+            Some(answer) => assert_eq!(answer, Ok(())),
+            None => break write,
+        }
+        offset_bytes += LEN_BYTES;
+    };
+    assert!(scene.life.take_checkpoint_wish(), "that may bring space too");
+
+    scene.turn_often();
+
+    assert!(!scene.life.take_checkpoint_wish(), "nothing has happened");
+    scene.life.pool.restock_step().expect("a healthy device");
+    scene.turn_often();
+    assert_eq!(scene.answer(waiting), Some(Ok(())));
+}
+
+/// A full pool, and an overwrite that has found space for some of its blocks. The leaf that says that the rest needs none is
+/// being loaded; behind the range nothing is mapped.
+fn overwriting() -> (Scene, u64) {
+    const FREED: u64 = 16;
+    const END: u64 = 2 * LEAF_ENTRIES_U64 - FREED;
+    let mut world = calm_world(DEVICE_BYTES);
+    // A single leaf.
+    world.limits.map_cache_bytes = 1;
+    let mut scene = Scene::in_world(world);
+    let discard = scene.discard(FILLING, END, FREED);
+    scene.settle();
+    assert_eq!(scene.answer(discard), Some(Ok(())));
+    // The first still knows the blocks as replaced; behind the second they are free, and so is the lane's window.
+    for _ in 0..2 {
+        scene.world.checkpoint(&mut scene.life).expect("a healthy machine");
+        scene.turn_often();
+    }
+    assert_eq!(scene.read(FILLING, 0), FILLER, "its leaf takes the place of the other one");
+    let status = scene.life.pool.status();
+    let spare = (status.free_bytes - status.reserve_bytes) / BLOCK_SIZE_U64;
+    assert!((4..48).contains(&spare), "{spare} blocks are free beside the reserve");
+    let count = spare + 16;
+    let len_bytes = usize::try_from(count * BLOCK_SIZE_U64).expect("small");
+    let write = scene.write(FILLING, (END - count) * BLOCK_SIZE_U64, FIRST_WRITE, len_bytes);
+    for _ in 0..2 {
+        scene.life.lanes[0].turn();
+    }
+    assert_eq!(scene.life.job_count(), 1, "the leaf is being loaded");
+    (scene, write)
+}
+
+#[test]
+fn overwrite_takes_its_rest_from_the_reserve_without_a_checkpoint_where_the_leaf_was_not_in_memory() {
+    let (mut scene, write) = overwriting();
+
+    scene.turn_often();
+
+    assert_eq!(scene.answer(write), Some(Ok(())));
+}
+
+/// What waits for the reserve goes on waiting while a removal is under way: that gives back more than it takes.
+#[test]
+fn removal_under_way_is_use_of_the_reserve_also_behind_an_overwrite_that_began_without_it() {
+    let (mut scene, write) = overwriting();
+    let is_reserve_used = |scene: &Scene| scene.life.pool.reserve_use().0;
+    assert!(!is_reserve_used(&scene), "its first batch has space");
+    // Both batches are in flight then.
+    scene.life.run_jobs();
+    scene.life.lanes[0].turn();
+    assert!(is_reserve_used(&scene));
+    scene.turn_often();
+    assert_eq!(scene.answer(write), Some(Ok(())));
+    assert!(!is_reserve_used(&scene));
+
+    let discard = scene.discard(FILLING, 0, 1);
+    for _ in 0..TURNS {
+        scene.life.lanes[0].turn();
+        scene.life.run_jobs();
+    }
+
+    assert!(is_reserve_used(&scene), "it is not on the device");
+    scene.turn_often();
+    assert_eq!(scene.answer(discard), Some(Ok(())));
 }

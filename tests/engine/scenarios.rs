@@ -3,9 +3,10 @@
 use crate::world::{Life, World, new_snapshot};
 use rok_blk::disk::{CrashMode, IoBuffer, OpKind};
 use rok_blk::error::{ErrorKind, IoError};
-use rok_blk::pool::NewClone;
+use rok_blk::pool::{Checkpoint, NewClone};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use rok_blk::volume::{Completion, NewVolume};
+use std::sync::Arc;
 use uuid::Uuid;
 
 const DEVICE_BYTES: u64 = 48 << 20;
@@ -184,5 +185,54 @@ fn a_volume_builds_on_what_it_is_a_clone_of_and_on_nothing_else() {
             let builds_on = at == behind || at < 3 && behind < at;
             assert_eq!(one.volume().builds_on(other.volume()), builds_on, "{at} on {behind}");
         }
+    }
+}
+
+#[test]
+fn a_volume_has_allocated_what_the_last_checkpoint_stored() {
+    let (mut world, mut life) = world();
+    let allocated = |life: &Life| life.volumes.find("vol0").expect("it is there").allocated_bytes;
+    assert_eq!(allocated(&life), 0);
+
+    write(&mut world, &mut life).expect("nothing is in the way");
+    world.finish_checkpoint(&mut life);
+    Checkpoint::begin(Arc::clone(&life.pool)).run().expect("a healthy machine");
+
+    assert_eq!(allocated(&life), BLOCK_SIZE_U64);
+}
+
+/// Who uses it is counted where it is kept open.
+#[test]
+fn a_version_in_use_stays_so_when_another_volume_is_removed() {
+    let (_world, life) = world();
+    life.volumes.create(&NewVolume::new(Uuid::from_u128(4), "gone", 8 << 20)).expect("a new volume");
+    let made = life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(1))]).expect("there is space").remove(0);
+    let id = (made.volume, made.number);
+    let open = life.volumes.open_snapshot(id).expect("it is there");
+
+    life.volumes.remove("gone").expect("nobody has it open");
+
+    assert_eq!(life.volumes.remove_snapshots(&[id]).expect_err("it is in use").kind(), ErrorKind::Busy);
+    drop(open);
+    life.volumes.remove_snapshots(&[id]).expect("nobody has it open");
+}
+
+/// `rok-blk status` shows how many.
+#[test]
+fn each_read_that_meets_a_damaged_block_is_counted() {
+    let (mut world, mut life) = world();
+    write(&mut world, &mut life).expect("nothing is in the way");
+    let (record, _) = world.devices[0].unflushed().pop().expect("the write was not flushed");
+    world.devices[0].flip_bit(record + BLOCK_SIZE_U64, 0);
+    let volume = life.handles[0].volume().clone();
+    assert_eq!(life.pool.status().damaged_blocks, 0);
+
+    for count in 1..=2 {
+        let (target, completion) = (IoBuffer::allocate(BLOCK_SIZE), Completion { owner: 0, cookie: count });
+        life.lanes[0].read(&volume, BLOCK_SIZE_U64, target, completion);
+        let mut done = Vec::new();
+        world.drain(&mut life, &mut done);
+        assert_eq!(done, [(completion, Err(IoError::Io))]);
+        assert_eq!(life.pool.status().damaged_blocks, count);
     }
 }

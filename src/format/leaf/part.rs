@@ -316,6 +316,32 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_a_part_come_one_behind_the_other_and_end_with_the_leaf() {
+        // Slot and count of two runs.
+        let decoded = |runs: [(u8, u64); 2]| {
+            let mut writer = Writer::new();
+            writer.u8(KIND_PART);
+            writer.varint(2 << REMOVED_FORM_BITS);
+            writer.varint(1);
+            for (slot, count) in runs {
+                writer.u8(slot);
+                writer.varint((count - 1) * 2);
+                writer.varint(2000);
+                writer.varint(50);
+            }
+            let entries: u64 = runs.iter().map(|(_, count)| count).sum();
+            (0..entries).for_each(|mac| writer.u64(mac));
+            Part::decode(&writer.finish(), EPOCH).map(|part| part.change.entries.len())
+        };
+        let refused = Err(FormatError::Field("run of a part"));
+        assert_eq!(decoded([(5, 3), (8, 2)]), Ok(5));
+        assert_eq!(decoded([(5, 3), (7, 2)]), refused, "both have slot 7");
+        assert_eq!(decoded([(8, 2), (5, 3)]), refused, "the first one is the later one");
+        assert_eq!(decoded([(5, 3), (250, 6)]), Ok(9));
+        assert_eq!(decoded([(5, 3), (250, 7)]), refused, "a leaf has 256 slots");
+    }
+
+    #[test]
     fn the_value_of_a_part_tells_its_level_and_gives_its_seal_back() {
         let level = Level { depth: 8, restarts: 2 };
         let sealed: Vec<u8> = (0..60).collect();

@@ -245,3 +245,34 @@ pub(super) fn check_texts<'a>(mut texts: impl Iterator<Item = &'a String>, bytes
     let message = format!("\"{}…\" is too long: {} bytes", text.chars().take(20).collect::<String>(), text.len());
     Err(Error::new(ErrorKind::Usage, message).with_hint(format!("Use at most {bytes_max} bytes")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::tests::Place;
+
+    #[test]
+    fn files_of_a_version_have_a_mebibyte_together_and_not_more() {
+        let pool = Place::new().open();
+        let id = Uuid::from_u128(3);
+        let volume = VolumeRecord::new(id, "vol", 64 << 20);
+        pool.change_catalog(|catalog, at| catalog.create(at, volume)).expect("a new volume");
+        let snapshot_with = |file_bytes: usize| {
+            let files = vec![("vm.xml".to_owned(), vec![7; 100]), ("vm.nvram".to_owned(), vec![7; file_bytes - 100])];
+            let annotations = Annotations { files, ..Annotations::default() };
+            let new = NewSnapshot {
+                id: Uuid::new_v4(),
+                volume: id,
+                created_at_ms: 0,
+                time_ms: 0,
+                expires_at: 0,
+                annotations,
+            };
+            let end = pool.end_of_writes();
+            let made = pool.change_catalog(|catalog, at| catalog.add_snapshots(at, vec![new], end));
+            made.map(|records| records.len()).map_err(|error| error.kind())
+        };
+        assert_eq!(snapshot_with(1 << 20), Ok(1));
+        assert_eq!(snapshot_with((1 << 20) + 1), Err(ErrorKind::Usage));
+    }
+}

@@ -165,7 +165,7 @@ impl Catalog {
         self.end_head(volume.tree, end.0, &points, &mut edit);
         // What is left of other trees has no head: after rollbacks the volume's snapshots may be in several.
         let others: std::collections::BTreeSet<TreeId> = points.iter().map(|(tree, _)| *tree).collect();
-        for tree in others.into_iter().filter(|tree| *tree != volume.tree && !self.heads.contains_key(tree)) {
+        for tree in others.into_iter().filter(|tree| !self.heads.contains_key(tree)) {
             if self.would_be_dead(tree, &points) {
                 self.put_deleting(tree, &mut edit);
             }
@@ -224,5 +224,28 @@ impl Catalog {
                 .with_hint("Choose another name, or `rok-blk show` it"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::tests::Place;
+
+    #[test]
+    fn a_name_is_a_letter_and_up_to_62_letters_digits_and_signs() {
+        let pool = Place::new().open();
+        let refusal = |name: &str| {
+            let checked = pool.with_catalog(|catalog, _| catalog.check_name(name));
+            checked.err().map(|error| error.kind())
+        };
+        let (longest, too_long) = ("a".repeat(63), "a".repeat(64));
+        for name in ["a", "Z9", "vm-1_data", longest.as_str()] {
+            assert_eq!(refusal(name), None, "{name}");
+        }
+        // Each breaks one rule alone.
+        for name in ["", "1a", "-a", "_a", "a b", "a/b", "a\n", "a\u{e9}", too_long.as_str()] {
+            assert_eq!(refusal(name), Some(ErrorKind::Usage), "{name:?}");
+        }
     }
 }

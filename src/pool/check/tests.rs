@@ -1,5 +1,7 @@
 //! The check against pools in which one thing was made wrong.
 
+mod log;
+
 use super::*;
 use crate::crypto::{MasterKey, SealKind, Suite};
 use crate::disk::SimDevice;
@@ -75,6 +77,15 @@ impl Scene {
         let place = (self.tree, Epoch::new(epoch), LeafIndex::new(index));
         stored.store(place, Onto::Nothing, leaf, &LeafChange::default(), &mut batch);
         batch
+    }
+
+    /// Stores the leaf once more, in a tree that is not there.
+    fn commit_stray_leaf(&self) {
+        let stored = StoredLeaves { store: &*self.store, keys: &self.pool.keys };
+        let place = (TreeId::new(77), Epoch::new(1), LeafIndex::new(0));
+        let mut batch = Vec::new();
+        stored.store(place, Onto::Nothing, &self.leaf(), &LeafChange::default(), &mut batch);
+        self.commit(&batch);
     }
 
     /// Sets the bits of blocks in the stored bitmap and in memory.
@@ -294,14 +305,22 @@ fn part_that_does_not_hold_all_up_to_its_base_is_named() {
 #[test]
 fn leaf_and_index_of_a_tree_that_is_not_there_are_strays() {
     let scene = Scene::new();
-    let elsewhere = TreeId::new(77);
-    let stored = StoredLeaves { store: &*scene.store, keys: &scene.pool.keys };
-    let mut batch = Vec::new();
-    let place = (elsewhere, Epoch::new(1), LeafIndex::new(0));
-    stored.store(place, Onto::Nothing, &scene.leaf(), &LeafChange::default(), &mut batch);
-    scene.commit(&batch);
+    scene.commit_stray_leaf();
 
     assert_eq!(scene.kinds().1, [DifferenceKind::StrayLeaf, DifferenceKind::Index]);
+}
+
+#[test]
+fn a_stray_leaf_is_none_of_the_places_of_a_block_that_is_not_marked() {
+    let scene = Scene::new();
+    scene.mark(scene.address(4), false);
+    scene.commit_stray_leaf();
+
+    let report = check(&parts(&scene.device, &scene.store)).expect("it can be read");
+
+    let not_marked = report.differences.iter().find(|found| found.kind == DifferenceKind::NotMarked);
+    let places = &not_marked.expect("it is found").places;
+    assert_eq!(places.iter().map(|place| (place.tree, place.block.get())).collect::<Vec<_>>(), [(scene.tree, 4)]);
 }
 
 #[test]
@@ -403,6 +422,21 @@ fn leaked_blocks_of_a_stretch_that_nothing_was_taken_from_are_free_at_once() {
 
     assert_eq!((repaired, freed), (1, 1));
     assert!(!scene.pool.space.lock().is_allocated(last));
+    assert_eq!(scene.kinds(), (vec![], vec![]));
+}
+
+#[test]
+fn a_leak_that_fills_whole_words_of_the_bitmap_is_repaired() {
+    let scene = Scene::new();
+    let first = Address::new(DeviceIndex::new(0), 47 * 64);
+    (0..130).for_each(|step| scene.mark(first.plus(step), true));
+    scene.pool.stored.lock().used_count += 130;
+    let scene = reopened(scene);
+
+    let (found, repaired, _) = repair(&scene);
+
+    assert!(found.is_whole(), "{:#?}", found.report());
+    assert_eq!(repaired, 130);
     assert_eq!(scene.kinds(), (vec![], vec![]));
 }
 

@@ -101,3 +101,47 @@ pub(super) fn check_is_private(name: &str, path: &Path, metadata: &Metadata) -> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    use std::path::PathBuf;
+    use tempfile::TempDir;
+
+    /// A key file with these permissions.
+    fn key_file(mode: u32) -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("the temporary folder is writable");
+        let path = directory.path().join("key");
+        generate_key_file(&path).expect("a key file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("ours");
+        (directory, path)
+    }
+
+    #[test]
+    fn a_credential_of_systemd_is_of_root_and_can_be_read_by_root_and_its_group_alone() {
+        for (mode, is_fit) in [(0o440, true), (0o400, false), (0o640, false), (0o444, false)] {
+            let (_directory, path) = key_file(mode);
+            let metadata = fs::metadata(&path).expect("there");
+            let is_of_root = (metadata.uid(), metadata.gid()) == (0, 0);
+            assert_eq!(is_credential(&metadata), is_fit && is_of_root, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused_with_the_command() {
+        let (_directory, path) = key_file(0o600);
+        let is_private = || check_is_private("The key", &path, &fs::metadata(&path).expect("there"));
+        assert!(is_private().is_ok(), "it is ours");
+        // Only root can give a file away.
+        if chown(&path, Some(1), None).is_err() {
+            return;
+        }
+
+        let error = is_private().expect_err("it is not ours");
+
+        assert_eq!(error.kind(), ErrorKind::Key);
+        assert!(error.message().starts_with("The key belongs to user 1, "), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.starts_with("Run: chown ")), "{error}");
+    }
+}

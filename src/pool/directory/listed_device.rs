@@ -9,24 +9,24 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the pool sees of a [`FileDevice`].
-pub(super) struct ListedDevice {
-    file: Arc<FileDevice>,
+/// What the pool sees of a device, which is a [`FileDevice`] but for tests.
+pub(super) struct ListedDevice<D = FileDevice> {
+    file: Arc<D>,
     size_bytes: AtomicU64,
 }
 
-impl ListedDevice {
+impl<D: Device> ListedDevice<D> {
     /// The first `size_bytes` of `file`.
     ///
     /// # Panics
     /// If the file has fewer.
-    pub fn new(file: Arc<FileDevice>, size_bytes: u64) -> Self {
+    pub fn new(file: Arc<D>, size_bytes: u64) -> Self {
         assert!(size_bytes <= file.size_bytes(), "the caller refuses a device that has shrunk");
         Self { file, size_bytes: AtomicU64::new(size_bytes) }
     }
 
     /// What is cut.
-    pub const fn file(&self) -> &Arc<FileDevice> {
+    pub const fn file(&self) -> &Arc<D> {
         &self.file
     }
 
@@ -48,7 +48,7 @@ impl ListedDevice {
     }
 }
 
-impl Device for ListedDevice {
+impl<D: Device> Device for ListedDevice<D> {
     fn name(&self) -> &str {
         self.file.name()
     }
@@ -88,6 +88,19 @@ impl Device for ListedDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::SimDevice;
+
+    #[test]
+    fn a_flush_of_a_listed_device_is_one_of_its_file() {
+        let device = SimDevice::new("sim", 1 << 20);
+        let listed = ListedDevice::new(Arc::new(device.clone()), 8192);
+        listed.write_at(0, &[7; 4096]).expect("a healthy device");
+        assert!(!device.unflushed().is_empty());
+
+        listed.flush().expect("a healthy device");
+
+        assert!(device.unflushed().is_empty());
+    }
 
     #[test]
     fn a_listed_device_is_the_front_of_its_file() {

@@ -271,3 +271,29 @@ fn whatever_is_reclaimed_meanwhile_each_view_stays_and_all_space_comes_back() {
         assert!(ended.is_ok(), "seed {seed}");
     }
 }
+
+#[test]
+fn a_part_takes_over_what_its_base_holds_when_that_goes_and_is_counted() {
+    let pool = Place::new().open();
+    let tree = create_volume(&pool, "vol");
+    let store = || Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+    // All of a leaf, then a block of it in each of two versions.
+    (0..256).for_each(|block| _ = lay(&pool, tree, block));
+    store();
+    take_snapshot(&pool, "vol");
+    lay(&pool, tree, 0);
+    store();
+    let second = take_snapshot(&pool, "vol");
+    lay(&pool, tree, 1);
+    store();
+    assert_eq!((pool.part_counts().stored(), pool.part_counts().rebased()), (2, 0));
+
+    pool.change_catalog(|catalog, at| catalog.remove_snapshots(at, &[second])).expect("there is space");
+    while pool.is_reclaiming() {
+        store();
+    }
+
+    assert_eq!(pool.part_counts().rebased(), 1);
+    let report = pool.check().expect("memory");
+    assert!(report.is_clean(), "{report:?}");
+}

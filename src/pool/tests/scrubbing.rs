@@ -38,6 +38,22 @@ fn leaves_that_cannot_be_read_count_as_well() {
     assert_eq!((second.suspects.len(), second.next), (usize::try_from(LEAVES).expect("few") - 256, None));
 }
 
+#[test]
+fn blocks_that_a_snapshot_alone_has_are_read_and_each_that_it_shares_once() {
+    let place = Place::new();
+    let pool = place.open();
+    let tree = create_volume(&pool, "vol");
+    let mut expected = vec![lay(&pool, tree, 0), lay(&pool, tree, 1)];
+    take_snapshot(&pool, "vol");
+    expected.push(lay(&pool, tree, 1));
+    Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+
+    let part = pool.scrub_part(ScrubPlace::default(), usize::MAX).expect("memory");
+
+    expected.sort_unstable();
+    assert_eq!(part.blocks.iter().map(|block| block.entry.address()).collect::<Vec<_>>(), expected);
+}
+
 /// The interval of a removed snapshot is merged into the tree of its clone, and its own tree is gone then: nobody seemed to
 /// have its blocks any more. Seed 18068 found it.
 #[test]

@@ -75,3 +75,26 @@ fn what_a_head_has_is_told_with_who_shares_it() {
     Checkpoint::begin(Arc::clone(&family.pool)).run().expect("nothing is in the way");
     assert_eq!(shares(alone), (1, 1, Vec::new()));
 }
+
+#[test]
+fn what_a_removal_would_free_is_found_in_the_leaves_of_what_goes_alone() {
+    let pool = Place::new().open();
+    let tree = create_volume(&pool, "vol");
+    let store = || Checkpoint::begin(Arc::clone(&pool)).run().expect("nothing is in the way");
+    (0..3).for_each(|leaf| _ = lay(&pool, tree, leaf * 256));
+    store();
+    take_snapshot(&pool, "vol");
+    lay(&pool, tree, 0);
+    store();
+    let second = take_snapshot(&pool, "vol");
+    lay(&pool, tree, 0);
+    store();
+
+    let freed = |leaf_count_max| {
+        let freed = pool.would_free(&Removals::of_snapshot(second), &mut Effort::new(leaf_count_max, &|| false));
+        freed.expect("the store is whole")
+    };
+
+    assert_eq!(freed(1), Some(1), "those of the first snapshot cost nothing");
+    assert_eq!(freed(0), None, "there is one leaf to look at");
+}

@@ -1,5 +1,6 @@
 //! What the pool and its lanes ask of those who run them.
 
+use super::Life;
 use rok_blk::pool::Signals;
 use rok_blk::units::LaneIndex;
 use rok_blk::volume::Blocking;
@@ -36,5 +37,12 @@ pub struct SimBlocking {
 impl Blocking for SimBlocking {
     fn run(&self, job: Box<dyn FnOnce() + Send>) {
         self.jobs.borrow_mut().push_back(job);
+    }
+}
+
+impl Life {
+    /// Whether a checkpoint was asked for since this was asked last; then it is not wanted any more.
+    pub fn take_checkpoint_wish(&self) -> bool {
+        self.signals.wants_checkpoint.swap(false, Ordering::Relaxed)
     }
 }

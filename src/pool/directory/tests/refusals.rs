@@ -1,6 +1,7 @@
 //! What is told of a device that cannot be taken, and what an opened pool has of its options.
 
 use super::*;
+use crate::format::catalog::VolumeRecord;
 use crate::format::device_header::HEADER_OFFSETS;
 use crate::format::superblock::DEVICES_MAX;
 
@@ -74,4 +75,39 @@ fn a_missing_shred_key_is_made_and_stays_and_one_that_is_there_stays_when_the_po
     assert_eq!(refused(place.open_with_key()).kind(), ErrorKind::Integrity);
 
     assert!(fs::read(&path).expect("it stays") == made);
+}
+
+#[test]
+fn a_pool_that_lost_its_shred_key_opens_without_own_keys_and_gets_no_other_file() {
+    let place = Place::encrypted();
+    let path = place.pool().join("shred-key");
+    let opened = place.open_with_key().expect("a new pool opens");
+    let record = VolumeRecord { sector_size: 4096, ..VolumeRecord::new(Uuid::from_u128(1), "own", 1 << 20) };
+    opened.pool.create_with_own_key(record, &mut system_random).expect("there is space");
+    drop(opened);
+    fs::remove_file(&path).expect("there");
+    assert_eq!(refused(place.open_with_key()).kind(), ErrorKind::Integrity);
+
+    let options = OpenOptions { without_own_keys: true, ..open_options(Some(place.key())) };
+    drop(open(&place.pool(), &options).expect("other volumes can be served"));
+
+    assert!(!path.exists(), "the right one may come back");
+}
+
+/// RocksDB goes on after a lack of space only when a table's buffer is free: the reserve must have that.
+#[test]
+fn tables_of_a_small_pool_keep_no_more_in_memory_than_its_reserve_can_take() {
+    let place = Place::plain();
+    let _opened = place.open_plain().expect("a new pool opens");
+    let reserve_bytes = fs::metadata(place.pool().join("meta-reserve")).expect("there").len();
+    let files = fs::read_dir(place.pool().join("meta")).expect("there").map(|file| file.expect("readable").path());
+    let is_of_options = |path: &PathBuf| path.display().to_string().contains("/OPTIONS-");
+    // The newest is that of this opening.
+    let newest = files.filter(is_of_options).max().expect("the store writes one when it is opened");
+    let text = fs::read_to_string(newest).expect("it is text");
+
+    let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("write_buffer_size="));
+
+    let sizes: Vec<u64> = sizes.map(|size| size.parse().expect("a number")).collect();
+    assert!(!sizes.is_empty() && sizes.iter().all(|size| 4 * size <= reserve_bytes), "{sizes:?} of {reserve_bytes}");
 }
