@@ -194,7 +194,7 @@ mod tests {
     use crate::pool::{self, Checkpoint, Limits, NewClone, NewSnapshot, Parts};
     use crate::volume::{NewVolume, Volumes};
 
-    /// Looks for a leaf in one tree, as soon as that has all of them.
+    /// A clone gets all leaves of what it comes from in it.
     fn open_pool() -> Arc<Pool> {
         let parts = Parts {
             id: Uuid::from_u128(1),
