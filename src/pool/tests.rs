@@ -9,6 +9,7 @@ mod removing;
 mod scrubbing;
 mod sharing;
 mod status;
+mod unreadable;
 mod windows;
 
 use super::*;

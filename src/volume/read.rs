@@ -289,7 +289,8 @@ impl<D: Disk + 'static> Engine<D> {
     }
 
     /// The entries of blocks of one leaf while the changes of parents are not stored: tree by tree, what its changes say, and
-    /// else its stored leaf if it has one. Nothing of it is cached.
+    /// else its stored leaf if it has one. What is behind a stored leaf, or behind changes of all blocks, is not looked at: it
+    /// may be damaged. Nothing of it is cached.
     async fn unsettled_entries(
         &self,
         volume: &Volume,
@@ -306,13 +307,24 @@ impl<D: Disk + 'static> Engine<D> {
         };
         let lineage = volume.lineage.get(&self.pool);
         let changes: Vec<Vec<Option<Option<Entry>>>> = lineage.0.iter().map(changes_of).collect();
+        let is_known = |index: usize, levels: usize| changes[..levels].iter().any(|changes| changes[index].is_some());
+        // The leaf of a level matters for what neither its changes nor those of nearer levels say.
+        let level_count =
+            (0..changes.len()).take_while(|level| !(0..blocks).all(|index| is_known(index, level + 1))).count();
         let (sender, receiver) = oneshot::channel();
         let pool = Arc::clone(&self.pool);
         self.blocking.run(Box::new(move || {
             let mut found = None;
             pool.view_of(&lineage, &mut |store| {
                 let stored = StoredLeaves { store, keys: pool.keys() };
-                let leaves = lineage.0.iter().map(|(tree, epoch)| stored.newest(*tree, *epoch, leaf));
+                let mut levels = lineage.0.iter().take(level_count);
+                let mut is_found = false;
+                let leaves = std::iter::from_fn(|| {
+                    let (tree, epoch) = levels.next().filter(|_| !is_found)?;
+                    let newest = stored.newest(*tree, *epoch, leaf);
+                    is_found = matches!(newest, Ok(Some(_)));
+                    Some(newest)
+                });
                 found = Some(leaves.collect::<crate::error::Result<Vec<_>>>());
             });
             // The reader may be gone; then nobody wants the leaves.
@@ -325,12 +337,9 @@ impl<D: Disk + 'static> Engine<D> {
         let mut entries = vec![None; blocks];
         for (index, entry) in entries.iter_mut().enumerate() {
             let slot = start.plus(to_u64(index)).slot();
-            let mut levels = changes.iter().zip(&leaves);
-            *entry = levels
-                .find_map(|(changes, stored)| {
-                    changes[index].or_else(|| stored.as_ref().map(|stored| stored.leaf.get(slot)))
-                })
-                .flatten();
+            let stored_in = |level: usize| leaves.get(level)?.as_ref().map(|stored| stored.leaf.get(slot));
+            let mut levels = changes.iter().enumerate();
+            *entry = levels.find_map(|(level, changes)| changes[index].or_else(|| stored_in(level))).flatten();
         }
         Ok(entries)
     }

@@ -4,7 +4,7 @@ use crate::world::{End, Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::meta::{MetaRead as _, Table};
-use rok_blk::pool::{AddressGroup, Checkpoint, NewClone, Stretch};
+use rok_blk::pool::{AddressGroup, Checkpoint, DifferenceKind, NewClone, Stretch};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex};
 use rok_blk::volume::{Completion, NewVolume};
 use std::sync::Arc;
@@ -36,6 +36,14 @@ pub fn read(world: &mut World, life: &mut Life, name: &str, block: u64) -> Resul
     let buffer = IoBuffer::allocate(BLOCK_SIZE);
     life.lanes[0].read(open.volume(), block * BLOCK_SIZE_U64, buffer.clone(), COMPLETION);
     answer(world, life).map(|()| buffer.with_bytes(|bytes| bytes[BLOCK_SIZE - 1]))
+}
+
+/// A clone of what a volume is now.
+fn add_clone(life: &Life, volume: u128, (id, name): (u128, &str)) {
+    let made = life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(volume))]).expect("there is space").remove(0);
+    let (id, name) = (Uuid::from_u128(id), name.to_owned());
+    let new = NewClone { id, name, created_at: 0, expires_at: 0, labels: Vec::new() };
+    life.volumes.clone_snapshot((made.volume, made.number), vec![new]).expect("there is space");
 }
 
 fn checkpoint(life: &Life) -> Result<(), rok_blk::error::Error> {
@@ -113,10 +121,7 @@ fn clone_in_a_pool_that_stopped_is_what_its_origin_was() {
     let (mut world, mut life) = world();
     write(&mut world, &mut life, "good", 0, 7).expect("nothing is in the way");
     write(&mut world, &mut life, "bad", 1, 9).expect("the leaf is not looked at");
-    let made = life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(2))]).expect("there is space").remove(0);
-    let (id, name) = (Uuid::from_u128(3), "clone".to_owned());
-    let new = NewClone { id, name, created_at: 0, expires_at: 0, labels: Vec::new() };
-    life.volumes.clone_snapshot((made.volume, made.number), vec![new]).expect("there is space");
+    add_clone(&life, 2, (3, "clone"));
     assert_eq!(life.pool.changes().active_count(), 2, "nothing is stored");
 
     world.crash(Some(life), End::Kill);
@@ -125,6 +130,38 @@ fn clone_in_a_pool_that_stopped_is_what_its_origin_was() {
     assert_eq!(life.pool.check_writable(), Err(IoError::Io));
     assert_eq!(read(&mut world, &mut life, "good", 0), Ok(7));
     assert_eq!(read(&mut world, &mut life, "clone", 0), Ok(7), "not the 1 that was there before");
+}
+
+/// What a clone has of its own, or the log has of it, needs no leaf of its origin.
+#[test]
+fn clone_in_a_pool_that_stopped_is_read_over_a_damaged_leaf_of_its_origin() {
+    let (mut world, mut life) = world_with(|world, life| {
+        write(world, life, "bad", 0, 1).expect("nothing is in the way");
+        add_clone(life, 1, (3, "clone"));
+        write(world, life, "clone", 0, 5).expect("nothing is in the way");
+    });
+    add_clone(&life, 1, (4, "late"));
+    for (name, block, byte) in [("bad", 1, 9), ("clone", 1, 6), ("late", 1, 4)] {
+        write(&mut world, &mut life, name, block, byte).expect("no leaf is looked at");
+    }
+
+    world.crash(Some(life), End::Kill);
+    life = world.open().expect("all else is there");
+
+    assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+    for (name, block, content) in [
+        ("bad", 0, Err(IoError::Io)),
+        ("bad", 1, Ok(9)),
+        ("clone", 0, Ok(5)),
+        ("clone", 1, Ok(6)),
+        ("late", 0, Err(IoError::Io)),
+        ("late", 1, Ok(4)),
+    ] {
+        assert_eq!(read(&mut world, &mut life, name, block), content, "block {block} of {name}");
+    }
+    let report = life.pool.check().expect("it tells what it finds");
+    let damaged = report.differences.iter().filter(|found| found.kind == DifferenceKind::DamagedLeaf).count();
+    assert_eq!(damaged, 2, "that leaf, and what is the clone's own in the one over it: {report:?}");
 }
 
 /// Each try reports it.

@@ -137,10 +137,14 @@ impl Catalog {
     }
 
     /// The frozen epoch that is being merged, else one that lives no more, the newest first, so that a row of them is
-    /// merged leaf by leaf once; and what follows it.
+    /// merged leaf by leaf once; and what follows it. None of a tree that is held back.
     #[must_use]
-    pub fn mergeable(&self, checkpoints_done: u64) -> Option<(PointRecord, Option<Follower>)> {
-        if let Some(point) = self.merging() {
+    pub fn mergeable(
+        &self,
+        checkpoints_done: u64,
+        is_held_back: impl Fn(TreeId) -> bool,
+    ) -> Option<(PointRecord, Option<Follower>)> {
+        if let Some(point) = self.merging().find(|point| !is_held_back(point.tree)) {
             return Some((*point, self.followers((point.tree, point.epoch)).first().copied()));
         }
         self.points.iter().rev().find_map(|(at, point)| {
@@ -150,14 +154,19 @@ impl Catalog {
             let followers = self.followers(*at);
             let is_going = |follower: &Follower| matches!(follower, Follower::Child(tree) if !self.is_living(*tree));
             let is_free = followers.len() < 2 && !followers.iter().any(is_going);
-            is_free.then(|| (*point, followers.first().copied()))
+            (is_free && !is_held_back(at.0)).then(|| (*point, followers.first().copied()))
         })
     }
 
-    /// The frozen epoch whose merge has begun.
+    /// The frozen epochs whose merge has begun: one, and those whose merge ended at something that cannot be read.
+    pub fn merging(&self) -> impl Iterator<Item = &PointRecord> {
+        self.points.values().filter(|point| point.merge.is_some())
+    }
+
+    /// The first of a tree's parents; the tree itself if it has none.
     #[must_use]
-    pub fn merging(&self) -> Option<&PointRecord> {
-        self.points.values().find(|point| point.merge.is_some())
+    pub fn origin(&self, tree: TreeId) -> TreeId {
+        self.origins(tree).last().copied().unwrap_or(tree)
     }
 
     /// Frozen epochs that live no more.

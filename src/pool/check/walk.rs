@@ -5,7 +5,7 @@ use super::leaf_group::{OpenedLeaf, assemble};
 use super::repair::Leaks;
 use super::report::{CheckReport, Difference, DifferenceKind, Place};
 use crate::crypto::{KeyRing, SealKind};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::bitmap::{self, STRETCH_WORDS, StretchBits};
 use crate::format::catalog::TreeState;
 use crate::format::device_header::FRONT_BLOCKS;
@@ -415,8 +415,11 @@ fn visit_group(
     let group = assemble(&group);
     let of_parent = match catalog.tree(tree).and_then(|tree| tree.parent) {
         // Of a whole parent that is being merged leaves have gone, and what it shared with its own parents is theirs still.
-        Some(parent) => stored.resolve(&catalog.ancestry(parent), index)?,
-        None => Leaf::default(),
+        Some(parent) => match stored.resolve(&catalog.ancestry(parent), index) {
+            Err(error) if error.kind() == ErrorKind::Integrity => Err(format!("what it builds on: {error}")),
+            found => Ok(found?),
+        },
+        None => Ok(Leaf::default()),
     };
     let len_of = |leaf: &std::result::Result<Leaf, String>| leaf.as_ref().map_or(0, Leaf::len);
     let found = group.iter().enumerate().map(|(position, (epoch, leaf))| {
@@ -424,15 +427,18 @@ fn visit_group(
         let of_newer = newer.and_then(|(_, leaf)| leaf.as_ref().ok());
         let is_own = |(slot, entry): &(u8, Entry)| {
             let is_newer = of_newer.is_some_and(|newer| newer.get(*slot) == Some(*entry));
-            !is_newer && of_parent.get(*slot) != Some(*entry)
+            !is_newer && of_parent.as_ref().is_ok_and(|parent| parent.get(*slot) != Some(*entry))
         };
-        let before = group.get(position + 1).map_or(of_parent.len(), |(_, leaf)| len_of(leaf));
+        let before = group.get(position + 1).map_or(len_of(&of_parent), |(_, leaf)| len_of(leaf));
         let interval = |epoch| catalog.interval_of(tree, epoch);
         FoundLeaf {
             tree,
             epoch: *epoch,
             index,
-            entries: leaf.as_ref().map(|leaf| leaf.iter().filter(is_own).collect()).map_err(Clone::clone),
+            entries: match (leaf, &of_parent) {
+                (Ok(leaf), Ok(_)) => Ok(leaf.iter().filter(is_own).collect()),
+                (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+            },
             mapped_delta: i64::try_from(len_of(leaf)).unwrap_or_default() - i64::try_from(before).unwrap_or_default(),
             is_hidden: newer.is_some_and(|(newer, _)| interval(*newer) == interval(*epoch)),
         }

@@ -8,6 +8,7 @@
 //! over with epoch 0, each as a whole: parts build on leaves of their own tree only. Without a follower all go.
 
 use super::copy_down::CopyWork;
+use super::unreadable::HeldBack;
 use super::{Checkpoint, Phase};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{HeldBlocks, TreeRecord, TreeState};
@@ -386,16 +387,15 @@ impl Checkpoint {
     }
 }
 
-/// A merge under way is ended first: what is deleted then builds on nothing half merged.
 impl Pool {
     /// What is to be reclaimed next, else to be copied down.
     fn next_work(&self) -> Option<Work> {
         let (done, lineage_max) = (self.checkpoints_done(), self.limits.lineage_max);
-        let is_skipped = |tree| self.unreadable.contains(tree);
         let may_copy = self.may_copy_down();
         self.with_catalog(|catalog, _| {
-            next_work(catalog, done, is_skipped).or_else(|| {
-                let work = catalog.too_deep(lineage_max, done, is_skipped).filter(|_| may_copy);
+            let held_back = HeldBack::new(catalog, |tree| self.unreadable.contains(tree));
+            next_work(catalog, done, &held_back).or_else(|| {
+                let work = catalog.too_deep(lineage_max, done, |tree| held_back.contains(tree)).filter(|_| may_copy);
                 work.map(Work::Copy)
             })
         })
@@ -420,12 +420,18 @@ impl Pool {
     }
 }
 
-fn next_work(catalog: &Catalog, checkpoints_done: u64, is_skipped: impl Fn(TreeId) -> bool) -> Option<Work> {
-    let tree = catalog.deleting_unless(&is_skipped).filter(|_| catalog.merging().is_none());
-    if let Some(tree) = tree {
+/// A merge under way is ended first: what is deleted then builds on nothing half merged.
+fn next_work<F: Fn(TreeId) -> bool>(
+    catalog: &Catalog,
+    checkpoints_done: u64,
+    held_back: &HeldBack<'_, F>,
+) -> Option<Work> {
+    let is_held_back = |tree| held_back.contains(tree);
+    let is_merging = catalog.merging().any(|point| !is_held_back(point.tree));
+    if let Some(tree) = catalog.deleting_unless(is_held_back).filter(|_| !is_merging) {
         return Some(Work::Tree(tree, catalog.own_from((tree.id, Epoch::new(1)))));
     }
-    let (point, follower) = catalog.mergeable(checkpoints_done).filter(|(point, _)| !is_skipped(point.tree))?;
+    let (point, follower) = catalog.mergeable(checkpoints_done, is_held_back)?;
     let at: PointId = (point.tree, point.epoch);
     let first_of_child = match follower {
         Some(Follower::Child(child)) if catalog.is_living(child) => catalog.first_interval(child),

@@ -2,6 +2,7 @@
 
 use super::Checkpoint;
 use crate::error::{ErrorKind, Result};
+use crate::pool::Catalog;
 use crate::units::TreeId;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -17,6 +18,26 @@ impl UnreadableTrees {
 
     pub(in crate::pool) fn len(&self) -> usize {
         self.0.lock().len()
+    }
+}
+
+/// Trees that reclaim leaves as they are: those that cannot be read, and where a merge under way ends at one, all that have an
+/// origin in common with it, since they may build on what is half merged.
+pub(super) struct HeldBack<'a, F> {
+    catalog: &'a Catalog,
+    is_unreadable: F,
+    origins: BTreeSet<TreeId>,
+}
+
+impl<'a, F: Fn(TreeId) -> bool> HeldBack<'a, F> {
+    pub fn new(catalog: &'a Catalog, is_unreadable: F) -> Self {
+        let stuck = catalog.merging().filter(|point| is_unreadable(point.tree));
+        let origins = stuck.map(|point| catalog.origin(point.tree)).collect();
+        Self { catalog, is_unreadable, origins }
+    }
+
+    pub fn contains(&self, tree: TreeId) -> bool {
+        (self.is_unreadable)(tree) || !self.origins.is_empty() && self.origins.contains(&self.catalog.origin(tree))
     }
 }
 

@@ -64,7 +64,8 @@ fn merge_walks_the_side_with_fewer_leaves() {
         let mut checkpoint = Checkpoint::begin(Arc::clone(&pool));
         let merge = loop {
             assert_eq!(checkpoint.step().expect("nothing is in the way"), Progress::Working);
-            if let Some(merge) = pool.with_catalog(|catalog, _| catalog.merging().and_then(|point| point.merge)) {
+            if let Some(merge) = pool.with_catalog(|catalog, _| catalog.merging().next().and_then(|point| point.merge))
+            {
                 break merge;
             }
         };
@@ -268,7 +269,7 @@ fn merge_of_many_leaves_takes_several_checkpoints() {
 /// Begins checkpoints until the first epoch of a tree is being merged; the one that does.
 fn until_merging(pool: &Arc<Pool>, tree: TreeId) -> Checkpoint {
     let is_merging = |catalog: &mut Catalog, _: CatalogStore<'_>| {
-        catalog.merging().is_some_and(|point| (point.tree, point.epoch) == (tree, Epoch::new(1)))
+        catalog.merging().any(|point| (point.tree, point.epoch) == (tree, Epoch::new(1)))
     };
     let mut checkpoints = (0..4).map(|_| Checkpoint::begin(Arc::clone(pool)));
     let mut checkpoint = checkpoints.next().expect("there are four");
@@ -354,7 +355,10 @@ fn clone_is_written_while_its_origin_is_merged_into_it() {
         until_merging(&pool, tree).run().expect("nothing is in the way");
         // Behind the cursor, at it and before it.
         for round in 0..12 {
-            assert!(round > 4 || pool.with_catalog(|catalog, _| catalog.merging().is_some()), "it is still under way");
+            assert!(
+                round > 4 || pool.with_catalog(|catalog, _| catalog.merging().next().is_some()),
+                "it is still under way"
+            );
             lay_slot(&pool, clone, (0..12).filter(|leaf| leaf % 3 == round % 3), 0);
             store(&pool);
             assert_clean(&pool);

@@ -63,7 +63,7 @@ impl Stage {
         for _ in 0..STEPS_MAX {
             self.checkpoint()?;
             let pool = &self.life().pool;
-            if pool.with_catalog(|catalog, _| catalog.merging().is_some()) || !pool.is_reclaiming() {
+            if pool.with_catalog(|catalog, _| catalog.merging().next().is_some()) || !pool.is_reclaiming() {
                 return Ok(());
             }
         }
