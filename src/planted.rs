@@ -67,6 +67,8 @@ pub enum Bug {
     CopyEndsEarly,
     /// Versions that an opening finds are taken for stored before its checkpoint is done.
     FoundVersionsSettled,
+    /// A leaf that a nearer one hides keeps that one from being read.
+    HiddenLeafNeeded,
     /// A diff leaves out what only the parent of a clone has.
     DiffWithoutParents,
     /// A change of the superblock leaves one copy as it was.
@@ -95,7 +97,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -127,6 +129,7 @@ impl Bug {
         Self::MergeCursorIgnored,
         Self::CopyEndsEarly,
         Self::FoundVersionsSettled,
+        Self::HiddenLeafNeeded,
         Self::DiffWithoutParents,
         Self::RepairTakesAllUsed,
         Self::OldSlotsStay,

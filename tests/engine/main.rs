@@ -48,13 +48,14 @@ const REPLAYED_EVERY: u64 = 7;
 const BUG_SEEDS: u64 = 5_000;
 /// Who found a bug after many others that did not, when all were looked at: these are looked at first. It may be wrong after
 /// any change, and then they all are again.
-const FINDERS: [(Bug, u64); 9] = [
+const FINDERS: [(Bug, u64); 10] = [
     (Bug::FlushJoinsStarted, 183),
     (Bug::OvertakenLoadCached, 81),
     (Bug::PauseMissesSpace, 287),
     (Bug::GivenBackUntold, 287),
     (Bug::MergeCursorIgnored, 158),
     (Bug::FoundVersionsSettled, 731),
+    (Bug::HiddenLeafNeeded, 562),
     (Bug::DiffWithoutParents, 319),
     (Bug::SuperblockTrustsItsRead, 712),
     (Bug::ScrubTrustsFirstLook, 187),
