@@ -37,7 +37,7 @@ impl<'a, F: Fn(TreeId) -> bool> HeldBack<'a, F> {
     }
 
     pub fn contains(&self, tree: TreeId) -> bool {
-        (self.is_unreadable)(tree) || !self.origins.is_empty() && self.origins.contains(&self.catalog.origin(tree))
+        (self.is_unreadable)(tree) || self.origins.contains(&self.catalog.origin(tree))
     }
 }
 

@@ -96,3 +96,35 @@ fn merge_that_ends_half_way_at_a_damaged_leaf_keeps_nothing_of_other_volumes() {
     assert_eq!(free_count(&pool), free + 1, "what was overwritten is free");
     assert_only_leaves_are_damaged(&pool);
 }
+
+#[test]
+fn what_builds_on_a_half_merged_version_waits_with_it_until_it_can_be_read() {
+    let place = Place::new();
+    let open = || place.open_with(Limits { reclaimed_per_batch: 1, ..Limits::default() });
+    let pool = open();
+    let (tree, snapshot) = with_a_version(&pool, "damaged", 3);
+    let second = take_snapshot(&pool, "damaged");
+    let clone = add_clone(&pool, second, "clone").expect("a new name");
+    lay(&pool, clone, 0);
+    store(&pool);
+    damage(&place, tree, 2);
+    drop_snapshot(&pool, snapshot);
+    let free = free_count(&pool);
+
+    remove_volume(&pool, "clone").expect("there is space");
+    (0..4).for_each(|_| store(&pool));
+    assert_eq!((free_count(&pool), pool.is_reclaiming()), (free, true));
+
+    // As it was.
+    damage(&place, tree, 2);
+    drop(pool);
+    let pool = open();
+    (0..4).for_each(|_| store(&pool));
+    assert_eq!(
+        (free_count(&pool), pool.is_reclaiming()),
+        (free + 2, false),
+        "the clone's block, and the version's third"
+    );
+    let report = pool.check().expect("memory");
+    assert!(report.is_clean(), "{report:?}");
+}
