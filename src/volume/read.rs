@@ -8,7 +8,7 @@ use crate::disk::{Disk, DiskOp, IoBuffer};
 use crate::error::IoError;
 use crate::format::entry::Entry;
 use crate::format::leaf::Leaf;
-use crate::map::StoredLeaves;
+use crate::map::{StoredLeaf, StoredLeaves};
 use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::units::{
@@ -317,15 +317,7 @@ impl<D: Disk + 'static> Engine<D> {
             let mut found = None;
             pool.view_of(&lineage, &mut |store| {
                 let stored = StoredLeaves { store, keys: pool.keys() };
-                let mut levels = lineage.0.iter().take(level_count);
-                let mut is_found = false;
-                let leaves = std::iter::from_fn(|| {
-                    let (tree, epoch) = levels.next().filter(|_| !is_found)?;
-                    let newest = stored.newest(*tree, *epoch, leaf);
-                    is_found = matches!(newest, Ok(Some(_))) && !is_planted(Bug::HiddenLeafNeeded);
-                    Some(newest)
-                });
-                found = Some(leaves.collect::<crate::error::Result<Vec<_>>>());
+                found = Some(leaves_up_to_the_first(&stored, &lineage.0[..level_count], leaf));
             });
             // The reader may be gone; then nobody wants the leaves.
             drop(found.map(|found| sender.send(found)));
@@ -377,6 +369,24 @@ pub(super) fn open_blocks(
         }
     });
     failed
+}
+
+/// A leaf of each of these trees, up to the first that has it.
+fn leaves_up_to_the_first(
+    stored: &StoredLeaves<'_>,
+    levels: &[(TreeId, Epoch)],
+    leaf: LeafIndex,
+) -> crate::error::Result<Vec<Option<StoredLeaf>>> {
+    let mut leaves = Vec::with_capacity(levels.len());
+    for (tree, epoch) in levels {
+        let newest = stored.newest(*tree, *epoch, leaf)?;
+        let is_found = newest.is_some() && !is_planted(Bug::HiddenLeafNeeded);
+        leaves.push(newest);
+        if is_found {
+            break;
+        }
+    }
+    Ok(leaves)
 }
 
 /// Index of the first block, leaf and number of blocks, for each leaf of a range.

@@ -1,7 +1,8 @@
 //! Copying down: a tree that builds on many others gets leaves of its own for all that these have, so that a leaf is looked
 //! for in few trees, however often a clone was cloned. Leaves are copied, no data.
 //!
-//! In bounded steps, each one synced batch with the cursor behind it; nothing is copied while a merge is under way. A copy is
+//! In bounded steps, each one synced batch with the cursor behind it; nothing is copied while a merge is under way, but for one
+//! that cannot go on and has no origin in common (`unreadable`). A copy is
 //! what a merge would leave: a leaf that the tree took over from its parent, with epoch 0. What it maps is older than the tree
 //! and stays its owner's, so that nothing is freed with it; and what the owner's merge finds in it is not freed. A step copies
 //! a leaf only where nothing in the tree's first interval has it, so that every epoch of the tree sees one of its own from
