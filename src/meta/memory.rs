@@ -31,6 +31,8 @@ struct State {
     commits_to_failure: Option<u64>,
     /// How many commits it is until space is out, and stays out.
     commits_to_full: Option<u64>,
+    /// Commits that failed with an I/O error.
+    failed_commits: u64,
     /// The table whose reads fail with an I/O error.
     unreadable: Option<Table>,
 }
@@ -100,6 +102,12 @@ impl MemoryStore {
     pub fn fill_after(&self, count: Option<u64>) {
         assert!(count != Some(0), "commits are counted from 1");
         self.state.lock().commits_to_full = count;
+    }
+
+    /// How many commits have failed with an I/O error so far.
+    #[must_use]
+    pub fn failed_commit_count(&self) -> u64 {
+        self.state.lock().failed_commits
     }
 
     /// Lets the reads of a table fail with an I/O error until `None` takes it back.
@@ -287,6 +295,7 @@ impl State {
         if let Some(count) = self.commits_to_failure {
             self.commits_to_failure = (count > 1).then(|| count - 1);
             if count == 1 {
+                self.failed_commits += 1;
                 self.limbo = Some(batch.to_vec());
                 return Err(input_output_error());
             }

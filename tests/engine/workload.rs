@@ -40,14 +40,14 @@ const IN_FLIGHT_MAX: usize = 24;
 /// What a request in flight is about.
 enum Pending {
     Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64, pausing_since: Option<u64> },
-    Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>> },
+    Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>>, faults_before: u64 },
     Walk { volume: usize, first: u64, count: u64, runs: MapRuns, allowed: BTreeMap<u64, Vec<Value>> },
     Cache { volume: usize },
     Flush { begin: u64 },
     Clean,
     Scrub { result: ScrubResult, is_brief: bool },
     Diff(Box<diff::Comparison>),
-    ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, _handle: OpenVolume },
+    ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, faults_before: u64, _handle: OpenVolume },
     WalkSnapshot { id: (Uuid, u64), first: u64, count: u64, runs: MapRuns, _handle: OpenVolume },
 }
 
@@ -79,6 +79,8 @@ pub struct Workload {
     scrubbing: scrubbing::Scrubbing,
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
     has_failed: bool,
+    /// Operations that had failed on purpose when this life began.
+    faults_before_life: u64,
     is_short_of_space: bool,
     /// Whether small changes and snapshots alternate often, so that leaves are stored in parts.
     has_many_snapshots: bool,
@@ -119,6 +121,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         scrubbing: scrubbing::Scrubbing::default(),
         now: 1,
         has_failed: false,
+        faults_before_life: 0,
         is_short_of_space,
         has_many_snapshots: seed % 3 == 1,
     };
@@ -348,7 +351,9 @@ impl Workload {
         target.with_bytes_mut(|bytes| bytes.fill(0xa5));
         let touched = offset / BLOCK_SIZE_U64..(offset + len).div_ceil(BLOCK_SIZE_U64);
         let allowed = touched.map(|block| (block, self.models[volume].visible_values(block))).collect();
-        let completion = self.completion(Pending::Read { volume, offset, target: target.clone(), allowed });
+        let faults_before = self.faults_met();
+        let pending = Pending::Read { volume, offset, target: target.clone(), allowed, faults_before };
+        let completion = self.completion(pending);
         let lane = self.lane();
         let life = self.life();
         let handle = life.handles[volume].volume().clone();
@@ -385,8 +390,7 @@ impl Workload {
                 },
                 Pending::Clean => self.cleaned(result),
                 Pending::Scrub { result: found, is_brief } => self.scrubbed(&found, is_brief, result),
-                Pending::Cache { .. } if result.is_err() => self.failed(),
-                Pending::Cache { .. } => {}
+                Pending::Cache { .. } => assert_eq!(result, Ok(()), "a look at the map reads no device"),
                 Pending::Walk { volume, first, count, runs, allowed } => {
                     self.walked(volume, (first, count), &runs, &allowed, result);
                 }
@@ -394,11 +398,12 @@ impl Workload {
                     self.snapshot_walked(id, (first, count), &runs, result);
                 }
                 Pending::Diff(comparison) => self.compared(&comparison, result),
-                Pending::ReadSnapshot { id, first, target, .. } => {
-                    self.snapshot_read_done(id, first, &target, result);
+                Pending::ReadSnapshot { faults_before, .. } | Pending::Read { faults_before, .. } if result.is_err() => {
+                    self.failed_since(faults_before);
                 }
-                Pending::Read { volume, offset, target, allowed } => {
-                    self.read_done(volume, offset, &target, allowed, result)
+                Pending::ReadSnapshot { id, first, target, .. } => self.snapshot_read_done(id, first, &target),
+                Pending::Read { volume, offset, target, allowed, .. } => {
+                    self.read_done(volume, offset, &target, allowed);
                 }
             }
         }
@@ -431,25 +436,13 @@ impl Workload {
         }
     }
 
-    /// An error other than "no space": there must be a reason.
-    fn failed(&mut self) {
-        let is_injected = self.world.device_counters().injected_errors > 0 || self.world.counts.meta_failures > 0;
-        let is_explained = is_injected || self.scrubbing.is_rotten();
-        assert!(is_explained, "a request failed although no error was injected");
-        self.has_failed |= self.life().pool.check_writable().is_err();
-    }
-
     fn read_done(
         &mut self,
         volume: usize,
         offset: u64,
         target: &IoBuffer,
         allowed: BTreeMap<u64, Vec<Value>>,
-        result: Result<(), IoError>,
     ) {
-        if result.is_err() {
-            return self.failed();
-        }
         let bytes = target.with_bytes(<[u8]>::to_vec);
         let mut seen: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
         for (sector, content) in (offset / SECTOR..).zip(bytes.chunks_exact(512)) {

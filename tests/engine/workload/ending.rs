@@ -37,6 +37,7 @@ impl Workload {
         self.world.trace.update(&self.world.shred_key.digest());
         let counters = self.world.device_counters();
         self.world.counts.injected_errors = counters.injected_errors;
+        self.world.counts.meta_failures = self.world.store.failed_commit_count();
         self.world.counts.torn_writes = counters.torn_writes;
         self.world.counts.dropped_writes = counters.dropped_writes;
         self.world.counts.bad_block_reads = counters.bad_block_reads;

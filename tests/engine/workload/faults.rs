@@ -8,16 +8,30 @@ use rok_blk::disk::OpKind;
 const COMMITS_MAX: u64 = 12;
 
 impl Workload {
+    /// Operations that have failed so far because they were to.
+    pub(super) fn faults_met(&self) -> u64 {
+        self.world.device_counters().injected_errors + self.world.store.failed_commit_count()
+    }
+
+    /// An error other than "no space": something must have failed in this life, or a bit rots.
+    pub(super) fn failed(&mut self) {
+        self.failed_since(self.faults_before_life);
+    }
+
+    /// The same for what is not to be in the way of anything else: it must have failed since there were so many faults.
+    pub(super) fn failed_since(&mut self, faults_before: u64) {
+        let is_explained = self.faults_met() > faults_before || self.scrubbing.is_rotten();
+        assert!(is_explained, "a request failed although no error was injected");
+        self.has_failed |= self.life().pool.check_writable().is_err();
+    }
+
     /// One of the next operations fails.
     pub(super) fn inject(&mut self) {
         let nth = self.world.random.random_range(1..10);
         match self.world.random.random_range(0..5) {
             0 => self.world.any_file().fail_nth(OpKind::Write, nth),
             1 => self.world.any_file().fail_nth(OpKind::Flush, nth),
-            2 => {
-                self.world.counts.meta_failures += 1;
-                self.world.store.fail_commit_after(Some(nth));
-            }
+            2 => self.world.store.fail_commit_after(Some(nth)),
             _ => self.world.any_file().fail_nth(OpKind::Read, nth),
         }
     }

@@ -46,6 +46,8 @@ pub(super) struct Scrubbing {
     may_find: Option<u64>,
     /// When that was. After a crash the one before it may be under way again, whose end was not stored.
     began_at: u64,
+    /// Operations that had failed on purpose by then.
+    faults_before: u64,
     /// A pass came to its end.
     is_due: bool,
     /// Of what was found not everybody who has it was to be named.
@@ -77,6 +79,7 @@ impl Workload {
         let now = self.now;
         self.scrubbing.may_find = self.scrubbing.rot.as_ref().map(|rot| rot.block);
         self.scrubbing.began_at = now;
+        self.scrubbing.faults_before = self.faults_met();
         (self.scrubbing.is_brief, self.scrubbing.rollbacks_before) = (false, self.world.counts.rollbacks);
         self.scrubbing.scrub.as_mut().expect("each life has one").begin(now, 1 << 20);
         self.store_scrub();
@@ -231,7 +234,7 @@ impl Workload {
             // It may list a bit of its own time, and may have been behind the one that is inverted now.
             return self.end_rot();
         }
-        let may_fail = self.world.device_counters().injected_errors > 0;
+        let may_fail = self.faults_met() > self.scrubbing.faults_before;
         for damage in &record.damages {
             let is_rot = damage.kind == DamageKind::Content && Some(damage.first.get()) == self.scrubbing.may_find;
             let is_failure = damage.kind == DamageKind::Unreadable && may_fail;

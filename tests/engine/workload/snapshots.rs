@@ -237,7 +237,9 @@ impl Workload {
         let target = IoBuffer::allocate(usize::try_from(count).expect("few") * BLOCK_SIZE);
         let handle = self.life().volumes.open_snapshot(id).expect("the snapshot is there");
         let volume = handle.volume().clone();
-        let completion = self.completion(Pending::ReadSnapshot { id, first, target: target.clone(), _handle: handle });
+        let faults_before = self.faults_met();
+        let pending = Pending::ReadSnapshot { id, first, target: target.clone(), faults_before, _handle: handle };
+        let completion = self.completion(pending);
         let lane = self.lane();
         self.life().lanes[lane].read(&volume, first * BLOCK_SIZE_U64, target, completion);
     }
@@ -247,11 +249,7 @@ impl Workload {
         id: (Uuid, u64),
         first: u64,
         target: &IoBuffer,
-        result: std::result::Result<(), IoError>,
     ) {
-        if result.is_err() {
-            return self.failed();
-        }
         let Some(index) = self.snapshots.iter().position(|other| (other.volume, other.number) == id) else { return };
         let bytes = target.with_bytes(<[u8]>::to_vec);
         for (block, content) in (first..).zip(bytes.chunks_exact(BLOCK_SIZE)) {
@@ -279,10 +277,11 @@ impl Workload {
         };
         let handle = self.life().volumes.open_snapshot(id).expect("the snapshot is there");
         assert_eq!(handle.volume().size_bytes(), self.snapshots[index].size_bytes, "the size is frozen too");
+        let faults_before = self.faults_met();
         for (block, content) in self.read_all(&handle, &blocks) {
             match content {
                 Ok(content) => content.with_bytes(|bytes| self.check_snapshot_block(index, block, bytes)),
-                Err(_) => self.failed(),
+                Err(_) => self.failed_since(faults_before),
             }
         }
         self.world.counts.snapshots_verified += 1;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 impl Workload {
     pub(super) fn begin_life(&mut self, life: Life) {
         self.has_failed = false;
+        self.faults_before_life = self.faults_met();
         self.closed.clear();
         self.life = Some(life);
         self.open_volumes();
