@@ -28,7 +28,7 @@ use rok_blk::lane::{
     AttachedDevice, DeviceTarget, IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions,
 };
 use rok_blk::pool::directory::{
-    CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, create, generate_key_file, open,
+    CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, OwnKeys, create, generate_key_file, open,
 };
 use rok_blk::volume::NewVolume;
 use rok_ublk::{Control, Device, DeviceParameters};
@@ -116,7 +116,7 @@ fn open_pool(directory: &Path, key_file: &Path) -> Result<OpenPool, Failure> {
             lane_count: 1,
             map_cache_bytes: MAP_CACHE_BYTES,
             meta_cache_bytes: META_CACHE_BYTES,
-            without_own_keys: false,
+            own_keys: OwnKeys::Opened,
             watermarks: rok_blk::pool::Watermarks::default(),
         },
     )?)

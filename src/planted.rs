@@ -37,6 +37,8 @@ pub enum Bug {
     UseBeforeListed,
     /// A block that a checkpoint replaces stays marked as used.
     ReplacedStaysUsed,
+    /// An opening without the shred key takes what it cannot verify for whole.
+    UnverifiedTaken,
     /// A volume with a key of its own is written with the pool's key behind a recovery.
     OwnKeyLostInRecovery,
     /// A shredding does not flush what overwrites the old shred key.
@@ -97,7 +99,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -114,6 +116,7 @@ impl Bug {
         Self::FlushOneDevice,
         Self::UseBeforeListed,
         Self::ReplacedStaysUsed,
+        Self::UnverifiedTaken,
         Self::OwnKeyLostInRecovery,
         Self::ShredNotFlushed,
         Self::ShredNotSynced,

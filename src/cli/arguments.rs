@@ -252,6 +252,9 @@ pub(super) struct Serve {
     /// Go on although the pool's file shred-key is lost: volumes that were made with --own-key stay closed
     #[arg(long)]
     pub(super) without_own_keys: bool,
+    /// As --without-own-keys, where shred-key is lost for good: also if what those volumes held may be lost by it
+    #[arg(long)]
+    pub(super) give_up_own_keys: bool,
     /// Serve NBD over TCP here too, like 127.0.0.1:10809; port 0 takes a free one
     #[arg(long, value_name = "ADDR")]
     pub(super) nbd_listen: Vec<SocketAddr>,

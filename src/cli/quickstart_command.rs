@@ -24,7 +24,7 @@ use crate::disk::free_space_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
 use crate::lane::{ListenSettings, NbdLimits};
-use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource};
+use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource, OwnKeys};
 
 const POOL_SIZE_BYTES_DEFAULT: u64 = 8 << 30;
 /// Of the free space, a new pool takes at most this part.
@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Quickstart, global: &Global, output: &Output) -> O
         watermarks: arguments.resources.watermarks()?,
         memory_lock: arguments.resources.memory_lock(),
         is_locked: false,
-        without_own_keys: false,
+        own_keys: OwnKeys::Opened,
         socket,
     };
     let daemon = Daemon::start(options)?;

@@ -17,6 +17,7 @@ use crate::daemon::control_socket::{make_private_directory, nbd_path_beside};
 use crate::daemon::{Daemon, DaemonOptions, Ending, TcpListen, host, short_memory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::ListenAddress;
+use crate::pool::directory::OwnKeys;
 
 /// Lanes if nobody says how many: more than this share too little.
 const LANE_COUNT_MAX: usize = 8;
@@ -49,7 +50,7 @@ pub(super) fn run(arguments: &Serve, global: &Global, output: &Output) -> Outcom
         watermarks: arguments.resources.watermarks()?,
         memory_lock: arguments.resources.memory_lock(),
         is_locked: arguments.locked,
-        without_own_keys: arguments.without_own_keys,
+        own_keys: own_keys(arguments),
         socket: socket.clone(),
     };
     let given = options.nbd_given.iter().filter_map(|given| match given.socket.address() {
@@ -195,4 +196,12 @@ fn warn_open(address: &SocketAddr) {
         "Warning: {address} may be reachable from other machines. Whoever reaches it can read and write what \
          rok-blk export offers, unless its rules say otherwise, unencrypted on the wire."
     ));
+}
+
+const fn own_keys(arguments: &Serve) -> OwnKeys {
+    match (arguments.without_own_keys, arguments.give_up_own_keys) {
+        (_, true) => OwnKeys::GivenUp,
+        (true, false) => OwnKeys::Closed,
+        (false, false) => OwnKeys::Opened,
+    }
 }

@@ -18,7 +18,7 @@ use crate::lane::{
     GivenSocket, IoChoice, ListenAddress, ListenSettings, NbdLimits, Server, ServerOptions, TlsAuthority,
 };
 use crate::pool::Watermarks;
-use crate::pool::directory::{self, Credential, OpenOptions, PoolDescription};
+use crate::pool::directory::{self, Credential, OpenOptions, OwnKeys, PoolDescription};
 
 /// Where to listen for NBD over TCP.
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +67,8 @@ pub(super) struct PoolSetup {
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes.
     pub meta_cache_bytes: u64,
-    /// Whether to go on although the file with the shred key is lost.
-    pub without_own_keys: bool,
+    /// What is done with volumes that have a key of their own.
+    pub own_keys: OwnKeys,
     /// When space counts as low.
     pub watermarks: Watermarks,
     /// When the process's memory is locked.
@@ -92,7 +92,7 @@ impl PoolSetup {
                 lane_count: self.lane_count,
                 map_cache_bytes: self.map_cache_bytes,
                 meta_cache_bytes: self.meta_cache_bytes,
-                without_own_keys: self.without_own_keys,
+                own_keys: self.own_keys,
                 watermarks: self.watermarks,
             },
         )?;

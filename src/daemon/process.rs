@@ -19,7 +19,7 @@ use super::{host, router};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::{IoChoice, ListenSettings, NbdLimits};
 use crate::pool::Watermarks;
-use crate::pool::directory::{self, Credential};
+use crate::pool::directory::{self, Credential, OwnKeys};
 
 /// Threads of the control plane. It is not on the data path.
 const CONTROL_THREADS: usize = 2;
@@ -39,8 +39,8 @@ pub struct DaemonOptions {
     pub credential: Option<Credential>,
     /// Do not open the pool yet: its key is to come through the API.
     pub is_locked: bool,
-    /// Go on although the file with the shred key is lost: volumes with a key of their own stay closed.
-    pub without_own_keys: bool,
+    /// What is done with volumes that have a key of their own.
+    pub own_keys: OwnKeys,
     /// The control socket; its directory is there.
     pub socket: PathBuf,
     /// The NBD socket; its directory is there.
@@ -121,7 +121,7 @@ impl Daemon {
             io: options.io,
             map_cache_bytes: options.map_cache_bytes,
             meta_cache_bytes: options.meta_cache_bytes,
-            without_own_keys: options.without_own_keys,
+            own_keys: options.own_keys,
             watermarks: options.watermarks,
             memory_lock: options.memory_lock,
         }));

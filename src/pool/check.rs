@@ -19,7 +19,7 @@ use crate::crypto::KeyRing;
 use crate::error::Result;
 use crate::format::bitmap::StretchBits;
 use crate::meta::MetaRead;
-use crate::pool::open::{check_age, load_checkpoint, load_domains, load_sessions, open_devices};
+use crate::pool::loading::{check_age, load_checkpoint, load_domains, load_sessions, open_devices};
 use crate::pool::recovery::{Source, replay};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::{Catalog, Parts, Pool, Space};

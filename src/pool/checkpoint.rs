@@ -21,7 +21,7 @@ use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::meta_error;
 use crate::pool::devices::header_mac;
 use crate::pool::leaf_work::LeafWork;
-use crate::pool::open::load_checkpoint;
+use crate::pool::loading::load_checkpoint;
 use crate::pool::owners::Owners;
 use crate::pool::{FlushStart, Pool};
 use crate::units::{Address, AddressRun, ChainSequence, CheckpointId, LaneIndex, Sequence, TreeId};

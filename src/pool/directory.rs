@@ -44,7 +44,7 @@ use crate::format::catalog::LANES_MAX;
 use crate::format::superblock::{DeviceRecord, Superblock};
 use crate::meta::{RocksOptions, RocksStore, SpaceReserve};
 use crate::pool::devices::{ExpectedDevice, header_mac, identify};
-use crate::pool::{CheckReport, Limits, Parts, Pool, Watermarks};
+use crate::pool::{CheckReport, Limits, Parts, Pool, Unverified, Watermarks};
 use crate::units::{BLOCK_SIZE_U64, DeviceIndex};
 use listed_device::ListedDevice;
 use meta_reserve::MetaReserve;
@@ -98,10 +98,23 @@ pub struct OpenOptions {
     pub map_cache_bytes: u64,
     /// Memory of the metadata store, in bytes, at least 8 MiB.
     pub meta_cache_bytes: u64,
-    /// Go on although the file with the shred key is lost: volumes with a key of their own stay closed.
-    pub without_own_keys: bool,
+    /// What is done with volumes that have a key of their own.
+    pub own_keys: OwnKeys,
     /// When space counts as low.
     pub watermarks: Watermarks,
+}
+
+/// What is done with volumes that have a key of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnKeys {
+    /// They are opened. If one of them cannot be, the pool is not.
+    #[default]
+    Opened,
+    /// The file with the shred key is lost: they stay closed, and should it turn up, they are what they were. The pool is not
+    /// opened where that cannot be promised.
+    Closed,
+    /// The file is lost for good: they stay closed, and what they held may be lost.
+    GivenUp,
 }
 
 /// An open pool and the files that its lanes do I/O on.
@@ -196,9 +209,8 @@ fn open_locked(
     let meta = meta_of(directory)?;
     let store = open_store(&meta, options.meta_cache_bytes, reserve)?;
     let (shred_key, is_shred_key_new) = match superblock.suite {
-        _ if options.without_own_keys => (None, false),
-        Suite::Plain => (None, false),
-        Suite::XtsGmac => shred_key_file::open_or_create(directory)?,
+        Suite::XtsGmac if options.own_keys == OwnKeys::Opened => shred_key_file::open_or_create(directory)?,
+        Suite::XtsGmac | Suite::Plain => (None, false),
     };
     let parts_of = |(device, record): (&Arc<ListedDevice>, &DeviceRecord)| (Arc::clone(device) as _, record.id);
     let parts = Parts {
@@ -217,7 +229,11 @@ fn open_locked(
             ..Limits::default()
         },
     };
-    let opened = super::open(parts, &mut system_random);
+    let unverified = match options.own_keys {
+        OwnKeys::Opened | OwnKeys::Closed => Unverified::Refused,
+        OwnKeys::GivenUp => Unverified::Taken,
+    };
+    let opened = super::open_with(parts, unverified, &mut system_random);
     if opened.is_err() && is_shred_key_new {
         shred_key_file::remove_new(directory);
     }

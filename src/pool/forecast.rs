@@ -14,7 +14,7 @@ use crate::format::snapshot::SnapshotRecord;
 use crate::map::StoredLeaves;
 use crate::meta::{MetaRead, Table};
 use crate::pool::catalog::meta_error;
-use crate::pool::open::load_checkpoint;
+use crate::pool::loading::load_checkpoint;
 use crate::pool::{Catalog, PointId, Pool, SnapshotId};
 use crate::units::{Epoch, LeafIndex, to_u64};
 use std::cmp::Reverse;

@@ -6,8 +6,7 @@
 use crate::crypto::{DomainKey, DomainWrapping, KeyRing, MasterKey, Purpose, Random, SealKind, Suite, domain_place};
 use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::bitmap::{self, STRETCH_WORDS};
-use crate::format::catalog::{CheckpointRecord, DomainRecord, LANES_MAX};
+use crate::format::catalog::{DomainRecord, LANES_MAX};
 use crate::format::device_header::DeviceHeader;
 use crate::format::key;
 use crate::format::session::Session;
@@ -17,8 +16,11 @@ use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, ReservedStore, SpaceR
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Catalog, meta_error};
 use crate::pool::checkpoint::{Checkpoint, UnreadableTrees};
-use crate::pool::devices::{ExpectedDevice, PoolDevice, header_mac};
+use crate::pool::devices::{PoolDevice, header_mac};
 use crate::pool::growth::{reserve_blocks, window_blocks};
+use crate::pool::loading::{
+    check_age, expected_devices, load_checkpoint, load_domains, load_sessions, load_used, open_devices,
+};
 use crate::pool::recovery::{Recovered, Source, replay};
 use crate::pool::shred_key::ShredKeys;
 use crate::pool::space::Space;
@@ -26,11 +28,11 @@ use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::release_holes;
 use crate::pool::{LaneShared, Limits, PartCounts, Pool, StoredState};
 use crate::units::{
-    AddressRun, BLOCK_SIZE_U64, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, STRETCH_BLOCKS,
-    Sequence, SessionId, TreeId, to_u64, to_usize,
+    AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, Sequence, SessionId, TreeId, to_u64,
 };
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
@@ -58,9 +60,6 @@ pub struct Parts {
     /// Bounds.
     pub limits: Limits,
 }
-
-/// Stretches of the bitmap that are read at once: 2 MiB.
-const STRETCHES_PER_SCAN: usize = 4096;
 
 /// Blocks that nothing but the start of a lane's chain at open may take.
 pub const HOME_RESERVE_BLOCKS: u64 = LANES_MAX as u64;
@@ -102,11 +101,30 @@ pub fn create(parts: &Parts, random: Random<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What an opening without the shred key may do to volumes with keys of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unverified {
+    /// Nothing: where a power loss may have torn what they have behind their last flush, the pool is refused. Without the
+    /// key nobody can tell, and what such a block replaced would become free.
+    Refused,
+    /// It is taken for whole: the key is lost for good, and what the volumes held with it.
+    Taken,
+}
+
+/// Opens a pool: checks its parts, recovers, and starts a session. [`Unverified::Refused`] holds.
+///
+/// # Errors
+/// As [`open_with`].
+pub fn open(parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
+    open_with(parts, Unverified::Refused, random)
+}
+
 /// Opens a pool: checks its parts, recovers, and starts a session.
 ///
 /// # Errors
-/// [`ErrorKind::Integrity`] naming what is foreign, older or damaged; the failure of a device or of `meta/`.
-pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
+/// [`ErrorKind::Integrity`] naming what is foreign, older or damaged; [`ErrorKind::Key`] for what nobody can verify, if that
+/// is refused; the failure of a device or of `meta/`.
+pub fn open_with(mut parts: Parts, unverified: Unverified, random: Random<'_>) -> Result<Arc<Pool>> {
     let store = Arc::new(ReservedStore::new(Arc::clone(&parts.store), parts.reserve.take()));
     parts.store = Arc::clone(&store) as Arc<dyn MetaStore>;
     let keys = KeyRing::new(parts.suite, Arc::clone(&parts.master));
@@ -131,6 +149,9 @@ pub fn open(mut parts: Parts, random: Random<'_>) -> Result<Arc<Pool>> {
     // Nor is anything written from now on older than a snapshot.
     let next_sequence = checkpoint.next_sequence.max(sessions_sequence).max(catalog.sequence_floor());
     let recovered = replay(&source, &checkpoint.chains, next_sequence)?;
+    if unverified == Unverified::Refused && !is_planted(Bug::UnverifiedTaken) {
+        check_verified(&*parts.store, &catalog, &recovered)?;
+    }
     claim(&mut space, &recovered)?;
     let kept_blocks = reserve_blocks(space.block_count()) + HOME_RESERVE_BLOCKS;
     release_holes(&mut space, &devices, kept_blocks);
@@ -253,139 +274,6 @@ fn split_first(runs: Vec<AddressRun>) -> Option<(AddressRun, Vec<AddressRun>)> {
     Some((runs.next()?, runs.collect()))
 }
 
-fn expected_devices(parts: &Parts) -> Vec<ExpectedDevice> {
-    let index = (0..).map(crate::units::DeviceIndex::new);
-    let devices = parts.devices.iter().zip(index);
-    devices
-        .map(|((device, id), index)| ExpectedDevice {
-            pool: parts.id,
-            id: *id,
-            index,
-            block_count: device.size_bytes() / crate::units::BLOCK_SIZE_U64,
-        })
-        .collect()
-}
-
-pub(super) fn open_devices(parts: &Parts) -> Result<(Vec<Arc<PoolDevice>>, Vec<DeviceHeader>)> {
-    let mac = header_mac(&parts.master);
-    let expected = expected_devices(parts);
-    let opened = parts.devices.iter().zip(&expected).map(|((device, _), expected)| {
-        let (opened, header) = PoolDevice::open(Arc::clone(device), expected, &mac)?;
-        if header.block_count > expected.block_count {
-            let [lists, has] = [expected.block_count, header.block_count].map(|count| count * BLOCK_SIZE_U64);
-            let message =
-                format!("Device {} had {has} bytes in the pool, and {lists} are left or listed", device.name());
-            return Err(Error::new(ErrorKind::Integrity, message)
-                .with_hint("Was the superblock restored from a time before the device grew? Nothing was changed"));
-        }
-        Ok((Arc::new(opened), header))
-    });
-    Ok(opened.collect::<Result<Vec<_>>>()?.into_iter().unzip())
-}
-
-/// The last session, and the first sequence that none of them owns for sure.
-pub(super) fn load_sessions(parts: &Parts, keys: &KeyRing) -> Result<(SessionId, Sequence)> {
-    let mac = parts.master.static_mac(Purpose::Session);
-    let found = parts.store.scan(Table::Sessions, &[], &[], usize::MAX);
-    let mut last = None;
-    let mut first_sequence = Sequence::new(1);
-    for (_, value) in found.map_err(|error| meta_error("Reading sessions", error))? {
-        let session = Session::decode(&value, &mac).map_err(|error| {
-            Error::new(
-                ErrorKind::Integrity,
-                format!("A session record in meta/ is damaged or of another pool: {error}"),
-            )
-            .with_hint("Is meta/ the one of this pool? Restore it and the devices from the same backup")
-        })?;
-        keys.add_past_session(session.id, session.first_sequence, session.salt);
-        last = last.max(Some(session.id));
-        first_sequence = first_sequence.max(session.first_sequence);
-    }
-    let last = last.ok_or_else(|| {
-        Error::new(ErrorKind::Integrity, "meta/ is empty: it holds no session of this pool")
-            .with_hint("Restore meta/ and the devices from the same backup")
-    })?;
-    Ok((last, first_sequence))
-}
-
-/// Unwraps the keys of all domains; returns the number of the shred key that those of volumes name.
-pub(super) fn load_domains(parts: &Parts, keys: &KeyRing, shred_keys: &ShredKeys) -> Result<Option<u32>> {
-    let mut shred_key = None;
-    let damaged =
-        |reason: &str| Error::new(ErrorKind::Integrity, format!("A domain record in meta/ is damaged: {reason}"));
-    let found = parts.store.scan(Table::Catalog, key::DOMAIN_PREFIX, b"E", usize::MAX);
-    for (record_key, value) in found.map_err(|error| meta_error("Reading domains", error))? {
-        let body = keys.open(SealKind::Domain, &record_key, &value).map_err(|error| damaged(&error.to_string()))?;
-        let record = DomainRecord::decode(&body).map_err(|error| damaged(&error.to_string()))?;
-        let wrapping = if record.id.is_pool() {
-            DomainWrapping::of_pool(&parts.master)
-        } else if shred_key.replace(record.shred_key).is_some_and(|other| other != record.shred_key) {
-            return Err(damaged("domains name different shred keys"));
-        } else if shred_keys.is_there() {
-            shred_keys.wrapping_of(record.shred_key)?
-        } else {
-            tracing::warn!(domain = %record.id, "the volume that has this domain as its own stays closed");
-            continue;
-        };
-        for (generation, wrapped) in record.keys {
-            let place = domain_place(&parts.id, record.id, generation);
-            let unwrapped = DomainKey::unwrap(&wrapping, &place, &wrapped);
-            let domain_key = unwrapped.ok_or_else(|| damaged("its key does not unwrap"))?;
-            keys.add_domain_key(record.id, generation, domain_key);
-        }
-    }
-    Ok(shred_key)
-}
-
-/// The last checkpoint; number 0 if there was none.
-pub(super) fn load_checkpoint(store: &dyn MetaRead, keys: &KeyRing) -> Result<CheckpointRecord> {
-    let value = store.get(Table::Catalog, key::CHECKPOINT);
-    let value = value.map_err(|error| meta_error("Reading the checkpoint", error))?;
-    let Some(value) = value else {
-        let (next_tree, next_sequence) = (TreeId::new(1), Sequence::new(1));
-        return Ok(CheckpointRecord { id: CheckpointId::new(0), next_tree, next_sequence, chains: Vec::new() });
-    };
-    let damaged = |reason: String| {
-        Error::new(ErrorKind::Integrity, format!("The checkpoint record in meta/ is damaged: {reason}"))
-            .with_hint("Restore meta/ and the devices from the same backup")
-    };
-    let body = keys.open(SealKind::Checkpoint, key::CHECKPOINT, &value).map_err(|error| damaged(error.to_string()))?;
-    CheckpointRecord::decode(&body).map_err(|error| damaged(error.to_string()))
-}
-
-/// Refuses a device or a `meta/` that is older than the other: one of them was restored alone.
-pub(super) fn check_age(
-    parts: &Parts,
-    headers: &[DeviceHeader],
-    checkpoint: &CheckpointRecord,
-    last_session: SessionId,
-) -> Result<()> {
-    for (header, (device, _)) in headers.iter().zip(&parts.devices) {
-        let name = device.name();
-        if header.checkpoint > checkpoint.id || header.session > last_session {
-            return Err(Error::new(
-                ErrorKind::Integrity,
-                format!(
-                    "meta/ is older than device {name}: it holds checkpoint {} and the device knows of {}",
-                    checkpoint.id, header.checkpoint
-                ),
-            )
-            .with_hint("Restore meta/ and the devices from the same backup"));
-        }
-        if header.checkpoint.get() + 1 < checkpoint.id.get() {
-            return Err(Error::new(
-                ErrorKind::Integrity,
-                format!(
-                    "Device {name} is older than meta/: it knows of checkpoint {} and meta/ holds {}",
-                    header.checkpoint, checkpoint.id
-                ),
-            )
-            .with_hint("Restore meta/ and the devices from the same backup"));
-        }
-    }
-    Ok(())
-}
-
 /// Brings headers up to the stored checkpoint, where a crash came between the two. Without it, a second such
 /// crash would leave a device two checkpoints behind, which looks like an old copy.
 fn catch_up_headers(
@@ -407,34 +295,33 @@ fn catch_up_headers(
     Ok(())
 }
 
-fn load_used(parts: &Parts, keys: &KeyRing, block_counts: &[u64], space: &mut Space) -> Result<StoredState> {
-    let stretches = |count: &u64| vec![[0; STRETCH_WORDS]; to_usize(count.div_ceil(STRETCH_BLOCKS))];
-    let mut used: Vec<Vec<bitmap::StretchBits>> = block_counts.iter().map(stretches).collect();
-    let free_before = space.free_count();
-    let damaged = |reason: &str| {
-        Error::new(ErrorKind::Integrity, format!("The bitmap of used blocks in meta/ is damaged: {reason}"))
-            .with_hint("Restore meta/ and the devices from the same backup")
-    };
-    // Page by page: memory that was used a moment ago is used again, where new memory costs as much as the decoding.
-    let mut from = Vec::new();
-    loop {
-        let found = parts.store.scan(Table::Used, &from, &[], STRETCHES_PER_SCAN);
-        let found = found.map_err(|error| meta_error("Reading the bitmap of used blocks", error))?;
-        let Some((last_key, _)) = found.last() else { break };
-        from = [last_key.as_slice(), &[0]].concat();
-        for (stretch_key, value) in &found {
-            let (device, stretch) = key::parse_stretch(stretch_key).map_err(|error| damaged(&error.to_string()))?;
-            let body = keys.open(SealKind::Bitmap, stretch_key, value).map_err(|error| damaged(&error.to_string()))?;
-            let bits = bitmap::decode(&body).map_err(|error| damaged(&error.to_string()))?;
-            let place = used.get_mut(device.as_usize()).and_then(|device| device.get_mut(to_usize(stretch)));
-            *place.ok_or_else(|| damaged("it names a place behind the device's end"))? = bits;
-            if !space.claim_stretch(device, stretch, &bits) {
-                return Err(damaged("it names a block that cannot be used"));
-            }
+/// Fails if the log has blocks of volumes whose key is missing and of which nobody knows that they are whole.
+fn check_verified(store: &dyn MetaRead, catalog: &Catalog, recovered: &Recovered) -> Result<()> {
+    let domain_of = |tree: TreeId| catalog.tree(tree).map(|tree| tree.domain);
+    let mut domains: BTreeSet<DomainId> = recovered.unverified.iter().filter_map(|key| domain_of(key.tree)).collect();
+    for domain in domains.clone() {
+        let record = store.get(Table::Catalog, &key::domain(domain));
+        if record.map_err(|error| meta_error("Reading domains", error))?.is_none() {
+            // Its volume was shredded: nobody reads any of it again.
+            domains.remove(&domain);
         }
     }
-    let used_count = free_before - space.free_count();
-    Ok(StoredState { used, used_count, checkpoint: CheckpointId::new(0), is_trusted: false })
+    let is_closed = |tree: TreeId| domain_of(tree).is_some_and(|domain| domains.contains(&domain));
+    let count = recovered.unverified.iter().filter(|key| is_closed(key.tree)).count();
+    if count == 0 {
+        return Ok(());
+    }
+    let closed = catalog.volumes().filter(|volume| is_closed(volume.tree));
+    let names: Vec<&str> = closed.map(|volume| volume.name.as_str()).collect();
+    let message = format!(
+        "{count} blocks of volumes with a key of their own ({}) were written behind their last flush, and without the file \
+         shred-key nobody can tell whether the power went meanwhile and tore them",
+        names.join(", ")
+    );
+    Err(Error::new(ErrorKind::Key, message).with_hint(
+        "Put the file back from a backup and open the pool with it once; if it is lost for good, so are these volumes: \
+         serve --give-up-own-keys goes on with all others. Nothing was changed",
+    ))
 }
 
 /// Allocates what the log holds: it is in no stored leaf yet, but for what an interrupted checkpoint stored.

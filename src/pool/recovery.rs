@@ -3,7 +3,8 @@
 //! It only reads, so a crash inside it changes nothing. A record counts if its seal, session, lane, chain sequence
 //! and address hold. A chain that ends before its mark is refused, never skipped: something durable is gone.
 //! Blocks of records above the mark are verified, since parts of a batch may be missing; one that fails, or that
-//! cannot be read, keeps its old mapping. Sectors that no record names may be unreadable.
+//! cannot be read, keeps its old mapping. Sectors that no record names may be unreadable. Where the key is missing nobody
+//! can tell: those blocks are named, and whoever opens the pool decides.
 
 use crate::crypto::{CipherCache, KeyRing};
 use crate::disk::Device;
@@ -18,7 +19,7 @@ use crate::units::{
     Address, AddressRun, BLOCK_SIZE, BLOCK_SIZE_U64, ChainSequence, LaneIndex, Sequence, blocks_to_bytes, to_u64,
     to_usize,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -46,6 +47,8 @@ pub struct Recovered {
     pub changes: BTreeMap<ChangeKey, Change>,
     /// Blocks of the records.
     pub record_runs: Vec<AddressRun>,
+    /// Those of them that nobody could verify and that no flush is known to cover: their volumes' key is not there.
+    pub unverified: BTreeSet<ChangeKey>,
     /// Above every sequence that counts.
     pub next_sequence: Sequence,
     /// For people.
@@ -72,7 +75,18 @@ struct Found {
     change: Change,
     lane: LaneIndex,
     chain: ChainSequence,
-    is_intact: bool,
+    content: Content,
+}
+
+/// What is known of the block that a change names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// It is what was written; or there is none.
+    Whole,
+    /// It is something else.
+    Torn,
+    /// There is no key to verify it with.
+    Unverified,
 }
 
 /// Follows all chains.
@@ -210,7 +224,7 @@ impl Walk<'_> {
             for index in 0..u64::from(removal.count) {
                 let key = ChangeKey { tree: removal.tree, block: removal.block.plus(index), epoch: removal.epoch };
                 let change = Change { sequence: removal.sequence, entry: None };
-                self.found.push(Found { key, change, lane: place.lane, chain: place.chain, is_intact: true });
+                self.found.push(Found { key, change, lane: place.lane, chain: place.chain, content: Content::Whole });
             }
         }
         Ok(())
@@ -225,35 +239,46 @@ impl Walk<'_> {
             .is_some_and(|(cipher, bytes)| cipher.verify(entry.sequence(), bytes, entry.mac()));
         let key = ChangeKey { tree: run.tree, block: run.block.plus(index), epoch: run.epoch };
         let change = Change { sequence: entry.sequence(), entry: Some(entry) };
-        // Without the key nobody can tell. What was acknowledged is kept: should it be torn, its reads will say so.
         let is_closed = self.source.keys.newest_generation(tree.domain).is_none();
-        let is_intact = is_intact || is_closed || is_planted(Bug::RecoveryTrustsData);
-        self.found.push(Found { key, change, lane: place.lane, chain: place.chain, is_intact });
+        let content = match is_intact || is_planted(Bug::RecoveryTrustsData) {
+            true => Content::Whole,
+            false if is_closed => Content::Unverified,
+            false => Content::Torn,
+        };
+        self.found.push(Found { key, change, lane: place.lane, chain: place.chain, content });
         Ok(())
     }
 
     fn finish(mut self, next_sequence: Sequence) -> Recovered {
         let mut next_sequence = next_sequence.get();
         let mut changes: BTreeMap<ChangeKey, Change> = BTreeMap::new();
+        let mut unverified = BTreeSet::new();
         self.found.sort_by_key(|found| found.change.sequence);
         for found in self.found {
             next_sequence = next_sequence.max(found.change.sequence.get() + 1);
             if !self.source.catalog.is_living(found.key.tree) {
                 continue;
             }
-            if !found.is_intact {
-                let mark = self.marks.get(&found.lane).copied().unwrap_or_default();
-                if found.chain > mark {
+            let is_flushed = found.chain <= self.marks.get(&found.lane).copied().unwrap_or_default();
+            match found.content {
+                Content::Torn if !is_flushed => {
                     self.report.lost_block_count += 1;
                     continue;
                 }
-                self.report.damaged_block_count += 1;
+                Content::Torn => self.report.damaged_block_count += 1,
+                Content::Whole | Content::Unverified => {}
+            }
+            if found.content == Content::Unverified && !is_flushed {
+                unverified.insert(found.key);
+            } else {
+                unverified.remove(&found.key);
             }
             changes.insert(found.key, found.change);
         }
         self.report.change_count = to_u64(changes.len());
         Recovered {
             changes,
+            unverified,
             record_runs: self.record_runs,
             next_sequence: Sequence::new(next_sequence),
             report: self.report,

@@ -40,6 +40,8 @@ counts! {
     reserves_used
     growths
     own_keys
+    opened_without_own_keys
+    refused_without_own_keys
     own_key_blocks
     shredded
     moved_blocks

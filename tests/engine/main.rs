@@ -159,7 +159,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { paused, resumed, owners_left, stopped_by_rot, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
-    let Counts { key_changes, key_changes_cut_off, .. } = counts;
+    let Counts { key_changes, key_changes_cut_off, opened_without_own_keys, refused_without_own_keys, .. } = counts;
     let Counts { parts_stored, parts_beside, parts_rebased, .. } = counts;
     let Counts { scrubs, scrubs_resumed, scrubbed_blocks, scrub_finds, key_pairs, .. } = counts;
     let happened = [
@@ -200,6 +200,8 @@ fn assert_all_happened(counts: Counts) {
         reserves_used,
         growths,
         own_keys,
+        opened_without_own_keys,
+        refused_without_own_keys,
         own_key_blocks,
         shredded,
         moved_blocks,

@@ -1,13 +1,15 @@
 //! What recovery makes of a log that is not as it was written.
 
 use crate::rig::{Answers, Rig, RigLife, Settings};
+use crate::world::new_snapshot;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rok_blk::crypto::Suite;
 use rok_blk::disk::{CrashMode, Device, IoBuffer};
 use rok_blk::error::{Error, ErrorKind, IoError};
+use rok_blk::pool::{NewClone, Unverified};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, NewVolume, OpenVolume};
+use rok_blk::volume::{Completion, NewVolume, OpenVolume, RemoveMode};
 use std::ops::Range;
 use uuid::Uuid;
 
@@ -19,6 +21,8 @@ struct Place {
     rig: Rig,
     life: Option<RigLife>,
     random: SmallRng,
+    /// Which of its volumes is used.
+    volume: &'static str,
 }
 
 impl Place {
@@ -30,7 +34,20 @@ impl Place {
         let mut rig = Rig::new(Settings::new(Suite::XtsGmac, lane_count), &[DEVICE_BYTES]);
         let life = rig.open().expect("a new pool opens");
         life.volumes.create(&NewVolume::new(Uuid::from_u128(1), "vol", 1 << 20)).expect("a new volume");
-        Self { rig, life: Some(life), random: SmallRng::seed_from_u64(1) }
+        Self { rig, life: Some(life), random: SmallRng::seed_from_u64(1), volume: "vol" }
+    }
+
+    /// With a second volume, which has a key of its own.
+    fn with_own_key() -> Self {
+        let mut place = Self::new();
+        place.create_with_own_key("own");
+        place
+    }
+
+    fn create_with_own_key(&mut self, name: &'static str) {
+        self.volume = name;
+        let new = NewVolume::new(Uuid::from_u128(name.len() as u128), name, 1 << 20);
+        self.life().volumes.create_with_own_key(&new, &mut |bytes| bytes.fill(3)).expect("a new volume");
     }
 
     fn life(&self) -> &RigLife {
@@ -38,7 +55,7 @@ impl Place {
     }
 
     fn open(&self) -> OpenVolume {
-        self.life().volumes.open("vol").expect("it is there")
+        self.life().volumes.open(self.volume).expect("it is there")
     }
 
     fn settle(&mut self) {
@@ -90,9 +107,28 @@ impl Place {
     }
 
     fn try_reopen(&mut self) -> Result<RigLife, Error> {
+        self.kill();
+        self.rig.open()
+    }
+
+    fn kill(&mut self) {
         self.life = None;
         self.rig.kill(CrashMode::Kill, &mut self.random);
-        self.rig.open()
+    }
+
+    fn remove(&mut self, block: u64) {
+        let range = (block * BLOCK_SIZE_U64, BLOCK_SIZE_U64);
+        self.life().lanes[0].remove(self.open().volume(), range, RemoveMode::Discard, false, COMPLETION);
+        self.settle();
+    }
+
+    /// Why the pool is refused without the shred key, and that nothing is changed by that.
+    fn refusal(&mut self) -> Option<(ErrorKind, String)> {
+        let before = (self.rig.devices[0].0.digest(), self.rig.store.digest());
+        let refusal = self.rig.open_without_own_keys(Unverified::Refused).err();
+        let after = (self.rig.devices[0].0.digest(), self.rig.store.digest());
+        assert!(refusal.is_none() || before == after, "it is changed");
+        refusal.map(|error| (error.kind(), error.to_string()))
     }
 }
 
@@ -139,4 +175,81 @@ fn the_last_flushed_record_of_a_lane_is_missed_if_another_lane_knows_of_it() {
         let wanted = (is_flushed && is_gone).then(|| (ErrorKind::Integrity, message.to_owned()));
         assert_eq!(error, wanted, "flushed: {is_flushed}, gone: {is_gone}");
     }
+}
+
+/// What a torn block replaced is flushed data, and would be free behind a checkpoint that takes the block for whole.
+#[test]
+fn pool_is_refused_without_the_shred_key_where_a_block_behind_the_last_flush_may_be_torn() {
+    let mut place = Place::with_own_key();
+    place.write(1, 7);
+    place.flush();
+    let torn = place.write(1, 8);
+    place.create_with_own_key("second");
+    place.write(1, 5);
+    place.kill();
+    place.rig.devices[0].0.flip_bit(torn, 0);
+
+    let (kind, message) = place.refusal().expect("nobody can tell");
+
+    assert_eq!(kind, ErrorKind::Key);
+    assert!(message.starts_with("2 blocks of volumes with a key of their own (own, second) were "), "{message}");
+    place.reopen();
+    place.volume = "own";
+    assert_eq!(place.read(1), Ok(7), "what was flushed is there, and what was torn is not");
+    place.volume = "second";
+    assert_eq!(place.read(1), Ok(5));
+}
+
+#[test]
+fn pool_is_opened_without_the_shred_key_where_nothing_of_its_volumes_can_be_torn() {
+    let mut place = Place::with_own_key();
+    place.write(1, 7);
+    place.flush();
+    place.write(2, 8);
+    place.remove(2);
+    // Its record says what was flushed.
+    place.volume = "vol";
+    place.write(1, 9);
+    place.kill();
+
+    assert_eq!(place.refusal(), None);
+
+    assert_eq!(place.rig.open_without_own_keys(Unverified::Refused).map(drop).err().map(|error| error.kind()), None);
+    place.reopen();
+    assert_eq!(place.read(1), Ok(9));
+    place.volume = "own";
+    assert_eq!((place.read(1), place.read(2)), (Ok(7), Ok(0)));
+}
+
+#[test]
+fn what_nobody_can_verify_is_taken_where_the_key_is_given_up_and_is_there_should_it_turn_up() {
+    let mut place = Place::with_own_key();
+    place.write(1, 7);
+    place.kill();
+    assert!(place.refusal().is_some());
+
+    drop(place.rig.open_without_own_keys(Unverified::Taken).expect("it is given up"));
+
+    assert_eq!(place.refusal(), None, "it is stored");
+    place.reopen();
+    assert_eq!(place.read(1), Ok(7));
+}
+
+#[test]
+fn what_is_left_of_a_shredded_volume_keeps_no_pool_from_being_opened_without_the_shred_key() {
+    let mut place = Place::with_own_key();
+    place.write(1, 7);
+    let id = place.open().volume().id();
+    let snapshots = place.life().volumes.snapshot(vec![new_snapshot(id)]).expect("there is space");
+    let clone =
+        NewClone { id: Uuid::from_u128(9), name: "clone".into(), created_at: 0, expires_at: 0, labels: Vec::new() };
+    let source = (id, snapshots[0].number);
+    place.life().volumes.clone_snapshot(source, vec![clone]).expect("there is space");
+    place.life().volumes.remove("clone").expect("nobody has it open");
+    // The tree stays as long as what was cloned from it is reclaimed.
+    place.write(1, 8);
+    place.life().volumes.shred("own", &mut |bytes| bytes.fill(4)).expect("nobody has it open");
+    place.kill();
+
+    assert_eq!(place.refusal(), None);
 }

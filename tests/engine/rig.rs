@@ -15,7 +15,7 @@ use rok_blk::disk::{CrashMode, Device, IoBuffer, SimDevice};
 use rok_blk::error::{Error, IoError};
 use rok_blk::format::shred_key;
 use rok_blk::meta::{MemoryStore, MetaStore};
-use rok_blk::pool::{CheckReport, Limits, Parts, Pool, Watermarks};
+use rok_blk::pool::{CheckReport, Limits, Parts, Pool, Unverified, Watermarks};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use std::rc::Rc;
@@ -194,9 +194,24 @@ impl Rig {
     /// # Errors
     /// As the pool.
     pub fn open(&mut self) -> Result<RigLife, Error> {
+        self.open_with(|parts, random| rok_blk::pool::open(parts, random))
+    }
+
+    /// Opens it without the shred key.
+    ///
+    /// # Errors
+    /// As the pool.
+    pub fn open_without_own_keys(&mut self, unverified: Unverified) -> Result<RigLife, Error> {
+        self.open_with(|parts, random| rok_blk::pool::open_with(Parts { shred_key: None, ..parts }, unverified, random))
+    }
+
+    fn open_with(
+        &mut self,
+        open: impl FnOnce(Parts, &mut dyn FnMut(&mut [u8])) -> Result<Arc<Pool>, Error>,
+    ) -> Result<RigLife, Error> {
         self.opened += 1;
         let listed = self.listed(&self.tap);
-        let pool = rok_blk::pool::open(self.parts(&listed, &self.tap), &mut filler(self.opened))?;
+        let pool = open(self.parts(&listed, &self.tap), &mut filler(self.opened))?;
         // Nobody makes checkpoints that are asked for.
         pool.set_signals(Arc::new(SimSignals::default()));
         let lane_count = u16::try_from(pool.lane_count()).expect("few lanes");

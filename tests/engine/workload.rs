@@ -398,7 +398,9 @@ impl Workload {
                     self.snapshot_walked(id, (first, count), &runs, result);
                 }
                 Pending::Diff(comparison) => self.compared(&comparison, result),
-                Pending::ReadSnapshot { faults_before, .. } | Pending::Read { faults_before, .. } if result.is_err() => {
+                Pending::ReadSnapshot { faults_before, .. } | Pending::Read { faults_before, .. }
+                    if result.is_err() =>
+                {
                     self.failed_since(faults_before);
                 }
                 Pending::ReadSnapshot { id, first, target, .. } => self.snapshot_read_done(id, first, &target),
@@ -436,13 +438,7 @@ impl Workload {
         }
     }
 
-    fn read_done(
-        &mut self,
-        volume: usize,
-        offset: u64,
-        target: &IoBuffer,
-        allowed: BTreeMap<u64, Vec<Value>>,
-    ) {
+    fn read_done(&mut self, volume: usize, offset: u64, target: &IoBuffer, allowed: BTreeMap<u64, Vec<Value>>) {
         let bytes = target.with_bytes(<[u8]>::to_vec);
         let mut seen: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
         for (sector, content) in (offset / SECTOR..).zip(bytes.chunks_exact(512)) {

@@ -1,6 +1,8 @@
 //! The simulated machine: its devices, one metadata store, lanes that a seeded scheduler interleaves on one thread.
 
+mod closed;
 mod crashing;
+mod faults;
 mod growth;
 mod key_slots;
 mod pausing;
@@ -16,7 +18,7 @@ use key_slots::KeySlots;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rok_blk::crypto::{MasterKey, Suite};
-use rok_blk::disk::{Device, OpKind, SimCounters, SimDevice, SimDisk};
+use rok_blk::disk::{Device, OpKind, SimDevice, SimDisk};
 use rok_blk::error::{Error, ErrorKind, IoError};
 use rok_blk::format::shred_key;
 use rok_blk::format::snapshot::Annotations;
@@ -156,7 +158,7 @@ impl World {
             device.set_thin(seed.wrapping_add(index) % 3 != 0);
         }
         world.shred_key.reseed(seed ^ 0x5a17);
-        let parts = world.parts(1, false, &world.listed_devices(&world.devices), &world.shred_key);
+        let parts = world.parts(1, false, &world.listed_devices(&world.devices), Some(&world.shred_key));
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world.change_key_slots_offline();
         world
@@ -167,7 +169,13 @@ impl World {
         listed.map(|(bytes, device)| Arc::new(ListedDevice::new(device.clone(), *bytes))).collect()
     }
 
-    fn parts(&self, lane_count: u16, has_cleaner: bool, devices: &[Arc<ListedDevice>], shred_key: &SimDevice) -> Parts {
+    fn parts(
+        &self,
+        lane_count: u16,
+        has_cleaner: bool,
+        devices: &[Arc<ListedDevice>],
+        shred_key: Option<&SimDevice>,
+    ) -> Parts {
         let devices = (0..)
             .zip(devices)
             .map(|(index, device)| (Arc::clone(device) as Arc<dyn Device>, device_id(self.pool_id, index)));
@@ -178,7 +186,9 @@ impl World {
             devices: devices.collect(),
             store: Arc::clone(&self.store) as Arc<dyn MetaStore>,
             reserve: self.reserve.clone().map(|reserve| reserve as Arc<dyn SpaceReserve>),
-            shred_key: (self.suite != Suite::Plain).then(|| Arc::new(shred_key.clone()) as Arc<dyn Device>),
+            shred_key: shred_key
+                .filter(|_| self.suite != Suite::Plain)
+                .map(|device| Arc::new(device.clone()) as Arc<dyn Device>),
             lane_count,
             has_cleaner,
             limits: self.limits,
@@ -192,16 +202,17 @@ impl World {
 
     /// Opens the pool with a random number of lanes.
     pub fn open(&mut self) -> Result<Life, Error> {
+        self.open_with(Some(&self.shred_key.process_handle()))
+    }
+
+    fn open_with(&mut self, shred_key: Option<&SimDevice>) -> Result<Life, Error> {
         self.key_slots.open();
         let lane_count = self.random.random_range(1..4);
         let process: Vec<SimDevice> = self.devices.iter().map(SimDevice::process_handle).collect();
         let mut fill = filler(self.random.random());
         let listed = self.listed_devices(&process);
         let has_cleaner = self.random.random_bool(0.7);
-        let pool = rok_blk::pool::open(
-            self.parts(lane_count, has_cleaner, &listed, &self.shred_key.process_handle()),
-            &mut fill,
-        )?;
+        let pool = rok_blk::pool::open(self.parts(lane_count, has_cleaner, &listed, shred_key), &mut fill)?;
         let lane_count = u16::try_from(pool.lane_count()).expect("few lanes");
         self.counts.recovered_records += pool.recovery().record_count;
         self.counts.lost_blocks += pool.recovery().lost_block_count;
@@ -391,7 +402,8 @@ impl World {
 
     /// Checks the pool as it would be found by who opens it now; panics at a difference.
     pub fn check_closed(&self) {
-        let report = rok_blk::pool::check(&self.parts(1, false, &self.listed_devices(&self.devices), &self.shred_key));
+        let parts = self.parts(1, false, &self.listed_devices(&self.devices), Some(&self.shred_key));
+        let report = rok_blk::pool::check(&parts);
         self.assert_only_leaked(&report.expect("nothing is in the way of reading"));
     }
 
@@ -406,7 +418,7 @@ impl World {
         if self.counts.bad_blocks == 0 {
             self.check_closed();
         }
-        let mut has_lost_power = false;
+        let mut has_lost_power = self.open_without_own_keys().unwrap_or_default();
         while self.random.random_bool(0.3) {
             let nth = self.random.random_range(1..30);
             match self.random.random_range(0..4) {
@@ -430,33 +442,6 @@ impl World {
             }
             Err(error) => panic!("the pool does not open after a crash: {error}"),
         }
-    }
-
-    /// One of the devices, at random.
-    pub fn any_device(&mut self) -> &SimDevice {
-        let index = self.random.random_range(0..self.devices.len());
-        &self.devices[index]
-    }
-
-    /// One of the devices or the file of the shred key, at random.
-    pub fn any_file(&mut self) -> &SimDevice {
-        let index = self.random.random_range(0..=self.devices.len());
-        self.devices.get(index).unwrap_or(&self.shred_key)
-    }
-
-    fn files(&self) -> impl Iterator<Item = &SimDevice> {
-        self.devices.iter().chain([&self.shred_key])
-    }
-
-    /// Takes back every fault not met yet.
-    pub fn clear_faults(&self) {
-        self.files().for_each(SimDevice::clear_faults);
-        self.store.fail_commit_after(None);
-    }
-
-    /// What happened to all devices together.
-    pub fn device_counters(&self) -> SimCounters {
-        self.files().map(SimDevice::counters).fold(SimCounters::default(), SimCounters::plus)
     }
 }
 

@@ -95,7 +95,7 @@ impl Group {
     fn of(file: &str) -> Self {
         const COMMIT: [&str; 7] =
             ["log.rs", "log/", "flushing.rs", "checkpoint.rs", "checkpoint/leaves.rs", "catalog/store.rs", "turn.rs"];
-        const RECOVERY: [&str; 3] = ["recovery.rs", "open.rs", "superblock_copies.rs"];
+        const RECOVERY: [&str; 4] = ["recovery.rs", "open.rs", "loading.rs", "superblock_copies.rs"];
         const RECLAIM: [&str; 5] = [
             "checkpoint/reclaim.rs",
             "checkpoint/copy_down.rs",

@@ -176,6 +176,13 @@ fn pool_that_lost_its_shred_key_is_served_without_the_volumes_that_need_it() {
     assert!(message.contains("--without-own-keys"), "{message}");
     assert!(!home.path("pool/shred-key").exists(), "a backup of now does not replace a good one by an empty one");
 
+    let arguments = ["--key-file", &home.text("pool.key"), "--without-own-keys"];
+    let message = home.serve_fails(&arguments).failure(10);
+    assert!(message.contains("(secret)") && message.contains("Nothing was changed"), "{message}");
+    let serving = home.serve(&["--give-up-own-keys"]);
+    serving.stop();
+    assert!(!home.path("pool/shred-key").exists(), "nothing took its place");
+
     let serving = home.serve(&["--without-own-keys"]);
     assert_eq!(read_canary(&home, "plain"), CANARY);
     assert_eq!(home.run(["ls", "-q"]).success(), "plain\nsecret\n");

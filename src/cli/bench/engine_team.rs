@@ -20,7 +20,7 @@ use crate::disk::{Device, FileDevice, MemoryDevice, MemoryDisk, UringDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lane::Alarm;
 use crate::meta::MemoryStore;
-use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool};
+use crate::pool::directory::{self, CreateOptions, Credential, DeviceSource, OpenOptions, OpenPool, OwnKeys};
 use crate::pool::{Cleaner, CleanerStep, Limits, Parts, Pool, Urgency, Watermarks};
 use crate::units::LaneIndex;
 use crate::volume::{NewVolume, RangeLocks, Volumes};
@@ -87,7 +87,7 @@ impl EngineTeam {
             lane_count,
             map_cache_bytes,
             meta_cache_bytes,
-            without_own_keys: false,
+            own_keys: OwnKeys::Opened,
             watermarks: Watermarks::default(),
         };
         let begun = Instant::now();

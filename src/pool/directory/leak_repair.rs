@@ -1,6 +1,6 @@
 //! The repair of leaked space in a pool that nobody has open.
 
-use super::{Credential, META_CACHE_BYTES_MIN, OpenOptions, check, open};
+use super::{Credential, META_CACHE_BYTES_MIN, OpenOptions, OwnKeys, check, open};
 use crate::error::Result;
 use crate::pool::{LeakRepair, Watermarks};
 use std::path::Path;
@@ -20,7 +20,7 @@ pub fn repair(directory: &Path, credential: Option<&Credential>) -> Result<LeakR
         lane_count: 1,
         map_cache_bytes: 0,
         meta_cache_bytes: META_CACHE_BYTES_MIN,
-        without_own_keys: false,
+        own_keys: OwnKeys::Opened,
         watermarks: Watermarks::default(),
     };
     let opened = open(directory, &options)?;

@@ -91,7 +91,7 @@ fn open_options_with(credential: Option<Credential>) -> OpenOptions {
         lane_count: 2,
         map_cache_bytes: 1 << 20,
         meta_cache_bytes: 8 << 20,
-        without_own_keys: false,
+        own_keys: OwnKeys::Opened,
         watermarks: Watermarks::default(),
     }
 }

@@ -207,5 +207,6 @@ fn torn_block_is_kept_where_nobody_has_the_key_to_tell() {
         let entry = Entry::new(at(0, 600), generation, sequence, 1234);
         walk.take_block(&run, 0, entry, &log.place(1, at(0, 500))).expect("a healthy device");
     }
-    assert_eq!(walk.found.iter().map(|found| found.is_intact).collect::<Vec<_>>(), [false, true]);
+    let found: Vec<_> = walk.found.iter().map(|found| found.content).collect();
+    assert_eq!(found, [Content::Torn, Content::Unverified]);
 }

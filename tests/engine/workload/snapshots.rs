@@ -244,12 +244,7 @@ impl Workload {
         self.life().lanes[lane].read(&volume, first * BLOCK_SIZE_U64, target, completion);
     }
 
-    pub(super) fn snapshot_read_done(
-        &mut self,
-        id: (Uuid, u64),
-        first: u64,
-        target: &IoBuffer,
-    ) {
+    pub(super) fn snapshot_read_done(&mut self, id: (Uuid, u64), first: u64, target: &IoBuffer) {
         let Some(index) = self.snapshots.iter().position(|other| (other.volume, other.number) == id) else { return };
         let bytes = target.with_bytes(<[u8]>::to_vec);
         for (block, content) in (first..).zip(bytes.chunks_exact(BLOCK_SIZE)) {

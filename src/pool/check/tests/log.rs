@@ -3,6 +3,7 @@
 use super::*;
 use crate::pool::RecoveryReport;
 use crate::pool::recovery::Recovered;
+use std::collections::BTreeSet;
 
 /// Blocks that have another holder than the log, whose changes say where these blocks of the volume are.
 fn with_other_holders(scene: &Scene, changes: &[(u64, Entry)]) -> Vec<Address> {
@@ -14,6 +15,7 @@ fn with_other_holders(scene: &Scene, changes: &[(u64, Entry)]) -> Vec<Address> {
         changes: changes.collect(),
         record_runs: Vec::new(),
         next_sequence: scene.pool.take_sequences(1),
+        unverified: BTreeSet::new(),
         report: RecoveryReport::default(),
     };
     let catalog = scene.pool.with_catalog(|catalog, _| catalog.clone());

@@ -88,7 +88,7 @@ fn a_pool_that_lost_its_shred_key_opens_without_own_keys_and_gets_no_other_file(
     fs::remove_file(&path).expect("there");
     assert_eq!(refused(place.open_with_key()).kind(), ErrorKind::Integrity);
 
-    let options = OpenOptions { without_own_keys: true, ..open_options(Some(place.key())) };
+    let options = OpenOptions { own_keys: OwnKeys::Closed, ..open_options(Some(place.key())) };
     drop(open(&place.pool(), &options).expect("other volumes can be served"));
 
     assert!(!path.exists(), "the right one may come back");
