@@ -33,6 +33,8 @@ pub enum Bug {
     OvertakenLoadCached,
     /// A flush leaves out all written devices but the first.
     FlushOneDevice,
+    /// A volume that is open when it gets another size has the old one.
+    SizeNotTold,
     /// New blocks are used before the superblock lists them.
     UseBeforeListed,
     /// A block that a checkpoint replaces stays marked as used.
@@ -99,7 +101,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -114,6 +116,7 @@ impl Bug {
         Self::FlushJoinsStarted,
         Self::OvertakenLoadCached,
         Self::FlushOneDevice,
+        Self::SizeNotTold,
         Self::UseBeforeListed,
         Self::ReplacedStaysUsed,
         Self::UnverifiedTaken,

@@ -53,8 +53,7 @@ impl Pool {
     /// Reads both copies of the shred key, and writes anew what is not as it should be; how many that were. Never on a lane.
     ///
     /// # Errors
-    /// The failure of their file; [`ErrorKind::Unsupported`] if a newer version wrote there; [`ErrorKind::Other`] if the pool
-    /// has failed: then the next opening sees which key counts.
+    /// The failure of their file; [`ErrorKind::Other`] if the pool has failed: then the next opening sees which key counts.
     pub fn scrub_shred_key(&self) -> Result<usize> {
         let mut shred_keys = self.shred_keys.lock();
         self.check_healthy()?;

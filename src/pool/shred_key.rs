@@ -30,6 +30,8 @@ pub(super) struct ShredKeys {
 enum Copy {
     Zeros,
     Key(NumberedKey),
+    /// A newer program wrote it, or that is damage.
+    Newer(u32),
     /// Damage, the rest of a write that was cut off, or nobody knows.
     Other,
 }
@@ -50,34 +52,45 @@ impl ShredKeys {
     pub(super) fn read(device: Option<Arc<dyn Device>>, pool: Uuid, master: Arc<MasterKey>) -> Result<Self> {
         let mut keys =
             Self { device, pool, master, copies: [Copy::Zeros, Copy::Zeros], current: None, is_undecided: false };
-        let [first, second] = COPY_OFFSETS;
-        keys.copies = [keys.read_copy(first)?, keys.read_copy(second)?];
+        keys.copies = keys.read_copies();
+        keys.check_version()?;
         Ok(keys)
     }
 
-    fn read_copy(&self, offset_bytes: u64) -> Result<Copy> {
-        let Some(device) = &self.device else { return Ok(Copy::Zeros) };
+    fn read_copies(&self) -> [Copy; 2] {
+        let Some(device) = &self.device else { return [Copy::Zeros, Copy::Zeros] };
+        COPY_OFFSETS.map(|offset_bytes| self.read_copy(&**device, offset_bytes))
+    }
+
+    /// Fails if a newer program wrote the file. One copy with a flipped bit in its version must not hide the other, and the
+    /// superblock of such a program's pool was refused before.
+    fn check_version(&self) -> Result<()> {
+        let has_key = self.copies.iter().any(|copy| matches!(copy, Copy::Key(_)));
+        let newer =
+            self.copies.iter().find_map(|copy| if let Copy::Newer(version) = copy { Some(version) } else { None });
+        let (Some(version), Some(device), false) = (newer, &self.device, has_key) else { return Ok(()) };
+        let message = format!("{} has format version {version}, which is newer than this program", device.name());
+        Err(Error::new(ErrorKind::Unsupported, message)
+            .with_hint("Open the pool with the newer rok-blk; nothing was changed"))
+    }
+
+    fn read_copy(&self, device: &dyn Device, offset_bytes: u64) -> Copy {
         let mut block = vec![0; BLOCK_SIZE];
         if let Err(error) = device.read_at(offset_bytes, &mut block) {
             tracing::warn!(file = device.name(), %error, "a copy of the shred key cannot be read");
-            return Ok(Copy::Other);
+            return Copy::Other;
         }
         if block.iter().all(|byte| *byte == 0) {
-            return Ok(Copy::Zeros);
+            return Copy::Zeros;
         }
         match ShredKeyCopy::decode(&block) {
             Ok(copy) if copy.pool == self.pool => {
                 let key = ShredKey::unwrap(&self.master, (&self.pool, copy.number), &copy.wrapped);
                 let numbered = |key| NumberedKey { number: copy.number, key: Arc::new(key), block: block.into() };
-                Ok(key.map_or(Copy::Other, |key| Copy::Key(numbered(key))))
+                key.map_or(Copy::Other, |key| Copy::Key(numbered(key)))
             }
-            Err(FormatError::NewerVersion(version)) => {
-                let message =
-                    format!("{} has format version {version}, which is newer than this program", device.name());
-                Err(Error::new(ErrorKind::Unsupported, message)
-                    .with_hint("Open the pool with the newer rok-blk; nothing was changed"))
-            }
-            Ok(_) | Err(_) => Ok(Copy::Other),
+            Err(FormatError::NewerVersion(version)) => Copy::Newer(version),
+            Ok(_) | Err(_) => Copy::Other,
         }
     }
 
@@ -136,11 +149,10 @@ impl ShredKeys {
     /// Reads both copies again, and writes those anew that do not hold what they should; how many that were.
     ///
     /// # Errors
-    /// The device's failure, [`ErrorKind::Unsupported`] for a newer format.
+    /// The device's failure.
     pub(super) fn scrub(&mut self) -> Result<usize> {
         let Some(device) = self.device.clone().filter(|_| !self.is_undecided) else { return Ok(0) };
-        let [first, second] = COPY_OFFSETS;
-        self.copies = [self.read_copy(first)?, self.read_copy(second)?];
+        self.copies = self.read_copies();
         let damaged_count = self.copies.iter().filter(|copy| !self.is_settled(copy)).count();
         self.settle()?;
         if damaged_count > 0 {

@@ -39,6 +39,8 @@ counts! {
     bad_block_reads
     reserves_used
     growths
+    grown
+    shrunk
     own_keys
     opened_without_own_keys
     refused_without_own_keys

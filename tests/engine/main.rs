@@ -55,8 +55,8 @@ const FINDERS: [(Bug, u64); 10] = [
     (Bug::GivenBackUntold, 287),
     (Bug::MergeCursorIgnored, 158),
     (Bug::FoundVersionsSettled, 731),
-    (Bug::HiddenLeafNeeded, 562),
-    (Bug::DiffWithoutParents, 319),
+    (Bug::HiddenLeafNeeded, 1080),
+    (Bug::DiffWithoutParents, 295),
     (Bug::SuperblockTrustsItsRead, 712),
     (Bug::ScrubTrustsFirstLook, 187),
 ];
@@ -159,7 +159,15 @@ fn assert_all_happened(counts: Counts) {
     let Counts { paused, resumed, owners_left, stopped_by_rot, .. } = counts;
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
-    let Counts { key_changes, key_changes_cut_off, opened_without_own_keys, refused_without_own_keys, .. } = counts;
+    let Counts {
+        grown,
+        shrunk,
+        key_changes,
+        key_changes_cut_off,
+        opened_without_own_keys,
+        refused_without_own_keys,
+        ..
+    } = counts;
     let Counts { parts_stored, parts_beside, parts_rebased, .. } = counts;
     let Counts { scrubs, scrubs_resumed, scrubbed_blocks, scrub_finds, key_pairs, .. } = counts;
     let happened = [
@@ -199,6 +207,8 @@ fn assert_all_happened(counts: Counts) {
         bad_block_reads,
         reserves_used,
         growths,
+        grown,
+        shrunk,
         own_keys,
         opened_without_own_keys,
         refused_without_own_keys,

@@ -170,6 +170,17 @@ impl Model {
         }
     }
 
+    /// Whether a write of a block was acknowledged as durable.
+    pub fn is_durable(&self, block: u64, write: u64) -> bool {
+        let candidates = self.blocks.get(&block).map_or(&[][..], |block| &block.candidates);
+        candidates.iter().any(|candidate| candidate.write == write && candidate.is_forced)
+    }
+
+    /// The volume ends before this block: should it have the blocks behind it again, they were never written.
+    pub fn forget_from(&mut self, block: u64) {
+        self.blocks.split_off(&block);
+    }
+
     /// Values that a read may see while no crash intervenes: of writes that ended last, and of all in flight.
     pub fn visible_values(&self, block: u64) -> Vec<Value> {
         let Some(found) = self.blocks.get(&block) else { return vec![ZEROS] };

@@ -161,9 +161,11 @@ fn pool_without_its_shred_key_is_refused_and_one_damaged_copy_is_written_anew() 
 #[test]
 fn copies_of_the_shred_key_that_are_damaged_while_the_pool_is_open_are_written_anew() {
     const COPIES: [u64; 2] = [70, 65_536 + 70];
+    /// Of the version: with it a copy seems to be a newer program's.
+    const VERSIONS: [u64; 2] = [9, 65_536 + 9];
     let (mut world, life) = world();
     assert_eq!(life.pool.scrub_shred_key().expect("both are right"), 0);
-    for damaged in [&COPIES[..1], &COPIES[1..], &COPIES[..]] {
+    for damaged in [&COPIES[..1], &COPIES[1..], &COPIES[..], &VERSIONS[..1], &VERSIONS[1..], &VERSIONS[..]] {
         damaged.iter().for_each(|byte| world.shred_key.flip_bit(*byte, 0));
         assert_eq!(life.pool.scrub_shred_key().expect("the key is in memory"), damaged.len());
         assert_eq!(life.pool.scrub_shred_key().expect("both are right again"), 0);
@@ -182,4 +184,17 @@ fn copies_of_the_shred_key_that_are_damaged_while_the_pool_is_open_are_written_a
     world.shred_key.flip_bit(COPIES[1], 0);
     assert_eq!(life.pool.scrub_shred_key().expect("the key is in memory"), 1);
     assert_eq!(shred_keys(&world), BTreeSet::from([2]));
+
+    // What seems to be a newer program's hides no other copy; where both do, one may have written them.
+    world.crash(Some(life), End::PowerLoss);
+    world.shred_key.flip_bit(VERSIONS[1], 0);
+    drop(world.open().expect("the first copy is right"));
+    VERSIONS.iter().for_each(|byte| world.shred_key.flip_bit(*byte, 0));
+    let error = world.open().err().expect("nobody knows");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("format version 257"), "{error}");
+    world.shred_key.flip_bit(VERSIONS[0], 0);
+    drop(world.open().expect("the first copy is right"));
+    world.shred_key.flip_bit(VERSIONS[0], 0);
+    drop(world.open().expect("the second one was written anew"));
 }

@@ -11,6 +11,7 @@ mod mapped;
 mod own_keys;
 mod partial;
 mod pausing;
+mod resizing;
 mod rotten_leaf;
 mod scrubbing;
 mod snapshots;
@@ -75,6 +76,7 @@ pub struct Workload {
     now: u64,
     /// What writes of each volume do that find no space; `None` if a failure left that open.
     on_full: Vec<Option<OnFull>>,
+    other_sizes: resizing::OtherSizes,
     old_keys: OldKeys,
     scrubbing: scrubbing::Scrubbing,
     /// Whether a flush failed in this life: then acknowledged writes may be gone after any crash.
@@ -117,6 +119,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         closed: Vec::new(),
         on_full: vec![None; VOLUME_COUNT],
         doubtful: BTreeSet::new(),
+        other_sizes: resizing::OtherSizes::default(),
         old_keys: OldKeys::default(),
         scrubbing: scrubbing::Scrubbing::default(),
         now: 1,
@@ -161,7 +164,8 @@ impl Workload {
             720..810 => self.flush(),
             810..830 => self.snapshot(),
             830..840 => self.ask_mapped(),
-            840..855 => self.set_on_full(),
+            840..848 => self.set_on_full(),
+            848..855 => self.resize(),
             855..870 => self.read_snapshot(),
             870..885 => self.remove_snapshot(),
             885..893 => self.roll_back(),
@@ -313,7 +317,8 @@ impl Workload {
         for block in &blocks {
             self.begin(volume, *block, write, ZEROS);
         }
-        self.send_removal((volume, write), (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64), mode, blocks);
+        let is_fua = self.world.random.random_bool(0.1);
+        self.send_removal((volume, write), (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64), (mode, is_fua), blocks);
     }
 
     fn random_mode(&mut self) -> RemoveMode {
@@ -324,8 +329,13 @@ impl Workload {
         }
     }
 
-    fn send_removal(&mut self, (volume, write): (usize, u64), range: (u64, u64), mode: RemoveMode, blocks: Vec<u64>) {
-        let is_fua = self.world.random.random_bool(0.1);
+    fn send_removal(
+        &mut self,
+        (volume, write): (usize, u64),
+        range: (u64, u64),
+        (mode, is_fua): (RemoveMode, bool),
+        blocks: Vec<u64>,
+    ) {
         let begin = self.now;
         self.note(|| format!("removal {write} of volume {volume}, from {} on {} bytes, {mode:?}", range.0, range.1));
         let pausing_since = self.is_pausing(volume).then_some(self.world.counts.set_to_error);

@@ -1,5 +1,6 @@
 //! Small pools that have one of everything, and what is read of a changed one.
 
+use super::limit::{Found, Limit};
 use super::structure::Spot;
 use crate::crash_states::text_of;
 use crate::model::Value;
@@ -66,7 +67,8 @@ impl Pools {
         &self.0[usize::try_from(sample).expect("few samples")]
     }
 
-    /// Changes a copy of a pool, and looks at what comes of it; `None` if there was nothing to change.
+    /// Changes a copy of a pool, and looks at what comes of it, which is to be no more than the limit says; `None` if there was
+    /// nothing to change.
     ///
     /// # Errors
     /// What is wrong.
@@ -74,6 +76,7 @@ impl Pools {
         &self,
         sample: u64,
         told: &dyn Fn() -> String,
+        limit: &Limit,
         change: &mut dyn FnMut(&mut Rig, &[Spot]) -> bool,
     ) -> Result<Option<Effect>, String> {
         let sample = self.sample(sample);
@@ -81,7 +84,7 @@ impl Pools {
         if !change(&mut rig, &sample.spots) {
             return Ok(None);
         }
-        let looked = catch_unwind(AssertUnwindSafe(|| look(&mut rig, &sample.oracle)));
+        let looked = catch_unwind(AssertUnwindSafe(|| look(&mut rig, &sample.oracle, limit)));
         let looked = looked.unwrap_or_else(|panic| Err(text_of(&*panic)));
         looked.map(Some).map_err(|error| format!("{}: {error}", told()))
     }
@@ -135,20 +138,26 @@ impl Sample {
 }
 
 /// Opens a changed pool and reads all of it, before and behind a checkpoint.
-fn look(rig: &mut Rig, oracle: &Oracle) -> Result<Effect, String> {
+fn look(rig: &mut Rig, oracle: &Oracle, limit: &Limit) -> Result<Effect, String> {
     if !is_superblock_right(rig)? {
+        limit.check_refused()?;
         return Ok(Effect::Detected);
     }
-    let Ok(life) = rig.open() else { return Ok(Effect::Detected) };
+    let Ok(life) = rig.open() else {
+        limit.check_refused()?;
+        return Ok(Effect::Detected);
+    };
     let before = compare(&life, oracle)?;
     // It may find the damage and stop the pool.
     let is_stored = Checkpoint::begin(Arc::clone(&life.pool)).run().is_ok();
     let after = compare(&life, oracle)?;
+    [&before, &after].into_iter().try_for_each(|found| limit.check(&life.pool, found))?;
     // What no read meets, the check may.
     let is_clean = life.check().is_ok() && is_stored;
-    Ok(match (before.0 + after.0, before.1 + after.1) {
-        (0, 0) if is_clean => Effect::None,
-        (0, older) if older > 0 => Effect::Torn,
+    let is_readable = before.unreadable.is_empty() && after.unreadable.is_empty();
+    Ok(match before.older.len() + after.older.len() {
+        0 if is_readable && is_clean => Effect::None,
+        older if is_readable && older > 0 => Effect::Torn,
         _ => Effect::Detected,
     })
 }
@@ -164,9 +173,9 @@ fn is_superblock_right(rig: &Rig) -> Result<bool, String> {
     if is_right { Ok(true) } else { Err(format!("the superblock says {:?}", copies.superblock)) }
 }
 
-/// Blocks that cannot be read, and blocks that hold an older value.
-fn compare(life: &RigLife, oracle: &Oracle) -> Result<(u64, u64), String> {
-    let (mut unreadable, mut older) = (0, 0);
+/// Compares all that can be read with what it may be.
+fn compare(life: &RigLife, oracle: &Oracle) -> Result<Found, String> {
+    let Found { mut unreadable, mut older } = Found::default();
     let random = &mut SmallRng::seed_from_u64(0);
     let heads = oracle.heads.iter().map(|(name, head)| (name, head.block_count));
     let versions = oracle.versions.iter().map(|(name, version)| (name, version.block_count));
@@ -175,14 +184,14 @@ fn compare(life: &RigLife, oracle: &Oracle) -> Result<(u64, u64), String> {
             Ok(open) => open,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(format!("{name} is gone")),
             Err(_) => {
-                unreadable += block_count;
+                unreadable.extend((0..block_count).map(|block| (name.clone(), block)));
                 continue;
             }
         };
         let mut one = |block: u64, bytes: &[u8]| {
             let is_newest =
                 oracle.judge_block(name, block, value_of(bytes)).map_err(|error| format!("{name}: {error}"))?;
-            older += u64::from(!is_newest);
+            older.extend((!is_newest).then(|| (name.clone(), block)));
             Ok::<(), String>(())
         };
         if let Ok(bytes) = life.read(&open, (0, block_count), random) {
@@ -192,11 +201,13 @@ fn compare(life: &RigLife, oracle: &Oracle) -> Result<(u64, u64), String> {
         for block in 0..block_count {
             match life.read(&open, (block, 1), random) {
                 Ok(bytes) => one(block, &bytes)?,
-                Err(_) => unreadable += 1,
+                Err(_) => {
+                    unreadable.insert((name.clone(), block));
+                }
             }
         }
     }
-    Ok((unreadable, older))
+    Ok(Found { unreadable, older })
 }
 
 /// Who wrote each sector; `None` where nobody did.

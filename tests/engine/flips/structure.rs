@@ -2,9 +2,12 @@
 
 use crate::rig::Rig;
 use rok_blk::disk::SimDevice;
+use rok_blk::format::device_header::HEADER_OFFSETS;
 use rok_blk::format::record::RecordHead;
+use rok_blk::format::shred_key::COPY_OFFSETS;
+use rok_blk::format::superblock::SUPERBLOCK_OFFSETS;
 use rok_blk::meta::{MetaRead as _, Table};
-use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
+use rok_blk::units::BLOCK_SIZE;
 
 /// A kind of thing on the disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +110,16 @@ impl Spot {
         self.structure
     }
 
+    /// Whether one of two copies begins there.
+    pub fn is_begin_of_copy(&self) -> bool {
+        match (self.structure, &self.place) {
+            (Structure::Superblock, Place::Superblock(offset)) => SUPERBLOCK_OFFSETS.contains(offset),
+            (Structure::DeviceHeader, Place::Device(offset)) => HEADER_OFFSETS.contains(offset),
+            (Structure::ShredKey, Place::ShredKey(offset)) => COPY_OFFSETS.contains(offset),
+            _ => false,
+        }
+    }
+
     /// All that is stored, but for what has no bytes.
     pub fn all(rig: &Rig) -> Vec<Self> {
         let mut spots = Vec::new();
@@ -114,7 +127,7 @@ impl Spot {
         for_each_block(&rig.superblock, |offset, _| add(Structure::Superblock, Place::Superblock(offset), BLOCK_SIZE));
         for_each_block(&rig.shred_key, |offset, _| add(Structure::ShredKey, Place::ShredKey(offset), BLOCK_SIZE));
         for_each_block(&rig.devices[0].0, |offset, bytes| {
-            let is_header = offset == 0 || offset == 128 * BLOCK_SIZE_U64;
+            let is_header = HEADER_OFFSETS.contains(&offset);
             let structure = match RecordHead::decode(bytes) {
                 _ if is_header => Structure::DeviceHeader,
                 Ok(_) => Structure::Record,

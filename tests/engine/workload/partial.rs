@@ -70,7 +70,8 @@ impl Workload {
         let changed: Vec<(u64, Value)> = piece.after(0).filter(|(block, _)| is_changed(*block)).collect();
         self.world.counts.partial_zeroes += u64::from(changed.iter().any(|(block, _)| !piece.has_whole(*block)));
         let blocks = self.begin_exclusive(piece.volume, write, &changed);
-        self.send_removal((piece.volume, write), (piece.offset_bytes(), piece.len_bytes()), mode, blocks);
+        let is_fua = self.world.random.random_bool(0.1);
+        self.send_removal((piece.volume, write), (piece.offset_bytes(), piece.len_bytes()), (mode, is_fua), blocks);
     }
 
     /// Random sectors of so many blocks at most.

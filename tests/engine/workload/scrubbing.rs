@@ -200,7 +200,8 @@ impl Workload {
     fn reads_error(&mut self, reader: Reader, block: u64) -> bool {
         match reader {
             Reader::Head(volume, id) => {
-                self.life().handles[volume].volume().id() == id && self.read_block(volume, block).is_err()
+                let is_there = block < self.sizes[volume] / BLOCK_SIZE_U64;
+                is_there && self.life().handles[volume].volume().id() == id && self.read_block(volume, block).is_err()
             }
             Reader::Snapshot(volume, number) => {
                 let Ok(handle) = self.life().volumes.open_snapshot((volume, number)) else { return false };

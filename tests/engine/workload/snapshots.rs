@@ -428,6 +428,7 @@ impl Workload {
                         let doubtful = Snapshot { volume: id, number: next, size_bytes, content, is_doubtful: true };
                         workload.snapshots.push(doubtful);
                     }
+                    workload.other_sizes.may_be(volume, size_bytes);
                     workload.models[volume].may_be(&content);
                 });
             }

@@ -27,6 +27,7 @@ impl Workload {
                 self.renew(volume);
                 self.create(volume).expect("nothing is injected");
             }
+            self.check_size(volume);
             self.check_on_full(volume);
             self.open_volume(volume);
         }
