@@ -101,7 +101,8 @@ impl Workload {
         false
     }
 
-    fn check_beside_rot(
+    /// What a block reads as that rot may have hit, or not.
+    pub(super) fn check_beside_rot(
         &mut self,
         is_hit: bool,
         place: &str,
@@ -112,13 +113,10 @@ impl Workload {
         match content {
             Ok(content) => {
                 let value = content.with_bytes(|bytes| value_of(0, block, bytes));
-                assert!(
-                    values.contains(&value),
-                    "beside a rotten leaf {place} holds {value:?}, possible are {values:?}"
-                );
+                assert!(values.contains(&value), "beside what rots {place} holds {value:?}, possible are {values:?}");
             }
             Err(error) => {
-                assert!(is_hit, "{place} has nothing to do with the rotten leaf: {error}");
+                assert!(is_hit, "{place} has nothing to do with what rots: {error}");
                 self.world.counts.rot_detected += 1;
             }
         }
