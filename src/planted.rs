@@ -47,6 +47,8 @@ pub enum Bug {
     ShredNotFlushed,
     /// A shredding does not wait until the removal of the volume's key is durable.
     ShredNotSynced,
+    /// A write of a part of a block reads the rest before it has the lock.
+    MergeTrustsEarlyLook,
     /// The cleaner moves what the map said before it had the lock.
     MoveTrustsEarlyLook,
     /// A walk over the map looks at what is stored only.
@@ -101,7 +103,7 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
@@ -123,6 +125,7 @@ impl Bug {
         Self::OwnKeyLostInRecovery,
         Self::ShredNotFlushed,
         Self::ShredNotSynced,
+        Self::MergeTrustsEarlyLook,
         Self::MoveTrustsEarlyLook,
         Self::TrimTrustsStoredMap,
         Self::WalkWithoutChanges,

@@ -2,6 +2,7 @@
 
 use crate::disk::{Disk, IoBuffer};
 use crate::error::IoError;
+use crate::planted::{Bug, is_planted};
 use crate::units::{BLOCK_SIZE, BLOCK_SIZE_U64, BlockIndex, to_u64, to_usize};
 use crate::volume::Volume;
 use crate::volume::engine::Engine;
@@ -83,9 +84,14 @@ impl<D: Disk + 'static> Engine<D> {
         let BlockChange { offset_bytes, len_bytes, request, has_waited } = change;
         let block = BlockIndex::new(offset_bytes / BLOCK_SIZE_U64);
         let range = BlockRange { tree: volume.tree, block, count: 1 };
-        self.lock_for_task(range).await?;
         let buffer = IoBuffer::allocate(BLOCK_SIZE);
-        if let Err(error) = self.read_blocks(volume, block.get(), &buffer).await {
+        if is_planted(Bug::MergeTrustsEarlyLook) {
+            self.read_blocks(volume, block.get(), &buffer).await?;
+        }
+        self.lock_for_task(range).await?;
+        if !is_planted(Bug::MergeTrustsEarlyLook)
+            && let Err(error) = self.read_blocks(volume, block.get(), &buffer).await
+        {
             self.locks.unlock(range, &self.pool);
             return Err(error);
         }

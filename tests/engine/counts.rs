@@ -49,6 +49,7 @@ counts! {
     moved_blocks
     discards
     partial_zeroes
+    side_by_side
     restocked
     restock_failures
     blocks_walked

@@ -160,6 +160,7 @@ fn assert_all_happened(counts: Counts) {
     let Counts { snapshots, snapshots_removed, snapshot_reads, snapshots_verified, clones, .. } = counts;
     let Counts { copied_down, rollbacks, forecast_blocks, diffs, blocks_changed, leaks_repaired, .. } = counts;
     let Counts {
+        side_by_side,
         grown,
         shrunk,
         key_changes,
@@ -217,6 +218,7 @@ fn assert_all_happened(counts: Counts) {
         moved_blocks,
         discards,
         partial_zeroes,
+        side_by_side,
         restocked,
         blocks_walked,
         snapshot_blocks_walked,

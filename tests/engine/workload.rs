@@ -11,9 +11,11 @@ mod mapped;
 mod own_keys;
 mod partial;
 mod pausing;
+mod removing;
 mod resizing;
 mod rotten_leaf;
 mod scrubbing;
+mod side_by_side;
 mod snapshots;
 mod volumes;
 
@@ -28,7 +30,7 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::pool::Stretch;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
-use rok_blk::volume::{Completion, MapRuns, OnFull, OpenVolume, RemoveMode, ScrubResult};
+use rok_blk::volume::{Completion, MapRuns, OnFull, OpenVolume, ScrubResult};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -41,6 +43,7 @@ const IN_FLIGHT_MAX: usize = 24;
 /// What a request in flight is about.
 enum Pending {
     Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64, pausing_since: Option<u64> },
+    Piece { group: u64, is_fua: bool, pausing_since: Option<u64> },
     Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>>, faults_before: u64 },
     Walk { volume: usize, first: u64, count: u64, runs: MapRuns, allowed: BTreeMap<u64, Vec<Value>> },
     Cache { volume: usize },
@@ -60,6 +63,8 @@ pub struct Workload {
     pending: BTreeMap<u64, Pending>,
     /// Blocks of which a part is being written: the model does not follow another write that meets it.
     exclusive: BTreeSet<(usize, u64)>,
+    /// Pieces of blocks that are being written at the same time.
+    pieces: BTreeMap<u64, side_by_side::Pieces>,
     /// Groups of blocks that the cleaner was moving while a snapshot was made.
     groups_at_gates: usize,
     /// Blocks that a diff told of although nobody but the cleaner wrote them.
@@ -109,6 +114,7 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         sizes: Vec::new(),
         pending: BTreeMap::new(),
         exclusive: BTreeSet::new(),
+        pieces: BTreeMap::new(),
         groups_at_gates: 0,
         moved_by_cleaner: BTreeSet::new(),
         next_cookie: 0,
@@ -157,7 +163,8 @@ impl Workload {
             0..250 if self.has_many_snapshots => self.snapshots_in_a_row(),
             0..345 => self.write(),
             345..350 => self.change_key_slots(),
-            350..420 => self.write_partial(),
+            350..405 => self.write_partial(),
+            405..420 => self.write_side_by_side(),
             420..630 => self.read(),
             630..650 => self.scrub(),
             650..720 => self.remove(),
@@ -294,58 +301,6 @@ impl Workload {
         life.lanes[lane].write(&handle, offset, source, is_fua, completion);
     }
 
-    fn remove(&mut self) {
-        if self.world.random.random_bool(0.3) {
-            return self.remove_partial();
-        }
-        let volume = self.random_volume();
-        let count_max = *[1, 8, 300].get(self.world.random.random_range(0..3)).expect("in range");
-        self.remove_up_to(volume, count_max);
-    }
-
-    /// A removal of so many blocks at most.
-    fn remove_up_to(&mut self, volume: usize, count_max: u64) {
-        let (first, count) = self.random_range(volume, count_max);
-        let mode = self.random_mode();
-        let blocks: Vec<u64> = (first..first + count).collect();
-        // A removal is not atomic with writes in flight on the same blocks of which it sees some: keep them apart.
-        if blocks.iter().any(|block| self.models[volume].is_busy(*block)) {
-            return;
-        }
-        let write = self.next_write;
-        self.next_write += 1;
-        for block in &blocks {
-            self.begin(volume, *block, write, ZEROS);
-        }
-        let is_fua = self.world.random.random_bool(0.1);
-        self.send_removal((volume, write), (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64), (mode, is_fua), blocks);
-    }
-
-    fn random_mode(&mut self) -> RemoveMode {
-        match self.world.random.random_range(0..3) {
-            0 => RemoveMode::Discard,
-            1 => RemoveMode::Zero,
-            _ => RemoveMode::ZeroProvisioned,
-        }
-    }
-
-    fn send_removal(
-        &mut self,
-        (volume, write): (usize, u64),
-        range: (u64, u64),
-        (mode, is_fua): (RemoveMode, bool),
-        blocks: Vec<u64>,
-    ) {
-        let begin = self.now;
-        self.note(|| format!("removal {write} of volume {volume}, from {} on {} bytes, {mode:?}", range.0, range.1));
-        let pausing_since = self.is_pausing(volume).then_some(self.world.counts.set_to_error);
-        let completion = self.completion(Pending::Write { volume, blocks, write, is_fua, begin, pausing_since });
-        let lane = self.lane();
-        let life = self.life();
-        let handle = life.handles[volume].volume().clone();
-        life.lanes[lane].remove(&handle, range, mode, is_fua, completion);
-    }
-
     fn read(&mut self) {
         let volume = self.random_volume();
         let (first, count) = self.random_range(volume, 32);
@@ -385,13 +340,12 @@ impl Workload {
             self.world.trace.update(&cookie.to_le_bytes());
             self.world.trace.update(&code.to_le_bytes());
             match self.pending.remove(&cookie).expect("each request is answered once") {
+                Pending::Piece { group, is_fua, pausing_since } => {
+                    self.paused_done(cookie, group, pausing_since, result);
+                    self.piece_done(group, is_fua, result);
+                }
                 Pending::Write { volume, blocks, write, is_fua, begin, pausing_since } => {
-                    let is_fail_possible = pausing_since != Some(self.world.counts.set_to_error);
-                    assert!(
-                        result != Err(IoError::NoSpace) || is_fail_possible,
-                        "write {write} got no space, and was to wait"
-                    );
-                    self.world.counts.resumed += u64::from(self.world.paused.remove(&cookie) && result.is_ok());
+                    self.paused_done(cookie, write, pausing_since, result);
                     self.write_done(volume, &blocks, write, is_fua && begin < self.now, result);
                 }
                 Pending::Flush { begin } => match self.noted_flush(begin, result) {
@@ -426,7 +380,15 @@ impl Workload {
         result
     }
 
-    fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
+    /// A write is answered that may have waited for space.
+    fn paused_done(&mut self, cookie: u64, write: u64, pausing_since: Option<u64>, result: Result<(), IoError>) {
+        let is_fail_possible = pausing_since != Some(self.world.counts.set_to_error);
+        assert!(result != Err(IoError::NoSpace) || is_fail_possible, "write {write} got no space, and was to wait");
+        self.world.counts.resumed += u64::from(self.world.paused.remove(&cookie) && result.is_ok());
+    }
+
+    /// An answer to a write must have a reason.
+    fn check_written(&mut self, volume: usize, write: u64, result: Result<(), IoError>) {
         match result {
             Ok(()) => assert!(
                 !self.doubtful.contains(&volume),
@@ -440,6 +402,10 @@ impl Workload {
             Err(IoError::ShuttingDown) => assert!(self.world.counts.owners_left > 0, "nobody has left"),
             Err(_) => self.failed(),
         }
+    }
+
+    fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
+        self.check_written(volume, write, result);
         let now = self.now;
         self.note(|| format!("write {write} of volume {volume} ended: {result:?}, durable {is_fua}"));
         for block in blocks {

@@ -14,6 +14,7 @@ impl Workload {
         self.pending.clear();
         self.world.paused.clear();
         self.exclusive.clear();
+        self.pieces.clear();
         self.world.clear_faults();
         self.world.crash(life, end);
         self.check_shredded();

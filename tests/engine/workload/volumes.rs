@@ -89,20 +89,24 @@ impl Workload {
 
     /// Lets every request on the volume end: who has it open could not remove it.
     pub(super) fn await_answers(&mut self, volume: usize) {
-        let is_of_volume = |pending: &Pending| match pending {
-            Pending::Write { volume: of, .. }
-            | Pending::Read { volume: of, .. }
-            | Pending::Walk { volume: of, .. }
-            | Pending::Cache { volume: of } => *of == volume,
-            Pending::Diff(comparison) => comparison.sides.iter().any(|side| side.head == Some(volume)),
-            Pending::Flush { .. } | Pending::Clean | Pending::Scrub { .. } => false,
-            Pending::ReadSnapshot { .. } | Pending::WalkSnapshot { .. } => false,
-        };
-        while self.pending.values().any(is_of_volume) {
+        while self.pending.values().any(|pending| self.is_of_volume(pending, volume)) {
             self.step();
             if self.world.random.random_bool(0.01) {
                 self.drain();
             }
+        }
+    }
+
+    fn is_of_volume(&self, pending: &Pending, volume: usize) -> bool {
+        match pending {
+            Pending::Write { volume: of, .. }
+            | Pending::Read { volume: of, .. }
+            | Pending::Walk { volume: of, .. }
+            | Pending::Cache { volume: of } => *of == volume,
+            Pending::Piece { group, .. } => self.pieces[group].volume == volume,
+            Pending::Diff(comparison) => comparison.sides.iter().any(|side| side.head == Some(volume)),
+            Pending::Flush { .. } | Pending::Clean | Pending::Scrub { .. } => false,
+            Pending::ReadSnapshot { .. } | Pending::WalkSnapshot { .. } => false,
         }
     }
 
