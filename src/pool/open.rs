@@ -11,13 +11,14 @@ use crate::format::device_header::DeviceHeader;
 use crate::format::key;
 use crate::format::session::Session;
 use crate::format::superblock::DEVICES_MAX;
-use crate::map::{Changes, LeafCache};
+use crate::map::{Change, Changes, LeafCache, StoredLeaves};
 use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, ReservedStore, SpaceReserve, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Catalog, meta_error};
 use crate::pool::checkpoint::{Checkpoint, UnreadableTrees};
 use crate::pool::devices::{PoolDevice, header_mac};
 use crate::pool::growth::{reserve_blocks, window_blocks};
+use crate::pool::leaf_work::leaf_work;
 use crate::pool::loading::{
     check_age, expected_devices, load_checkpoint, load_domains, load_sessions, load_used, open_devices,
 };
@@ -175,11 +176,28 @@ pub fn open_with(mut parts: Parts, unverified: Unverified, random: Random<'_>) -
         // The log has changes of a leaf that cannot be read. The pool has stopped, as it did when it found that while it was
         // used; all else in it can be read, and saved.
         Err(error) if checkpoint.has_met_damage() => {
-            tracing::error!(%error, "the pool is open for reads only: copy what is needed to another")
+            tracing::error!(%error, "the pool is open for reads only: copy what is needed to another");
+            lay_newer_stored(&pool);
         }
         stored => stored?,
     }
     Ok(pool)
+}
+
+/// The checkpoint before the last end of the pool may have stored newer entries than the log has, where their blocks are damaged
+/// now. They count, as if this opening's checkpoint had come to their leaves: what the log has is older data.
+fn lay_newer_stored(pool: &Pool) {
+    let stored = StoredLeaves { store: &*pool.store, keys: &pool.keys };
+    for work in (0..pool.changes.stripe_count()).flat_map(|stripe| leaf_work(pool.changes.frozen(stripe))) {
+        // A leaf that cannot be read says nothing.
+        let Ok(Some(found)) = stored.newest(work.tree, work.epoch, work.leaf) else { continue };
+        let lay = pool.changes.lay();
+        for (key, change) in work.changes {
+            if let Some(entry) = found.leaf.get(key.block.slot()).filter(|entry| entry.sequence() > change.sequence) {
+                lay.lay(key, Change { sequence: entry.sequence(), entry: Some(entry) });
+            }
+        }
+    }
 }
 
 struct Loaded {

@@ -5,7 +5,7 @@ use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::meta::{MetaRead as _, Table};
 use rok_blk::pool::{AddressGroup, Checkpoint, DifferenceKind, NewClone, Stretch};
-use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex};
+use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, LEAF_ENTRIES_U64};
 use rok_blk::volume::{Completion, NewVolume};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -191,4 +191,53 @@ fn cleaning_tries_a_damaged_leaf_once_and_moves_what_has_nothing_to_do_with_it()
     assert_eq!(job_count, 3, "the owners, and each leaf once");
     assert_eq!(answer(&mut world, &mut life), Ok(()));
     assert_eq!(life.pool.cleaning_status().moved, 2, "those of the other volume");
+}
+
+/// Where a write put a block.
+fn write_and_find(world: &mut World, life: &mut Life, block: u64, byte: u8) -> u64 {
+    let device = world.devices[0].clone();
+    device.set_written_log(true);
+    write(world, life, "vol", block, byte).expect("nothing is in the way");
+    let ends = device.take_written_log().into_iter().map(|write| write.offset_bytes + write.bytes.len() as u64);
+    ends.max().expect("it was written") - BLOCK_SIZE_U64
+}
+
+/// What the log has of a block may be older than what a checkpoint stored that did not end: its newer change is torn.
+#[test]
+fn block_that_a_cut_off_checkpoint_stored_is_nothing_older_in_a_pool_that_stopped() {
+    let mut world = World::new(1, &[DEVICE_BYTES]);
+    world.limits.leaves_per_batch = 1;
+    let mut life = world.open().expect("a new pool opens");
+    life.volumes.create(&NewVolume::new(Uuid::from_u128(1), "vol", 8 << 20)).expect("a new volume");
+    let blocks = [0, LEAF_ENTRIES_U64];
+    for block in blocks {
+        write(&mut world, &mut life, "vol", block, 4).expect("nothing is in the way");
+    }
+    assert!(world.close(life, None, &mut Vec::new()), "a healthy machine");
+    life = world.open().expect("nothing is wrong with it");
+    for block in blocks {
+        write(&mut world, &mut life, "vol", block, 5).expect("nothing is in the way");
+    }
+    life.lanes[0].flush(COMPLETION);
+    answer(&mut world, &mut life).expect("nothing is in the way");
+    let places = blocks.map(|block| write_and_find(&mut world, &mut life, block, 6));
+    let leaves = |world: &World| world.store.scan(Table::Leaves, &[], &[u8::MAX; 64], 8).expect("a healthy machine");
+    let before = leaves(&world);
+    let mut cut_off = Checkpoint::begin(Arc::clone(&life.pool));
+    while leaves(&world) == before {
+        cut_off.step().expect("nothing is in the way");
+    }
+    let after = leaves(&world);
+    let changed = (0..2).filter(|leaf| before[*leaf] != after[*leaf]).collect::<Vec<_>>();
+    let [stored] = changed[..] else { panic!("one leaf is stored: {changed:?}") };
+    let other = 1 - stored;
+    world.crash(Some(life), End::Kill);
+    world.devices[0].flip_bit(places[stored], 0);
+    assert!(world.store.flip_bit(Table::Leaves, &after[other].0, after[other].1.len() * 4), "it is there");
+
+    life = world.open().expect("all else is there");
+
+    assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+    assert_eq!(read(&mut world, &mut life, "vol", blocks[stored]), Err(IoError::Io), "not the 5 that was there before");
+    assert_eq!(read(&mut world, &mut life, "vol", blocks[other]), Ok(6));
 }
