@@ -178,6 +178,7 @@ pub fn open_with(mut parts: Parts, unverified: Unverified, random: Random<'_>) -
         Err(error) if checkpoint.has_met_damage() => {
             tracing::error!(%error, "the pool is open for reads only: copy what is needed to another");
             lay_newer_stored(&pool);
+            pool.watch_space();
         }
         stored => stored?,
     }

@@ -4,7 +4,7 @@ use crate::world::{End, Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
 use rok_blk::meta::{MetaRead as _, Table};
-use rok_blk::pool::{AddressGroup, Checkpoint, DifferenceKind, NewClone, Stretch};
+use rok_blk::pool::{AddressGroup, Checkpoint, DifferenceKind, NewClone, SpaceLevel, Stretch, Watermarks};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, LEAF_ENTRIES_U64};
 use rok_blk::volume::{Completion, NewVolume};
 use std::sync::Arc;
@@ -62,6 +62,7 @@ pub fn world() -> (World, Life) {
 /// The same with what is written then.
 fn world_with(fill: impl FnOnce(&mut World, &mut Life)) -> (World, Life) {
     let mut world = World::new(1, &[DEVICE_BYTES]);
+    world.limits.watermarks = Watermarks::new(5, 6).expect("they make sense");
     let mut life = world.open().expect("a new pool opens");
     for (id, name) in [(1, "bad"), (2, "good")] {
         life.volumes.create(&NewVolume::new(Uuid::from_u128(id), name, 8 << 20)).expect("a new volume");
@@ -200,6 +201,25 @@ fn write_and_find(world: &mut World, life: &mut Life, block: u64, byte: u8) -> u
     write(world, life, "vol", block, byte).expect("nothing is in the way");
     let ends = device.take_written_log().into_iter().map(|write| write.offset_bytes + write.bytes.len() as u64);
     ends.max().expect("it was written") - BLOCK_SIZE_U64
+}
+
+/// A checkpoint says that, and none comes to its end.
+#[test]
+fn pool_that_stops_while_it_is_opened_says_how_full_it_is() {
+    let (mut world, mut life) = world_with(|world, life| {
+        for name in ["bad", "good"] {
+            let open = life.volumes.open(name).expect("it is there");
+            life.lanes[0].write(open.volume(), 0, IoBuffer::allocate(400 * BLOCK_SIZE), false, COMPLETION);
+            answer(world, life).expect("there is space");
+        }
+    });
+    write(&mut world, &mut life, "bad", 1, 9).expect("the leaf is not looked at");
+    world.crash(Some(life), End::Kill);
+
+    let life = world.open().expect("all else is there");
+
+    assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+    assert_eq!(life.pool.space_level(), SpaceLevel::Critical);
 }
 
 /// What the log has of a block may be older than what a checkpoint stored that did not end: its newer change is torn.

@@ -6,6 +6,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rok_blk::crypto::Suite;
 use rok_blk::disk::{CrashMode, Device as _};
+use rok_blk::error::ErrorKind;
+use rok_blk::pool::Unverified;
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, LEAF_ENTRIES_U64, STRETCH_BLOCKS};
 use rok_blk::volume::RemoveMode;
 
@@ -65,7 +67,7 @@ fn settled(stage: &mut Stage, act: impl FnOnce(&mut Stage)) -> Done {
 const BEGIN: [Step; 3] =
     [("make a pool", Stage::create_pool), ("make a superblock", Stage::create_superblock), ("open", Stage::open)];
 
-const DATA: [Step; 32] = [
+const DATA: [Step; 35] = [
     BEGIN[0],
     BEGIN[1],
     BEGIN[2],
@@ -92,6 +94,9 @@ const DATA: [Step; 32] = [
     ("read", |stage| stage.read("b")),
     ("checkpoint", Stage::checkpoint),
     ("scrub", Stage::scrub),
+    ("write", |stage| settled(stage, |stage| stage.write("b", 2..4, false))),
+    ("die and be refused without keys", die_and_be_refused),
+    ("open", Stage::open),
     ("shred", |stage| stage.remove_volume("b", true)),
     ("change the key slots", Stage::change_superblock),
     ("repair the superblock", Stage::repair_superblock),
@@ -211,6 +216,22 @@ fn die_and_open(stage: &mut Stage) -> Done {
     stage.end_life();
     stage.rig.kill(CrashMode::KillBeforeWriteback, &mut SmallRng::seed_from_u64(3));
     stage.open()
+}
+
+/// Nobody can tell without its key whether what was written last to the volume is whole.
+fn die_and_be_refused(stage: &mut Stage) -> Done {
+    stage.end_life();
+    stage.rig.kill(CrashMode::KillBeforeWriteback, &mut SmallRng::seed_from_u64(4));
+    match stage.rig.open_without_own_keys(Unverified::Refused) {
+        // A failure before was in the way of the write.
+        Ok(_) if stage.rig.tap.failed_count() > 0 => {
+            stage.rig.kill(CrashMode::KillBeforeWriteback, &mut SmallRng::seed_from_u64(5));
+            Ok(())
+        }
+        Ok(_) => panic!("it is opened without a key that it needs"),
+        Err(error) if error.kind() == ErrorKind::Key => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Bytes that somebody wrote long ago are where nothing is.
