@@ -13,6 +13,8 @@ pub enum Bug {
     ReuseBeforeCheckpoint,
     /// One lane's chain start is taken after the cut.
     CutDiffersBetweenLanes,
+    /// Recovery does not look for records behind one that is missing.
+    GapEndsTheLog,
     /// Recovery takes a record for what it says it is.
     StaleRecordAccepted,
     /// A leaf that became empty is not stored.
@@ -39,6 +41,8 @@ pub enum Bug {
     UseBeforeListed,
     /// A block that a checkpoint replaces stays marked as used.
     ReplacedStaysUsed,
+    /// An opening without the shred key drops what it cannot verify.
+    UnverifiedDropped,
     /// An opening without the shred key takes what it cannot verify for whole.
     UnverifiedTaken,
     /// A volume with a key of its own is written with the pool's key behind a recovery.
@@ -103,11 +107,12 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a random life finds: all but the last one, for which a pool must be copied.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 48] = [
         Self::SkipFlush,
         Self::AcknowledgeBeforeWrite,
         Self::ReuseBeforeCheckpoint,
         Self::CutDiffersBetweenLanes,
+        Self::GapEndsTheLog,
         Self::StaleRecordAccepted,
         Self::EmptyLeafNotPut,
         Self::IgnoreMac,
@@ -121,6 +126,7 @@ impl Bug {
         Self::SizeNotTold,
         Self::UseBeforeListed,
         Self::ReplacedStaysUsed,
+        Self::UnverifiedDropped,
         Self::UnverifiedTaken,
         Self::OwnKeyLostInRecovery,
         Self::ShredNotFlushed,

@@ -8,17 +8,17 @@ use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::{DomainRecord, LANES_MAX};
 use crate::format::device_header::DeviceHeader;
+use crate::format::entry::Entry;
 use crate::format::key;
 use crate::format::session::Session;
 use crate::format::superblock::DEVICES_MAX;
-use crate::map::{Change, Changes, LeafCache, StoredLeaves};
+use crate::map::{Change, ChangeKey, Changes, LeafCache, StoredLeaf, StoredLeaves};
 use crate::meta::{Durability, MetaOp, MetaRead, MetaStore, ReservedStore, SpaceReserve, Table};
 use crate::planted::{Bug, is_planted};
 use crate::pool::catalog::{Catalog, meta_error};
 use crate::pool::checkpoint::{Checkpoint, UnreadableTrees};
 use crate::pool::devices::{PoolDevice, header_mac};
 use crate::pool::growth::{reserve_blocks, window_blocks};
-use crate::pool::leaf_work::leaf_work;
 use crate::pool::loading::{
     check_age, expected_devices, load_checkpoint, load_domains, load_sessions, load_used, open_devices,
 };
@@ -29,11 +29,12 @@ use crate::pool::space_news::SpaceNews;
 use crate::pool::trim::release_holes;
 use crate::pool::{LaneShared, Limits, PartCounts, Pool, StoredState};
 use crate::units::{
-    AddressRun, ChainSequence, CheckpointId, DomainId, KeyGeneration, LaneIndex, Sequence, SessionId, TreeId, to_u64,
+    AddressRun, BlockIndex, ChainSequence, CheckpointId, DomainId, Epoch, KeyGeneration, LEAF_ENTRIES_U64, LaneIndex,
+    LeafIndex, Sequence, SessionId, TreeId, to_u64,
 };
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
@@ -177,7 +178,7 @@ pub fn open_with(mut parts: Parts, unverified: Unverified, random: Random<'_>) -
         // used; all else in it can be read, and saved.
         Err(error) if checkpoint.has_met_damage() => {
             tracing::error!(%error, "the pool is open for reads only: copy what is needed to another");
-            lay_newer_stored(&pool);
+            lay_newer_stored(&pool)?;
             pool.watch_space();
         }
         stored => stored?,
@@ -187,18 +188,61 @@ pub fn open_with(mut parts: Parts, unverified: Unverified, random: Random<'_>) -
 
 /// The checkpoint before the last end of the pool may have stored newer entries than the log has, where their blocks are damaged
 /// now. They count, as if this opening's checkpoint had come to their leaves: what the log has is older data.
-fn lay_newer_stored(pool: &Pool) {
+///
+/// # Errors
+/// The store's failure. A leaf that is damaged says nothing.
+fn lay_newer_stored(pool: &Pool) -> Result<()> {
     let stored = StoredLeaves { store: &*pool.store, keys: &pool.keys };
-    for work in (0..pool.changes.stripe_count()).flat_map(|stripe| leaf_work(pool.changes.frozen(stripe))) {
-        // A leaf that cannot be read says nothing.
-        let Ok(Some(found)) = stored.newest(work.tree, work.epoch, work.leaf) else { continue };
-        let lay = pool.changes.lay();
-        for (key, change) in work.changes {
-            if let Some(entry) = found.leaf.get(key.block.slot()).filter(|entry| entry.sequence() > change.sequence) {
-                lay.lay(key, Change { sequence: entry.sequence(), entry: Some(entry) });
+    for stripe in 0..pool.changes.stripe_count() {
+        let mut changes: BTreeMap<ChangeKey, Change> = pool.changes.frozen(stripe).into_iter().collect();
+        let leaves: BTreeSet<(TreeId, LeafIndex)> = changes.keys().map(|key| (key.tree, key.block.leaf())).collect();
+        let mut is_newer = false;
+        for (tree, leaf) in leaves {
+            let mut epoch = Epoch::NEWEST;
+            loop {
+                let found = match stored.newest(tree, epoch, leaf) {
+                    Ok(Some(found)) => found,
+                    Ok(None) => break,
+                    Err(error) if error.kind() == ErrorKind::Integrity => break,
+                    Err(error) => return Err(error),
+                };
+                is_newer |= take_newer(&mut changes, (tree, leaf), &found);
+                let Some(before) = found.epoch.get().checked_sub(1) else { break };
+                epoch = Epoch::new(before);
             }
         }
+        if is_newer {
+            // All of them: what is laid now hides what was before, whatever the epochs are.
+            let lay = pool.changes.lay();
+            changes.into_iter().for_each(|(key, change)| lay.lay(key, change));
+        }
     }
+    Ok(())
+}
+/// Takes what a stored leaf has newer than the changes that hide it; whether that was anything.
+fn take_newer(
+    changes: &mut BTreeMap<ChangeKey, Change>,
+    (tree, leaf): (TreeId, LeafIndex),
+    found: &StoredLeaf,
+) -> bool {
+    let mut newer = Vec::new();
+    let key_of = |block: BlockIndex, epoch: Epoch| ChangeKey { tree, block, epoch };
+    let end = key_of(leaf.first_block().plus(LEAF_ENTRIES_U64), Epoch::default());
+    for (key, change) in changes.range(key_of(leaf.first_block(), Epoch::default())..end) {
+        let entry = found.leaf.get(key.block.slot());
+        if key.epoch == found.epoch {
+            newer.extend(entry.filter(|entry| entry.sequence() > change.sequence).map(|entry| (*key, Some(entry))));
+        } else if key.epoch < found.epoch && !changes.contains_key(&key_of(key.block, found.epoch)) {
+            // It was stored behind all changes of older epochs.
+            newer.push((key_of(key.block, found.epoch), entry));
+        }
+    }
+    let has_any = !newer.is_empty();
+    for (key, entry) in newer {
+        let sequence = entry.map(|entry: Entry| entry.sequence()).unwrap_or_default();
+        changes.insert(key, Change { sequence, entry });
+    }
+    has_any
 }
 
 struct Loaded {

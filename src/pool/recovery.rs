@@ -11,7 +11,7 @@ use crate::disk::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::catalog::ChainStart;
 use crate::format::entry::Entry;
-use crate::format::record::{Record, RecordHead, RecordPlace, WriteRun};
+use crate::format::record::{BATCH_BLOCKS_MAX, RECORD_BLOCKS_MAX, Record, RecordHead, RecordPlace, WriteRun};
 use crate::map::{Change, ChangeKey};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Catalog, Space};
@@ -27,6 +27,8 @@ use uuid::Uuid;
 const CHUNK_BLOCKS_MIN: u64 = 16;
 /// Where it goes straight on, each read takes twice as many as the one before, up to a window's worth of batches.
 const CHUNK_BLOCKS_MAX: u64 = 512;
+/// Behind a record that is missing the next one begins within so many blocks, if it begins right behind its batch.
+const GAP_BLOCKS_MAX: u64 = (RECORD_BLOCKS_MAX + BATCH_BLOCKS_MAX) as u64;
 
 /// What recovery found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,18 +160,47 @@ impl Walk<'_> {
         }
         loop {
             let Some((record, block_count)) = self.read_record(&mut place)? else {
+                if !is_planted(Bug::GapEndsTheLog) {
+                    self.look_behind(&place);
+                }
                 return Ok(ChainSequence::new(place.chain.get() - 1));
             };
             self.check_addresses(&record, &place)?;
             self.record_runs.push(AddressRun { start: place.address, count: to_u64(block_count) });
             self.report.record_count += 1;
-            for (lane, mark) in (0..).map(LaneIndex::new).zip(&record.marks) {
-                let highest = self.marks.entry(lane).or_default();
-                *highest = (*highest).max(*mark);
-            }
+            self.take_marks(&record);
             self.take(&record, &place)?;
             place.chain = place.chain.next();
             place.address = record.next;
+        }
+    }
+
+    fn take_marks(&mut self, record: &Record) {
+        for (lane, mark) in (0..).map(LaneIndex::new).zip(&record.marks) {
+            let highest = self.marks.entry(lane).or_default();
+            *highest = (*highest).max(*mark);
+        }
+    }
+
+    /// Takes the marks of later records of a chain whose next one is missing, which alone said where they are: mostly right
+    /// behind its batch. What cannot be read there says nothing.
+    fn look_behind(&mut self, missing: &RecordPlace) {
+        let Some(keys) = self.source.keys.session(missing.session) else { return };
+        let start = missing.address.plus(1);
+        let count = GAP_BLOCKS_MAX.min(self.device_blocks(start).saturating_sub(start.block()));
+        for address in (0..count).map(|step| start.plus(step)) {
+            let Some(head) = self.read(address, 1).ok().and_then(|block| RecordHead::decode(&block).ok()) else {
+                continue;
+            };
+            let is_later = (head.session, head.lane) == (missing.session, missing.lane) && head.chain > missing.chain;
+            if !is_later || address.block() + to_u64(head.block_count) > self.device_blocks(address) {
+                continue;
+            }
+            let place = RecordPlace { chain: head.chain, address, ..*missing };
+            let bytes = self.read(address, to_u64(head.block_count));
+            if let Some(record) = bytes.ok().and_then(|bytes| Record::decode(&bytes, &place, &keys).ok()) {
+                self.take_marks(&record);
+            }
         }
     }
 
@@ -260,7 +291,9 @@ impl Walk<'_> {
                 continue;
             }
             let is_flushed = found.chain <= self.marks.get(&found.lane).copied().unwrap_or_default();
+            let is_dropped = found.content == Content::Unverified && is_planted(Bug::UnverifiedDropped);
             match found.content {
+                _ if is_dropped && !is_flushed => continue,
                 Content::Torn if !is_flushed => {
                     self.report.lost_block_count += 1;
                     continue;

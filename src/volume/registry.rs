@@ -278,10 +278,14 @@ impl Volumes {
     /// [`ErrorKind::NotFound`], [`ErrorKind::Usage`] for a size that cannot be.
     pub fn set_size(&self, name: &str, size_bytes: u64) -> Result<VolumeInfo> {
         check_size(size_bytes)?;
-        let record = self.pool.change_catalog(|catalog, at| catalog.set_size(at, name, size_bytes))?;
-        if let Some(volume) = self.open.lock().get(&record.id).filter(|_| !is_planted(Bug::SizeNotTold)) {
+        let turn = self.pool.take_turn();
+        // Held over the change: of two the last one is to be last in memory too.
+        let open = self.open.lock();
+        let record = self.pool.change_catalog_in(&turn, |catalog, at| catalog.set_size(at, name, size_bytes))?;
+        if let Some(volume) = open.get(&record.id).filter(|_| !is_planted(Bug::SizeNotTold)) {
             volume.size_bytes.store(size_bytes, Ordering::Release);
         }
+        drop((open, turn));
         Ok(self.info(&record))
     }
 

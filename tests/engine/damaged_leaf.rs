@@ -3,6 +3,7 @@
 use crate::world::{End, Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
+use rok_blk::format::key;
 use rok_blk::meta::{MetaRead as _, Table};
 use rok_blk::pool::{AddressGroup, Checkpoint, DifferenceKind, NewClone, SpaceLevel, Stretch, Watermarks};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64, DeviceIndex, LEAF_ENTRIES_U64};
@@ -225,6 +226,30 @@ fn pool_that_stops_while_it_is_opened_says_how_full_it_is() {
 /// What the log has of a block may be older than what a checkpoint stored that did not end: its newer change is torn.
 #[test]
 fn block_that_a_cut_off_checkpoint_stored_is_nothing_older_in_a_pool_that_stopped() {
+    read_behind_a_cut_off_checkpoint(|world, life| {
+        life.lanes[0].flush(COMPLETION);
+        answer(world, life).expect("nothing is in the way");
+    });
+}
+
+/// The same where it is of another epoch than what the log has.
+#[test]
+fn block_that_was_stored_behind_a_snapshot_is_nothing_older_in_a_pool_that_stopped() {
+    let (mut world, mut life) = read_behind_a_cut_off_checkpoint(|_, life| {
+        life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(1))]).expect("there is space");
+    });
+    let snapshot = life.volumes.open_snapshot((Uuid::from_u128(1), 1)).expect("it is there");
+    for block in [0, LEAF_ENTRIES_U64] {
+        let buffer = IoBuffer::allocate(BLOCK_SIZE);
+        life.lanes[0].read(snapshot.volume(), block * BLOCK_SIZE_U64, buffer.clone(), COMPLETION);
+        answer(&mut world, &mut life).expect("it is in the log");
+        assert_eq!(buffer.with_bytes(|bytes| bytes[0]), 5, "it is as it was");
+    }
+}
+
+/// Two blocks hold 5, durably, and then 6. A checkpoint stores the 6 of one of them and is cut off; that block rots, and the leaf
+/// of the other one.
+fn read_behind_a_cut_off_checkpoint(settle: impl FnOnce(&mut World, &mut Life)) -> (World, Life) {
     let mut world = World::new(1, &[DEVICE_BYTES]);
     world.limits.leaves_per_batch = 1;
     let mut life = world.open().expect("a new pool opens");
@@ -238,26 +263,33 @@ fn block_that_a_cut_off_checkpoint_stored_is_nothing_older_in_a_pool_that_stoppe
     for block in blocks {
         write(&mut world, &mut life, "vol", block, 5).expect("nothing is in the way");
     }
-    life.lanes[0].flush(COMPLETION);
-    answer(&mut world, &mut life).expect("nothing is in the way");
+    settle(&mut world, &mut life);
     let places = blocks.map(|block| write_and_find(&mut world, &mut life, block, 6));
+    let newest =
+        life.pool.with_catalog(|catalog, _| catalog.find("vol").map(|volume| volume.tree)).expect("it is there");
+    let newest = life.pool.with_catalog(|catalog, _| catalog.tree(newest).expect("it has one").epoch);
     let leaves = |world: &World| world.store.scan(Table::Leaves, &[], &[u8::MAX; 64], 8).expect("a healthy machine");
     let before = leaves(&world);
     let mut cut_off = Checkpoint::begin(Arc::clone(&life.pool));
-    while leaves(&world) == before {
+    let stored = loop {
         cut_off.step().expect("nothing is in the way");
-    }
-    let after = leaves(&world);
-    let changed = (0..2).filter(|leaf| before[*leaf] != after[*leaf]).collect::<Vec<_>>();
-    let [stored] = changed[..] else { panic!("one leaf is stored: {changed:?}") };
+        let changed = leaves(&world).into_iter().filter(|found| !before.contains(found));
+        let mut of_epoch = changed.map(|(key, _)| key::parse_leaf(&key).expect("the key of a leaf"));
+        if let Some((_, leaf, _)) = of_epoch.find(|(_, _, epoch)| *epoch == newest) {
+            break usize::try_from(leaf.get()).expect("there are two");
+        }
+    };
     let other = 1 - stored;
     world.crash(Some(life), End::Kill);
     world.devices[0].flip_bit(places[stored], 0);
-    assert!(world.store.flip_bit(Table::Leaves, &after[other].0, after[other].1.len() * 4), "it is there");
+    let is_of_other = |key: &[u8]| key::parse_leaf(key).is_ok_and(|(_, leaf, _)| leaf.get() == other as u64);
+    let (key, value) = leaves(&world).into_iter().find(|(key, _)| is_of_other(key)).expect("it was stored long ago");
+    assert!(world.store.flip_bit(Table::Leaves, &key, value.len() * 4), "it is there");
 
     life = world.open().expect("all else is there");
 
     assert_eq!(life.pool.check_writable(), Err(IoError::Io));
     assert_eq!(read(&mut world, &mut life, "vol", blocks[stored]), Err(IoError::Io), "not the 5 that was there before");
     assert_eq!(read(&mut world, &mut life, "vol", blocks[other]), Ok(6));
+    (world, life)
 }

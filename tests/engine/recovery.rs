@@ -253,3 +253,28 @@ fn what_is_left_of_a_shredded_volume_keeps_no_pool_from_being_opened_without_the
 
     assert_eq!(place.refusal(), None);
 }
+
+/// The place of a record is known to the one before it alone: behind a gap what comes next is looked for, since it may say that
+/// what is missing was flushed.
+#[test]
+fn a_flushed_record_that_is_gone_is_missed_if_a_later_one_of_its_lane_knows_of_it() {
+    for is_flushed in [true, false] {
+        let mut place = Place::new();
+        place.write(1, 7);
+        let gone = place.write_by(0, 2, 8);
+        if is_flushed {
+            place.flush();
+        }
+        place.write(3, 9);
+        place.rig.devices[0].0.write_at(gone.start, &[0; BLOCK_SIZE]).expect("a healthy device");
+
+        let error = place.try_reopen().map(|life| place.life = Some(life)).err();
+
+        let error = error.map(|error| (error.kind(), error.message().to_owned()));
+        let message = "The log of lane 0 ends at record 1, but record 2 was flushed: flushed writes are missing";
+        assert_eq!(error, is_flushed.then(|| (ErrorKind::Integrity, message.to_owned())));
+        if !is_flushed {
+            assert_eq!([1, 2, 3].map(|block| place.read(block)), [Ok(7), Ok(0), Ok(0)], "the log ends there");
+        }
+    }
+}

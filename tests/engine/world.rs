@@ -418,7 +418,8 @@ impl World {
         if self.counts.bad_blocks == 0 {
             self.check_closed();
         }
-        let mut has_lost_power = self.open_without_own_keys().unwrap_or_default();
+        self.open_without_own_keys();
+        let mut has_lost_power = false;
         while self.random.random_bool(0.3) {
             let nth = self.random.random_range(1..30);
             match self.random.random_range(0..4) {

@@ -5,6 +5,7 @@ use crate::rig::{Rig, Settings};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use rok_blk::disk::{Device as _, SimDevice};
+use rok_blk::format::record::RecordHead;
 use rok_blk::meta::{Durability, MetaOp, MetaRead as _, MetaStore as _, Table};
 use rok_blk::units::{BLOCK_SIZE, BLOCK_SIZE_U64};
 use uuid::Uuid;
@@ -76,11 +77,21 @@ fn any_of<'a>(spots: &'a [Spot], structure: Structure, random: &mut SmallRng) ->
     (!found.is_empty()).then(|| found[random.random_range(0..found.len())])
 }
 
-/// Swaps two of a kind that are not the same.
+/// Swaps two of a kind that are not the same, but for the last record: that alone says that those before it were flushed.
 fn swap(rig: &Rig, spots: &[Spot], structure: Structure, random: &mut SmallRng) -> bool {
     let (Some(one), Some(other)) = (any_of(spots, structure, random), any_of(spots, structure, random)) else {
         return false;
     };
+    let number = |spot: &Spot| match spot.place {
+        Place::Device(offset) => {
+            RecordHead::decode(&read(&rig.devices[0].0, offset)).ok().map(|head| (head.session, head.chain))
+        }
+        _ => None,
+    };
+    let last = spots.iter().filter_map(number).max();
+    if [one, other].into_iter().any(|spot| last.is_some() && number(spot) == last) {
+        return false;
+    }
     match (&one.place, &other.place) {
         (Place::Device(one), Place::Device(other)) if one != other => {
             let device = &rig.devices[0].0;

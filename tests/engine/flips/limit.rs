@@ -3,7 +3,7 @@
 use super::structure::{Place, Spot, Structure};
 use rok_blk::format::key;
 use rok_blk::pool::Pool;
-use rok_blk::units::{BlockIndex, LeafIndex, TreeId};
+use rok_blk::units::{BlockIndex, Epoch, LeafIndex, TreeId};
 use std::collections::BTreeSet;
 
 /// Blocks by the name of their volume or version.
@@ -26,8 +26,8 @@ pub enum Limit {
     Nothing,
     /// One block, in each volume and version that shares it.
     Block,
-    /// The blocks of a leaf, in each volume and version that reads from its tree.
-    Leaf(TreeId, LeafIndex),
+    /// The blocks of a leaf, in each volume and version that sees its epoch of its tree.
+    Leaf(TreeId, LeafIndex, Epoch),
 }
 
 impl Limit {
@@ -38,8 +38,8 @@ impl Limit {
             }
             (Structure::DataBlock, _) => Self::Block,
             (Structure::Leaf, Place::Value(_, key)) => {
-                let (tree, leaf, _) = key::parse_leaf(key).expect("the key of a leaf");
-                Self::Leaf(tree, leaf)
+                let (tree, leaf, epoch) = key::parse_leaf(key).expect("the key of a leaf");
+                Self::Leaf(tree, leaf, epoch)
             }
             _ => Self::Any,
         }
@@ -63,24 +63,28 @@ impl Limit {
         let is_within = match self {
             Self::Any => true,
             Self::Nothing => hit.is_empty(),
-            Self::Block => indexes.len() <= 1,
-            Self::Leaf(tree, leaf) => {
+            Self::Block => {
+                let families = hit.iter().map(|(name, _)| ancestry(pool, name).last().copied().map(|(tree, _)| tree));
+                indexes.len() <= 1 && families.collect::<BTreeSet<_>>().len() <= 1
+            }
+            Self::Leaf(tree, leaf, epoch) => {
+                let sees = |(seen_tree, seen): &(TreeId, Epoch)| seen_tree == tree && seen >= epoch;
                 found.older.is_empty()
                     && indexes.iter().all(|block| BlockIndex::new(*block).leaf() == *leaf)
-                    && hit.iter().all(|(name, _)| origins(pool, name).contains(tree))
+                    && hit.iter().all(|(name, _)| ancestry(pool, name).iter().any(sees))
             }
         };
         if is_within { Ok(()) } else { Err(format!("damage is not within {self:?}: {hit:?}")) }
     }
 }
 
-/// The trees that a volume or version reads from.
-fn origins(pool: &Pool, name: &str) -> Vec<TreeId> {
+/// The trees that a volume or version reads from, each with the epoch up to which it does.
+fn ancestry(pool: &Pool, name: &str) -> Vec<(TreeId, Epoch)> {
     pool.with_catalog(|catalog, _| {
         let (volume, version) = name.split_once('@').unzip();
         let volume = catalog.find(volume.unwrap_or(name)).expect("it is there");
         let number = version.map(|number| number.parse().expect("a version's number"));
-        let tree = number.map_or(volume.tree, |number| catalog.snapshot((volume.id, number)).expect("there").point.0);
-        catalog.origins(tree)
+        let of_version = number.map(|number| catalog.snapshot((volume.id, number)).expect("it is there").point);
+        catalog.ancestry(of_version.unwrap_or((volume.tree, Epoch::NEWEST))).0
     })
 }

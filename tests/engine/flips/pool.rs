@@ -123,6 +123,9 @@ impl Sample {
                 stage.write("a", block..block + 1, false);
                 stage.settle()?;
             }
+            // The last record says that those before it are flushed.
+            stage.flush();
+            stage.settle()?;
             stage.write("b", 0..2, false);
             stage.settle()?;
             if is_closed { stage.close() } else { Ok(()) }
