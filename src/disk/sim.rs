@@ -4,8 +4,8 @@
 //! loss; a write in flight may be anything. Every choice comes from the caller's generator, all iteration is in
 //! a fixed order, and there is no clock and no thread: the same calls give the same bytes.
 //!
-//! What is not simulated: misdirected and lost acknowledged-and-flushed writes (use
-//! [`SimDevice::flip_bit`] and writes of the test itself), and latency (the scheduler decides what completes when).
+//! It lies, loses a write or puts it elsewhere on command. What is not simulated is latency: the scheduler decides what
+//! completes when.
 
 mod content;
 mod lane_disk;
@@ -57,6 +57,12 @@ pub enum CrashMode {
 pub struct SimCounters {
     /// Reads that ended, failed ones too.
     pub reads: u64,
+    /// Writes that were acknowledged and went nowhere, or elsewhere.
+    pub strays: u64,
+    /// Flushes that were acknowledged and made nothing durable.
+    pub lies: u64,
+    /// Flushes that failed.
+    pub failed_flushes: u64,
     /// Writes that ended, failed ones too.
     pub writes: u64,
     /// Flushes that ended, failed ones too.
@@ -102,6 +108,9 @@ impl SimCounters {
             crashes: self.crashes + other.crashes,
             torn_writes: self.torn_writes + other.torn_writes,
             dropped_writes: self.dropped_writes + other.dropped_writes,
+            strays: self.strays + other.strays,
+            lies: self.lies + other.lies,
+            failed_flushes: self.failed_flushes + other.failed_flushes,
             injected_errors: self.injected_errors + other.injected_errors,
             discards: self.discards + other.discards,
             bad_block_reads: self.bad_block_reads + other.bad_block_reads,
@@ -208,6 +217,33 @@ impl SimDevice {
         self.lock().fail_nth(kind, nth);
     }
 
+    /// Makes the `nth` write to end from now on go nowhere, although it is acknowledged; 1 is the next.
+    ///
+    /// # Panics
+    /// If `nth` is 0.
+    pub fn lose_nth_write(&self, nth: u64) {
+        assert!(nth > 0, "1 is the next write");
+        self.lock().lead_astray(nth, None);
+    }
+
+    /// Makes the `nth` write to end from now on go elsewhere, as far as the device has space there; 1 is the next.
+    ///
+    /// # Panics
+    /// If `nth` is 0, or the place is not that of a block of the device.
+    pub fn misdirect_nth_write(&self, nth: u64, offset_bytes: u64) {
+        assert!(nth > 0, "1 is the next write");
+        assert!(
+            offset_bytes.is_multiple_of(BLOCK_SIZE_U64) && offset_bytes < self.size_bytes(),
+            "a block of the device"
+        );
+        self.lock().lead_astray(nth, Some(offset_bytes));
+    }
+
+    /// Whether flushes are acknowledged without making anything durable.
+    pub fn set_lying(&self, is_lying: bool) {
+        self.lock().is_lying = is_lying;
+    }
+
     /// Makes every read of a block fail with EIO until it is written again, also after crashes: an unreadable sector.
     ///
     /// # Panics
@@ -234,7 +270,7 @@ impl SimDevice {
         self.lock().is_thin = is_thin;
     }
 
-    /// Takes back every fault not met yet.
+    /// Takes back every fault not met yet; flushes tell the truth again.
     pub fn clear_faults(&self) {
         self.lock().clear_faults();
     }

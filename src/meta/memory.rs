@@ -35,6 +35,8 @@ struct State {
     failed_commits: u64,
     /// The table whose reads fail with an I/O error.
     unreadable: Option<Table>,
+    /// How many reads it is until one fails with an I/O error.
+    reads_to_failure: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +106,12 @@ impl MemoryStore {
         self.state.lock().commits_to_full = count;
     }
 
+    /// Whether a crash may find the batch of a commit that failed, or not.
+    #[must_use]
+    pub fn is_commit_in_doubt(&self) -> bool {
+        self.state.lock().limbo.is_some()
+    }
+
     /// How many commits have failed with an I/O error so far.
     #[must_use]
     pub fn failed_commit_count(&self) -> u64 {
@@ -113,6 +121,15 @@ impl MemoryStore {
     /// Lets the reads of a table fail with an I/O error until `None` takes it back.
     pub fn fail_reads_of(&self, table: Option<Table>) {
         self.state.lock().unreadable = table;
+    }
+
+    /// Lets the `count`-th next read (from 1) fail with an I/O error, and only that one. Whether one was still to fail before.
+    ///
+    /// # Panics
+    /// If `count` is 0.
+    pub fn fail_read_after(&self, count: Option<u64>) -> bool {
+        assert!(count != Some(0), "reads are counted from 1");
+        std::mem::replace(&mut self.state.lock().reads_to_failure, count).is_some()
     }
 
     /// Whether nothing says when space runs out.
@@ -277,7 +294,12 @@ impl State {
         &mut self.tables[position(table)]
     }
 
-    fn readable(&self, table: Table) -> Result<&Tables, MetaError> {
+    fn readable(&mut self, table: Table) -> Result<&Tables, MetaError> {
+        let count = self.reads_to_failure.take();
+        if count == Some(1) {
+            return Err(input_output_error());
+        }
+        self.reads_to_failure = count.map(|count| count - 1);
         if self.unreadable == Some(table) { Err(input_output_error()) } else { Ok(&self.tables) }
     }
 

@@ -34,6 +34,7 @@ use crate::units::{
 };
 use crossbeam_utils::CachePadded;
 use parking_lot::{Condvar, Mutex, RwLock};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
@@ -219,6 +220,7 @@ fn lay_newer_stored(pool: &Pool) -> Result<()> {
     }
     Ok(())
 }
+
 /// Takes what a stored leaf has newer than the changes that hide it; whether that was anything.
 fn take_newer(
     changes: &mut BTreeMap<ChangeKey, Change>,
@@ -230,18 +232,18 @@ fn take_newer(
     let end = key_of(leaf.first_block().plus(LEAF_ENTRIES_U64), Epoch::default());
     for (key, change) in changes.range(key_of(leaf.first_block(), Epoch::default())..end) {
         let entry = found.leaf.get(key.block.slot());
-        if key.epoch == found.epoch {
-            newer.extend(entry.filter(|entry| entry.sequence() > change.sequence).map(|entry| (*key, Some(entry))));
-        } else if key.epoch < found.epoch && !changes.contains_key(&key_of(key.block, found.epoch)) {
+        let stored = Change { sequence: entry.map(Entry::sequence).unwrap_or_default(), entry };
+        match key.epoch.cmp(&found.epoch) {
+            Ordering::Equal if stored.sequence.max(change.sequence) != change.sequence => newer.push((*key, stored)),
             // It was stored behind all changes of older epochs.
-            newer.push((key_of(key.block, found.epoch), entry));
+            Ordering::Less if !changes.contains_key(&key_of(key.block, found.epoch)) => {
+                newer.push((key_of(key.block, found.epoch), stored));
+            }
+            _ => {}
         }
     }
     let has_any = !newer.is_empty();
-    for (key, entry) in newer {
-        let sequence = entry.map(|entry: Entry| entry.sequence()).unwrap_or_default();
-        changes.insert(key, Change { sequence, entry });
-    }
+    changes.extend(newer);
     has_any
 }
 

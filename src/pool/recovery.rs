@@ -160,9 +160,7 @@ impl Walk<'_> {
         }
         loop {
             let Some((record, block_count)) = self.read_record(&mut place)? else {
-                if !is_planted(Bug::GapEndsTheLog) {
-                    self.look_behind(&place);
-                }
+                self.look_behind(&place);
                 return Ok(ChainSequence::new(place.chain.get() - 1));
             };
             self.check_addresses(&record, &place)?;
@@ -189,13 +187,10 @@ impl Walk<'_> {
         let start = missing.address.plus(1);
         let count = GAP_BLOCKS_MAX.min(self.device_blocks(start).saturating_sub(start.block()));
         for address in (0..count).map(|step| start.plus(step)) {
+            // What an earlier record of the chain says holds too, should one be there; the seal leaves all others out.
             let Some(head) = self.read(address, 1).ok().and_then(|block| RecordHead::decode(&block).ok()) else {
                 continue;
             };
-            let is_later = (head.session, head.lane) == (missing.session, missing.lane) && head.chain > missing.chain;
-            if !is_later || address.block() + to_u64(head.block_count) > self.device_blocks(address) {
-                continue;
-            }
             let place = RecordPlace { chain: head.chain, address, ..*missing };
             let bytes = self.read(address, to_u64(head.block_count));
             if let Some(record) = bytes.ok().and_then(|bytes| Record::decode(&bytes, &place, &keys).ok()) {
@@ -270,7 +265,8 @@ impl Walk<'_> {
             .is_some_and(|(cipher, bytes)| cipher.verify(entry.sequence(), bytes, entry.mac()));
         let key = ChangeKey { tree: run.tree, block: run.block.plus(index), epoch: run.epoch };
         let change = Change { sequence: entry.sequence(), entry: Some(entry) };
-        let is_closed = self.source.keys.newest_generation(tree.domain).is_none();
+        let has_key = self.source.keys.newest_generation(tree.domain).is_some();
+        let is_closed = !has_key && !is_planted(Bug::UnverifiedDropped);
         let content = match is_intact || is_planted(Bug::RecoveryTrustsData) {
             true => Content::Whole,
             false if is_closed => Content::Unverified,
@@ -291,9 +287,7 @@ impl Walk<'_> {
                 continue;
             }
             let is_flushed = found.chain <= self.marks.get(&found.lane).copied().unwrap_or_default();
-            let is_dropped = found.content == Content::Unverified && is_planted(Bug::UnverifiedDropped);
             match found.content {
-                _ if is_dropped && !is_flushed => continue,
                 Content::Torn if !is_flushed => {
                     self.report.lost_block_count += 1;
                     continue;

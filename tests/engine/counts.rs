@@ -12,6 +12,12 @@ macro_rules! counts {
             pub fn add(&mut self, other: &Self) {
                 $(self.$name += other.$name;)*
             }
+
+            /// What never happened.
+            pub fn missing(&self) -> Vec<&'static str> {
+                let all = [$((stringify!($name), self.$name),)*];
+                all.into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
+            }
         }
     };
 }
@@ -38,6 +44,11 @@ counts! {
     bad_blocks
     bad_block_reads
     reserves_used
+    slow_waits
+    faithless
+    faithless_refused
+    faithless_errors
+    faithless_ordered
     growths
     grown
     shrunk

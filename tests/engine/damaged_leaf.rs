@@ -2,7 +2,7 @@
 
 use crate::world::{End, Life, World, new_snapshot};
 use rok_blk::disk::IoBuffer;
-use rok_blk::error::IoError;
+use rok_blk::error::{ErrorKind, IoError};
 use rok_blk::format::key;
 use rok_blk::meta::{MetaRead as _, Table};
 use rok_blk::pool::{AddressGroup, Checkpoint, DifferenceKind, NewClone, SpaceLevel, Stretch, Watermarks};
@@ -226,18 +226,13 @@ fn pool_that_stops_while_it_is_opened_says_how_full_it_is() {
 /// What the log has of a block may be older than what a checkpoint stored that did not end: its newer change is torn.
 #[test]
 fn block_that_a_cut_off_checkpoint_stored_is_nothing_older_in_a_pool_that_stopped() {
-    read_behind_a_cut_off_checkpoint(|world, life| {
-        life.lanes[0].flush(COMPLETION);
-        answer(world, life).expect("nothing is in the way");
-    });
+    read_behind_a_cut_off_checkpoint(flush);
 }
 
 /// The same where it is of another epoch than what the log has.
 #[test]
 fn block_that_was_stored_behind_a_snapshot_is_nothing_older_in_a_pool_that_stopped() {
-    let (mut world, mut life) = read_behind_a_cut_off_checkpoint(|_, life| {
-        life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(1))]).expect("there is space");
-    });
+    let (mut world, mut life) = read_behind_a_cut_off_checkpoint(take_snapshot);
     let snapshot = life.volumes.open_snapshot((Uuid::from_u128(1), 1)).expect("it is there");
     for block in [0, LEAF_ENTRIES_U64] {
         let buffer = IoBuffer::allocate(BLOCK_SIZE);
@@ -247,9 +242,73 @@ fn block_that_was_stored_behind_a_snapshot_is_nothing_older_in_a_pool_that_stopp
     }
 }
 
-/// Two blocks hold 5, durably, and then 6. A checkpoint stores the 6 of one of them and is cut off; that block rots, and the leaf
-/// of the other one.
+/// What was written while it was stored is newer than that, also where the log has older epochs of the block.
+#[test]
+fn block_that_was_written_behind_the_cut_of_a_cut_off_checkpoint_is_that() {
+    for settle in [flush, take_snapshot] {
+        let (mut world, stored, _) = cut_off(settle, |world, life, stored| {
+            write(world, life, "vol", stored, 7).expect("nothing is in the way");
+        });
+
+        let mut life = world.open().expect("all else is there");
+
+        assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+        assert_eq!(read(&mut world, &mut life, "vol", stored), Ok(7));
+    }
+}
+
+fn flush(world: &mut World, life: &mut Life) {
+    life.lanes[0].flush(COMPLETION);
+    answer(world, life).expect("nothing is in the way");
+}
+
+fn take_snapshot(_: &mut World, life: &mut Life) {
+    life.volumes.snapshot(vec![new_snapshot(Uuid::from_u128(1))]).expect("there is space");
+}
+
+/// What was stored of it is not to be left out because the store could not be read just then.
+#[test]
+fn pool_that_stops_is_not_opened_where_it_cannot_be_read_what_is_stored() {
+    let mut refused = 0;
+    for nth in 1..1000 {
+        let (mut world, stored, _) = cut_off(flush, |_, _, _| {});
+        world.store.fail_read_after(Some(nth));
+        let opened = world.open();
+        if world.store.fail_read_after(None) {
+            assert!(refused > 10, "each read of the opening failed once, {refused} times it was refused");
+            return;
+        }
+        match opened {
+            Ok(mut life) => {
+                let content = read(&mut world, &mut life, "vol", stored);
+                assert_eq!(content, Err(IoError::Io), "read {nth} failed, not the 5 that was there before");
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Other, "read {nth}: {error}");
+                refused += 1;
+            }
+        }
+    }
+    panic!("an opening has not so many reads");
+}
+
 fn read_behind_a_cut_off_checkpoint(settle: impl FnOnce(&mut World, &mut Life)) -> (World, Life) {
+    let (mut world, stored, other) = cut_off(settle, |_, _, _| {});
+
+    let mut life = world.open().expect("all else is there");
+
+    assert_eq!(life.pool.check_writable(), Err(IoError::Io));
+    assert_eq!(read(&mut world, &mut life, "vol", stored), Err(IoError::Io), "not the 5 that was there before");
+    assert_eq!(read(&mut world, &mut life, "vol", other), Ok(6));
+    (world, life)
+}
+
+/// Two blocks hold 5, durably, and then 6. A checkpoint stores the 6 of one of them, the first that is returned, and is cut off;
+/// that block rots, and the leaf of the other one.
+fn cut_off(
+    settle: impl FnOnce(&mut World, &mut Life),
+    meanwhile: impl FnOnce(&mut World, &mut Life, u64),
+) -> (World, u64, u64) {
     let mut world = World::new(1, &[DEVICE_BYTES]);
     world.limits.leaves_per_batch = 1;
     let mut life = world.open().expect("a new pool opens");
@@ -280,16 +339,11 @@ fn read_behind_a_cut_off_checkpoint(settle: impl FnOnce(&mut World, &mut Life)) 
         }
     };
     let other = 1 - stored;
+    meanwhile(&mut world, &mut life, blocks[stored]);
     world.crash(Some(life), End::Kill);
     world.devices[0].flip_bit(places[stored], 0);
     let is_of_other = |key: &[u8]| key::parse_leaf(key).is_ok_and(|(_, leaf, _)| leaf.get() == other as u64);
     let (key, value) = leaves(&world).into_iter().find(|(key, _)| is_of_other(key)).expect("it was stored long ago");
     assert!(world.store.flip_bit(Table::Leaves, &key, value.len() * 4), "it is there");
-
-    life = world.open().expect("all else is there");
-
-    assert_eq!(life.pool.check_writable(), Err(IoError::Io));
-    assert_eq!(read(&mut world, &mut life, "vol", blocks[stored]), Err(IoError::Io), "not the 5 that was there before");
-    assert_eq!(read(&mut world, &mut life, "vol", blocks[other]), Ok(6));
-    (world, life)
+    (world, blocks[stored], blocks[other])
 }

@@ -3,7 +3,7 @@
 //! A block's value is eight numbers, one for each 512-byte sector: the number of the write that filled it, 0 for
 //! zeros. Overlapping writes may be in flight, so a block has a set of candidates. Time is a counter of events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which write filled each sector of a block.
 pub type Value = [u64; 8];
@@ -36,6 +36,8 @@ struct Block {
 #[derive(Clone, Default)]
 pub struct Model {
     blocks: BTreeMap<u64, Block>,
+    /// Blocks that were behind an end that the volume had.
+    cut_off: BTreeSet<u64>,
 }
 
 /// Number of the state that a block had before any write that is remembered.
@@ -105,11 +107,6 @@ impl Model {
         self.blocks.entry(block).or_insert_with(|| Block::new(ZEROS))
     }
 
-    /// Whether a write of the block is in flight.
-    pub fn is_busy(&self, block: u64) -> bool {
-        self.blocks.get(&block).is_some_and(Block::is_busy)
-    }
-
     /// The one value that a read must see, if there is just one.
     pub fn certain(&self, block: u64) -> Option<Value> {
         let Some(found) = self.blocks.get(&block) else { return Some(ZEROS) };
@@ -156,6 +153,14 @@ impl Model {
         }
     }
 
+    /// A write of a block that was one of several possible ones is none any more, unless a crash comes before the next flush.
+    pub fn give_up(&mut self, block: u64, write: u64, now: u64) {
+        let mut candidates = self.block(block).candidates.iter_mut();
+        if let Some(candidate) = candidates.find(|candidate| candidate.write == write) {
+            candidate.end = candidate.end.or(Some(now));
+        }
+    }
+
     /// A flush that began at `begin` was answered: what was acknowledged before is durable.
     pub fn flushed(&mut self, begin: u64) {
         for block in self.blocks.values_mut() {
@@ -176,9 +181,46 @@ impl Model {
         candidates.iter().any(|candidate| candidate.write == write && candidate.is_forced)
     }
 
-    /// The volume ends before this block: should it have the blocks behind it again, they were never written.
-    pub fn forget_from(&mut self, block: u64) {
-        self.blocks.split_off(&block);
+    /// The volume ends before this block now. Should it have the blocks behind it again, they are zeros.
+    pub fn end_at(&mut self, end: u64) {
+        self.cut_off.extend(self.blocks.split_off(&end).into_keys());
+        for block in self.cut_off.range(..end) {
+            self.blocks.entry(*block).or_insert_with(|| Block::new(ZEROS));
+        }
+        self.cut_off = self.cut_off.split_off(&end);
+    }
+
+    /// A read of a block that began then saw this value. If nothing was in flight since, no earlier one comes back.
+    pub fn observed(&mut self, block: u64, value: Value, begin: u64) {
+        let Some(found) = self.blocks.get_mut(&block) else { return };
+        // What failed may come back at a crash.
+        let is_open =
+            |candidate: &Candidate| candidate.end.is_none_or(|end| end >= begin) || !candidate.is_acknowledged;
+        if found.candidates.iter().any(is_open) {
+            return;
+        }
+        let mut seen = found.candidates.iter_mut().filter(|candidate| candidate.value == value);
+        if let (Some(candidate), None) = (seen.next(), seen.next()) {
+            candidate.begin = candidate.begin.max(begin);
+            found.visible = vec![candidate.write];
+        }
+    }
+
+    /// While pieces of a block are written, of which one was acknowledged: what is without it is not to be read any more.
+    pub fn retire(&mut self, block: u64, now: u64, is_without: impl Fn(&Value) -> bool) {
+        let found = self.block(block);
+        for candidate in found.candidates.iter_mut().filter(|candidate| is_without(&candidate.value)) {
+            candidate.end = candidate.end.or(Some(now));
+            found.visible.retain(|write| *write != candidate.write);
+        }
+    }
+
+    /// When the write began that a value is of, if it is of just one, and no zeros.
+    pub fn begin_of(&self, block: u64, value: Value) -> Option<u64> {
+        let of_value = |candidate: &&Candidate| candidate.value == value && !value.contains(&0);
+        let mut seen = self.blocks.get(&block)?.candidates.iter().filter(of_value);
+        let begin = seen.next()?.begin;
+        seen.next().is_none().then_some(begin)
     }
 
     /// Values that a read may see while no crash intervenes: of writes that ended last, and of all in flight.

@@ -3,6 +3,7 @@
 mod cleaning;
 mod diff;
 mod ending;
+mod faithless;
 mod faults;
 mod key_slots;
 mod leaks;
@@ -11,6 +12,7 @@ mod mapped;
 mod own_keys;
 mod partial;
 mod pausing;
+mod reading;
 mod removing;
 mod resizing;
 mod rotten_leaf;
@@ -20,11 +22,13 @@ mod snapshots;
 mod volumes;
 
 use crate::counts::Counts;
-use crate::model::{Model, Value, ZEROS};
-use crate::sector::{fill, parse};
+use crate::model::{Model, Value};
+use crate::sector::fill;
+use crate::shrinking::Part;
 use crate::world::{End, Life, World, device_bytes};
 use own_keys::OldKeys;
 use rand::Rng;
+use reading::value_of;
 use rok_blk::crypto::watch_pairs;
 use rok_blk::disk::IoBuffer;
 use rok_blk::error::IoError;
@@ -42,17 +46,61 @@ const IN_FLIGHT_MAX: usize = 24;
 
 /// What a request in flight is about.
 enum Pending {
-    Write { volume: usize, blocks: Vec<u64>, write: u64, is_fua: bool, begin: u64, pausing_since: Option<u64> },
-    Piece { group: u64, is_fua: bool, pausing_since: Option<u64> },
-    Read { volume: usize, offset: u64, target: IoBuffer, allowed: BTreeMap<u64, Vec<Value>>, faults_before: u64 },
-    Walk { volume: usize, first: u64, count: u64, runs: MapRuns, allowed: BTreeMap<u64, Vec<Value>> },
-    Cache { volume: usize },
-    Flush { begin: u64 },
+    Write {
+        volume: usize,
+        blocks: Vec<u64>,
+        write: u64,
+        is_fua: bool,
+        begin: u64,
+        pausing_since: Option<u64>,
+    },
+    Piece {
+        group: u64,
+        is_fua: bool,
+        pausing_since: Option<u64>,
+        sectors: Option<(usize, usize, u64)>,
+    },
+    Read {
+        volume: usize,
+        offset: u64,
+        target: IoBuffer,
+        allowed: BTreeMap<u64, Vec<Value>>,
+        faults_before: u64,
+        begin: u64,
+    },
+    Walk {
+        volume: usize,
+        first: u64,
+        count: u64,
+        runs: MapRuns,
+        allowed: BTreeMap<u64, Vec<Value>>,
+    },
+    Cache {
+        volume: usize,
+    },
+    Flush {
+        begin: u64,
+    },
     Clean,
-    Scrub { result: ScrubResult, is_brief: bool },
+    Scrub {
+        result: ScrubResult,
+        is_brief: bool,
+    },
     Diff(Box<diff::Comparison>),
-    ReadSnapshot { id: (Uuid, u64), first: u64, target: IoBuffer, faults_before: u64, _handle: OpenVolume },
-    WalkSnapshot { id: (Uuid, u64), first: u64, count: u64, runs: MapRuns, _handle: OpenVolume },
+    ReadSnapshot {
+        id: (Uuid, u64),
+        first: u64,
+        target: IoBuffer,
+        faults_before: u64,
+        _handle: OpenVolume,
+    },
+    WalkSnapshot {
+        id: (Uuid, u64),
+        first: u64,
+        count: u64,
+        runs: MapRuns,
+        _handle: OpenVolume,
+    },
 }
 
 pub struct Workload {
@@ -88,6 +136,9 @@ pub struct Workload {
     has_failed: bool,
     /// Operations that had failed on purpose when this life began.
     faults_before_life: u64,
+    failed_flushes_before_life: u64,
+    /// What a device does at the end of the seed.
+    faithless: Option<faithless::Faithless>,
     is_short_of_space: bool,
     /// Whether small changes and snapshots alternate often, so that leaves are stored in parts.
     has_many_snapshots: bool,
@@ -103,7 +154,7 @@ pub struct Outcome {
 ///
 /// # Panics
 /// At the first difference between the engine and the model.
-pub fn run(seed: u64, operations: u64) -> Outcome {
+pub fn run(seed: u64, part: &Part) -> Outcome {
     // A quarter of the seeds has devices that the volumes do not fit into.
     let is_short_of_space = seed % 4 == 3;
     watch_pairs();
@@ -131,13 +182,18 @@ pub fn run(seed: u64, operations: u64) -> Outcome {
         now: 1,
         has_failed: false,
         faults_before_life: 0,
+        failed_flushes_before_life: 0,
+        faithless: None,
         is_short_of_space,
         has_many_snapshots: seed % 3 == 1,
     };
     workload.start();
-    for _ in 0..operations {
+    for index in part.kept() {
+        // Each has numbers of its own: what is left out changes no other one's.
+        workload.world.reseed(seed, index);
         workload.operation();
     }
+    workload.world.reseed(seed, u64::MAX);
     workload.finish()
 }
 
@@ -301,30 +357,6 @@ impl Workload {
         life.lanes[lane].write(&handle, offset, source, is_fua, completion);
     }
 
-    fn read(&mut self) {
-        let volume = self.random_volume();
-        let (first, count) = self.random_range(volume, 32);
-        let (offset, len) = if self.world.random.random_bool(0.8) {
-            (first * BLOCK_SIZE_U64, count * BLOCK_SIZE_U64)
-        } else {
-            let from = self.world.random.random_range(0..count * 8);
-            let len = self.world.random.random_range(1..=count * 8 - from);
-            (first * BLOCK_SIZE_U64 + from * SECTOR, len * SECTOR)
-        };
-        self.note(|| format!("read {} of volume {volume} from {first}, {count} blocks", self.next_cookie + 1));
-        let target = IoBuffer::allocate(usize::try_from(len).expect("small"));
-        target.with_bytes_mut(|bytes| bytes.fill(0xa5));
-        let touched = offset / BLOCK_SIZE_U64..(offset + len).div_ceil(BLOCK_SIZE_U64);
-        let allowed = touched.map(|block| (block, self.models[volume].visible_values(block))).collect();
-        let faults_before = self.faults_met();
-        let pending = Pending::Read { volume, offset, target: target.clone(), allowed, faults_before };
-        let completion = self.completion(pending);
-        let lane = self.lane();
-        let life = self.life();
-        let handle = life.handles[volume].volume().clone();
-        life.lanes[lane].read(&handle, offset, target, completion);
-    }
-
     fn flush(&mut self) {
         let begin = self.now;
         let completion = self.completion(Pending::Flush { begin });
@@ -340,16 +372,16 @@ impl Workload {
             self.world.trace.update(&cookie.to_le_bytes());
             self.world.trace.update(&code.to_le_bytes());
             match self.pending.remove(&cookie).expect("each request is answered once") {
-                Pending::Piece { group, is_fua, pausing_since } => {
+                Pending::Piece { group, is_fua, pausing_since, sectors } => {
                     self.paused_done(cookie, group, pausing_since, result);
-                    self.piece_done(group, is_fua, result);
+                    self.piece_done(group, is_fua, sectors, result);
                 }
                 Pending::Write { volume, blocks, write, is_fua, begin, pausing_since } => {
                     self.paused_done(cookie, write, pausing_since, result);
                     self.write_done(volume, &blocks, write, is_fua && begin < self.now, result);
                 }
                 Pending::Flush { begin } => match self.noted_flush(begin, result) {
-                    Ok(()) => self.models.iter_mut().for_each(|model| model.flushed(begin)),
+                    Ok(()) => self.flush_done(begin),
                     Err(_) => self.failed(),
                 },
                 Pending::Clean => self.cleaned(result),
@@ -362,14 +394,15 @@ impl Workload {
                     self.snapshot_walked(id, (first, count), &runs, result);
                 }
                 Pending::Diff(comparison) => self.compared(&comparison, result),
-                Pending::ReadSnapshot { faults_before, .. } | Pending::Read { faults_before, .. }
-                    if result.is_err() =>
-                {
-                    self.failed_since(faults_before);
+                Pending::ReadSnapshot { first, target, faults_before, .. } if result.is_err() => {
+                    self.failed_at(faults_before, first..first + (target.len() / BLOCK_SIZE) as u64);
+                }
+                Pending::Read { allowed, faults_before, .. } if result.is_err() => {
+                    self.failed_at(faults_before, allowed.into_keys());
                 }
                 Pending::ReadSnapshot { id, first, target, .. } => self.snapshot_read_done(id, first, &target),
-                Pending::Read { volume, offset, target, allowed, .. } => {
-                    self.read_done(volume, offset, &target, allowed);
+                Pending::Read { volume, offset, target, allowed, begin, .. } => {
+                    self.read_done(volume, (offset, begin), &target, allowed);
                 }
             }
         }
@@ -388,7 +421,7 @@ impl Workload {
     }
 
     /// An answer to a write must have a reason.
-    fn check_written(&mut self, volume: usize, write: u64, result: Result<(), IoError>) {
+    fn check_written(&mut self, volume: usize, write: u64, blocks: &[u64], result: Result<(), IoError>) {
         match result {
             Ok(()) => assert!(
                 !self.doubtful.contains(&volume),
@@ -400,35 +433,18 @@ impl Workload {
                 self.world.counts.no_space += 1;
             }
             Err(IoError::ShuttingDown) => assert!(self.world.counts.owners_left > 0, "nobody has left"),
-            Err(_) => self.failed(),
+            // Of a part of a block the rest is read.
+            Err(_) => self.failed_at(self.faults_before_life, blocks.iter().copied()),
         }
     }
 
     fn write_done(&mut self, volume: usize, blocks: &[u64], write: u64, is_fua: bool, result: Result<(), IoError>) {
-        self.check_written(volume, write, result);
-        let now = self.now;
+        self.check_written(volume, write, blocks, result);
+        let (now, is_faithless) = (self.now, self.is_device_faithless());
         self.note(|| format!("write {write} of volume {volume} ended: {result:?}, durable {is_fua}"));
         for block in blocks {
-            self.models[volume].end(*block, write, result.is_ok(), is_fua, now);
+            self.models[volume].end(*block, write, result.is_ok(), is_fua && !is_faithless, now);
             self.exclusive.remove(&(volume, *block));
-        }
-    }
-
-    fn read_done(&mut self, volume: usize, offset: u64, target: &IoBuffer, allowed: BTreeMap<u64, Vec<Value>>) {
-        let bytes = target.with_bytes(<[u8]>::to_vec);
-        let mut seen: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
-        for (sector, content) in (offset / SECTOR..).zip(bytes.chunks_exact(512)) {
-            let number = parse(content)
-                .unwrap_or_else(|| panic!("sector {sector} of volume {volume} holds bytes that nobody wrote"));
-            let place = usize::try_from(sector % 8).expect("below 8");
-            seen.entry(sector / 8).or_default().push((place, number));
-        }
-        self.world.counts.reads_verified += 1;
-        for (block, sectors) in seen {
-            let mut values = allowed[&block].clone();
-            values.extend(self.models[volume].visible_values(block));
-            let is_allowed = values.iter().any(|value| sectors.iter().all(|(place, number)| value[*place] == *number));
-            assert!(is_allowed, "block {block} of volume {volume} reads {sectors:?}, allowed are {values:?}");
         }
     }
 
@@ -437,21 +453,4 @@ impl Workload {
             println!("{:6} {}", self.now, what());
         }
     }
-
-    fn read_block(&mut self, volume: usize, block: u64) -> Result<Value, IoError> {
-        let handle = self.life().handles.remove(volume);
-        let content = self.read_through(&handle, block);
-        self.life().handles.insert(volume, handle);
-        Ok(content?.with_bytes(|bytes| value_of(volume, block, bytes)))
-    }
-}
-
-/// What the bytes of a block say.
-fn value_of(volume: usize, block: u64, content: &[u8]) -> Value {
-    let mut value = ZEROS;
-    for (place, content) in value.iter_mut().zip(content.chunks_exact(512)) {
-        *place =
-            parse(content).unwrap_or_else(|| panic!("block {block} of volume {volume} holds bytes that nobody wrote"));
-    }
-    value
 }

@@ -24,7 +24,7 @@ use rok_blk::format::shred_key;
 use rok_blk::format::snapshot::Annotations;
 use rok_blk::meta::{MemoryStore, MetaStore, SpaceReserve};
 use rok_blk::pool::{Checkpoint, Limits, NewSnapshot, Parts, Pool, Progress, Signals, Watermarks};
-use rok_blk::units::{Address, LaneIndex};
+use rok_blk::units::{Address, DeviceIndex, LaneIndex};
 use rok_blk::volume::{Blocking, Completion, Engine, EngineParts, OpenVolume, RangeLocks, Volumes};
 use signals::{SimBlocking, SimSignals};
 pub use sizes::device_bytes;
@@ -38,6 +38,9 @@ use uuid::Uuid;
 const DRAIN_STEPS_MAX: usize = 200_000;
 /// Steps of a checkpoint that nothing is in the way of: more than it takes here.
 const CHECKPOINT_STEPS_MAX: usize = 200;
+
+/// Of the operations of a slow device that could end.
+const SLOW_PART: f64 = 0.05;
 
 /// One life of the pool.
 pub struct Life {
@@ -70,6 +73,8 @@ impl Life {
 /// The machine. Its devices and store outlive the lives of the pool.
 pub struct World {
     pub random: SmallRng,
+    /// A device of which few operations come to their end while those of others do.
+    pub slow: Option<DeviceIndex>,
     /// By index; one that is being added is not listed yet.
     pub devices: Vec<SimDevice>,
     /// What the superblock says: sizes of the devices in bytes.
@@ -136,6 +141,7 @@ impl World {
         let master = Arc::new(MasterKey::from_bytes([7; 32]));
         let sizes = (0..).zip(device_bytes);
         let mut world = Self {
+            slow: seed.is_multiple_of(5).then(|| DeviceIndex::new(0)),
             reserve: random.random_bool(0.5).then(|| SimReserve::new(&store)),
             devices: sizes.map(|(index, bytes): (u64, _)| SimDevice::new(&format!("sim-{index}"), *bytes)).collect(),
             listed: device_bytes.to_vec(),
@@ -162,6 +168,11 @@ impl World {
         rok_blk::pool::create(&parts, &mut filler(seed)).expect("a new pool on a healthy device");
         world.change_key_slots_offline();
         world
+    }
+
+    /// Starts the numbers of an operation.
+    pub fn reseed(&mut self, seed: u64, index: u64) {
+        self.random = SmallRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index);
     }
 
     fn listed_devices(&self, devices: &[SimDevice]) -> Vec<Arc<ListedDevice>> {
@@ -267,11 +278,16 @@ impl World {
     }
 
     fn complete_one(&mut self, life: &Life, lane: usize) {
-        let random = &mut self.random;
+        let (random, slow) = (&mut self.random, self.slow);
+        let slow_count = &mut self.counts.slow_waits;
         life.lanes[lane].with_disk(|disk| {
             let count = disk.in_flight_count();
             if count > 0 {
                 let index = random.random_range(0..count);
+                if slow == Some(disk.device_of(index)) && !random.random_bool(SLOW_PART) {
+                    *slow_count += 1;
+                    return;
+                }
                 disk.complete_nth(index, &mut |below| random.random_range(0..below));
             }
         });
@@ -320,6 +336,12 @@ impl World {
 
     /// Runs until every request is answered, for which `meta/` gets space. What waits for space and gets none fails.
     pub fn drain(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
+        let slow = self.slow.take();
+        self.drain_at_one_speed(life, done);
+        self.slow = slow;
+    }
+
+    fn drain_at_one_speed(&mut self, life: &mut Life, done: &mut Vec<(Completion, Result<(), IoError>)>) {
         self.store.fill_after(None);
         for _ in 0..DRAIN_STEPS_MAX {
             let news = life.pool.space_news();

@@ -61,6 +61,15 @@ impl SimDisk {
         if self.is_dead() { 0 } else { self.in_flight.len() }
     }
 
+    /// Whose operation it is that is at `index` in submission order.
+    ///
+    /// # Panics
+    /// If `index` is not below [`Self::in_flight_count`].
+    #[must_use]
+    pub fn device_of(&self, index: usize) -> DeviceIndex {
+        self.in_flight[index].device
+    }
+
     /// Completes the operation at `index` in submission order and returns its token. `random` gives a number
     /// below its argument; it must not touch the devices.
     ///

@@ -33,6 +33,10 @@ pub(super) struct State {
     pub(super) generation: u64,
     /// Operations that will fail, by their number from the start.
     faults: BTreeSet<(OpKind, u64)>,
+    /// Writes that will go nowhere, or elsewhere, by their number from the start.
+    strays: BTreeMap<u64, Option<u64>>,
+    /// Whether flushes are acknowledged without making anything durable.
+    pub(super) is_lying: bool,
     /// Blocks that cannot be read before they are written again.
     bad_blocks: BTreeSet<u64>,
     /// Whether discarded ranges are to be written before they are used.
@@ -63,6 +67,8 @@ impl State {
             completed_last: 0,
             generation: 0,
             faults: BTreeSet::new(),
+            strays: BTreeMap::new(),
+            is_lying: false,
             bad_blocks: BTreeSet::new(),
             is_thin: false,
             discarded: BTreeSet::new(),
@@ -97,8 +103,14 @@ impl State {
         self.faults.insert((kind, self.counters.of(kind) + nth));
     }
 
+    pub(super) fn lead_astray(&mut self, nth: u64, offset_bytes: Option<u64>) {
+        self.strays.insert(self.counters.writes + nth, offset_bytes);
+    }
+
     pub(super) fn clear_faults(&mut self) {
         self.faults.clear();
+        self.strays.clear();
+        self.is_lying = false;
     }
 
     pub(super) fn spoil(&mut self, block: u64) {
@@ -158,6 +170,12 @@ impl State {
     /// A write that ends now.
     pub(super) fn write(&mut self, mut write: Write, random: Random<'_>) -> io::Result<()> {
         let is_failing = self.has_fault(OpKind::Write);
+        if let Some(stray) = self.strays.remove(&self.counters.writes).filter(|_| !is_failing) {
+            self.counters.strays += 1;
+            let Some(offset_bytes) = stray else { return Ok(()) };
+            let room = to_usize(self.size_bytes - offset_bytes).min(write.bytes.len());
+            write = Write::new(offset_bytes, write.bytes[..room].into());
+        }
         if is_failing {
             tear(&mut write.is_alive, random);
         } else {
@@ -207,10 +225,15 @@ impl State {
     /// A flush that ends now. It covers the writes up to `mark`; whether it covers later ones is random.
     pub(super) fn flush(&mut self, mark: u64, random: Random<'_>) -> io::Result<()> {
         if self.has_fault(OpKind::Flush) {
+            self.counters.failed_flushes += 1;
             let count_before = self.pending.len();
             self.pending.retain(|_| random(2) == 1);
             self.counters.dropped_writes += to_u64(count_before - self.pending.len());
             return Err(injected());
+        }
+        if self.is_lying {
+            self.counters.lies += 1;
+            return Ok(());
         }
         let mut left: Vec<PendingWrite> = Vec::new();
         for PendingWrite { number, write } in std::mem::take(&mut self.pending) {

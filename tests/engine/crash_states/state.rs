@@ -58,6 +58,8 @@ pub struct Tally {
     /// Of one workload: what was checked, with the moment of the oracle that it was compared with.
     checked: HashSet<(Hash, u64)>,
     pub violations: Vec<String>,
+    /// Ends of operations at which everything was kept, which are not among the states.
+    pub kept: u64,
 }
 
 /// The beginning of a hash of what is on the disks.
@@ -76,6 +78,7 @@ impl Tally {
         self.deaths += other.deaths;
         self.failed_workloads += other.failed_workloads;
         self.no_space += other.no_space;
+        self.kept += other.kept;
         self.hashes.extend(other.hashes);
         self.violations.extend(other.violations);
     }
@@ -92,13 +95,14 @@ impl Tally {
             no_space,
             hashes,
             violations,
+            kept,
             checked: _,
         } = self;
         let (distinct, share) = (hashes.len(), lossy * 1000 / states.max(&1));
         format!(
             "{states} crash states, {distinct} distinct, {}.{} % lost or tore something ({torn} torn), {kills} kills, \
              {failures} with a failure in recovery, {deaths} with a crash in recovery, {failed_workloads} workloads with a \
-             failure and {no_space} that met a lack of space, {} violations",
+             failure and {no_space} that met a lack of space, {} violations; beside these {kept} with everything kept",
             share / 10,
             share % 10,
             violations.len()
@@ -116,6 +120,14 @@ impl Tally {
         }
     }
 
+    /// Checks what is there when nothing of what was written is lost.
+    pub fn check_kept(&mut self, capture: &Capture, random: &mut SmallRng, told: &str) {
+        let rig = capture.rig.image();
+        die(&rig, Crash::KeepAll, random);
+        self.kept += 1;
+        self.look_at(rig, capture, (Crash::KeepAll, Twist::Nothing), random, told);
+    }
+
     /// Checks one state, if it was not checked a moment ago.
     pub fn check(&mut self, capture: &Capture, (crash, twist): (Crash, Twist), random: &mut SmallRng, told: &str) {
         let rig = capture.rig.image();
@@ -129,6 +141,17 @@ impl Tally {
         self.torn += u64::from(loss.torn > 0);
         self.lossy += u64::from(loss.torn + loss.dropped + loss.batches > 0);
         self.kills += u64::from(matches!(crash, Crash::Kill | Crash::KillBeforeWriteback));
+        self.look_at(rig, capture, (crash, twist), random, told);
+    }
+
+    fn look_at(
+        &mut self,
+        rig: Rig,
+        capture: &Capture,
+        (crash, twist): (Crash, Twist),
+        random: &mut SmallRng,
+        told: &str,
+    ) {
         let looked = catch_unwind(AssertUnwindSafe(|| self.look(rig, capture.oracle.clone(), (crash, twist), random)));
         let looked = looked.unwrap_or_else(|panic| Err(text_of(&*panic)));
         if let Err(error) = looked
@@ -168,6 +191,7 @@ impl Tally {
         } else {
             rig.kill(CrashMode::Kill, random);
         }
+        rig.settings.lane_count = random.random_range(1..=2);
         let life = open(&mut rig)?;
         let again = oracle.compare(&life, random)?;
         if again == found { Ok(()) } else { Err("what was read is not there when the pool is opened again".into()) }

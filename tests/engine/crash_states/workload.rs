@@ -115,6 +115,7 @@ fn check_moment(tally: &mut Tally, capture: &Capture, has_failed: bool, random: 
         }
         return;
     }
+    tally.check_kept(capture, random, told);
     for number in 0..STATES_PER_CAPTURE {
         let crash = match (number, random.random_range(0..16)) {
             (0, _) => Crash::DropAll,

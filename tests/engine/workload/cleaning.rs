@@ -43,7 +43,8 @@ impl Workload {
         match result {
             // The cleaner leaves it at that: nobody asked for what it does.
             Ok(()) | Err(IoError::NoSpace) => {}
-            Err(_) => self.failed(),
+            // Any block may be among those that it moves.
+            Err(_) => self.failed_at(self.faults_before_life, self.scrubbing.rotten_block()),
         }
     }
 

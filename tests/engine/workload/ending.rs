@@ -28,10 +28,10 @@ impl Workload {
         self.remove_what_was_forecast();
         self.remove_a_volume();
         self.check_liveness();
-        if self.models.len() == VOLUME_COUNT && self.world.random.random_bool(0.5) {
-            self.rot_a_leaf();
-        } else {
-            self.rot();
+        match self.world.random.random_range(0..8) {
+            0..4 if self.models.len() == VOLUME_COUNT => self.rot_a_leaf(),
+            4..6 if self.models.len() == VOLUME_COUNT => self.end_faithless(),
+            _ => self.rot(),
         }
         for device in &self.world.devices {
             self.world.trace.update(&device.digest());

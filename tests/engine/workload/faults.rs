@@ -13,14 +13,16 @@ impl Workload {
         self.world.device_counters().injected_errors + self.world.store.failed_commit_count()
     }
 
-    /// An error other than "no space": something must have failed in this life, or a bit rots.
+    /// An error other than "no space": something must have failed in this life.
     pub(super) fn failed(&mut self) {
-        self.failed_since(self.faults_before_life);
+        self.failed_at(self.faults_before_life, []);
     }
 
-    /// The same for what is not to be in the way of anything else: it must have failed since there were so many faults.
-    pub(super) fn failed_since(&mut self, faults_before: u64) {
-        let is_explained = self.faults_met() > faults_before || self.scrubbing.is_rotten();
+    /// The same for what reads blocks: something must have failed since there were so many faults, or one of the blocks rots.
+    pub(super) fn failed_at(&mut self, faults_before: u64, blocks: impl IntoIterator<Item = u64>) {
+        let rotten = self.scrubbing.rotten_block();
+        let is_hit = rotten.is_some_and(|rotten| blocks.into_iter().any(|block| block == rotten));
+        let is_explained = is_hit || self.faults_met() > faults_before;
         assert!(is_explained, "a request failed although no error was injected");
         self.has_failed |= self.life().pool.check_writable().is_err();
     }

@@ -4,13 +4,14 @@ use super::{VOLUME_COUNT, Workload, value_of};
 use crate::model::Model;
 use crate::world::End;
 use rand::Rng;
+use rok_blk::units::BLOCK_SIZE_U64;
 
 impl Workload {
     pub(super) fn crash(&mut self, end: End) {
         self.note(|| format!("crash {end:?}"));
         let life = self.life.take();
-        let has_failed = self.has_failed || life.as_ref().is_some_and(|life| life.pool.check_writable().is_err());
-        let end = if has_failed { End::PowerLoss } else { end };
+        // What a flush that failed has dropped no kill leaves.
+        let end = if self.has_flush_failed() { End::PowerLoss } else { end };
         self.pending.clear();
         self.world.paused.clear();
         self.exclusive.clear();
@@ -19,6 +20,10 @@ impl Workload {
         self.world.crash(life, end);
         self.check_shredded();
         self.settle_after_open(end == End::Kill);
+    }
+
+    fn has_flush_failed(&self) -> bool {
+        self.world.device_counters().failed_flushes > self.failed_flushes_before_life
     }
 
     pub(super) fn reopen_cleanly(&mut self) {
@@ -33,13 +38,16 @@ impl Workload {
         self.world.store.fill_after(None);
         self.world.clear_faults();
         assert!(done.is_empty(), "a drained engine answers nothing more");
-        if has_failed || !is_closed {
+        let is_kill = (has_failed || !is_closed) && !self.has_flush_failed() && self.now.is_multiple_of(3);
+        if is_kill {
+            self.world.crash(None, End::Kill);
+        } else if has_failed || !is_closed {
             self.world.crash(None, End::PowerLoss);
         } else {
             self.models.iter_mut().for_each(Model::killed);
             self.world.crash(None, if self.now.is_multiple_of(2) { End::Kill } else { End::PowerLoss });
         }
-        self.settle_after_open(false);
+        self.settle_after_open(is_kill);
     }
 
     /// Opens the pool, reads every block that was ever written, and takes what is there as the truth.
@@ -53,7 +61,9 @@ impl Workload {
         self.begin_life(life);
         self.repair = None;
         for volume in 0..VOLUME_COUNT {
-            let blocks = self.models[volume].touched();
+            let is_all = self.world.random.random_bool(0.1);
+            let all = 0..self.sizes[volume] / BLOCK_SIZE_U64;
+            let blocks = if is_all { all.collect() } else { self.models[volume].touched() };
             let handle = self.life().handles.remove(volume);
             let contents = self.read_all(&handle, &blocks);
             self.life().handles.insert(volume, handle);
@@ -67,7 +77,9 @@ impl Workload {
                     candidates.contains(&value),
                     "after a crash block {block} of volume {volume} holds {value:?}, possible are {candidates:?}"
                 );
-                self.models[volume].settle(block, value);
+                if self.models[volume].is_touched(block) {
+                    self.models[volume].settle(block, value);
+                }
             }
         }
         self.settle_snapshots();

@@ -21,8 +21,8 @@ impl Workload {
         let (first, count) = self.random_range(volume, count_max);
         let mode = self.random_mode();
         let blocks: Vec<u64> = (first..first + count).collect();
-        // A removal is not atomic with writes in flight on the same blocks of which it sees some: keep them apart.
-        if blocks.iter().any(|block| self.models[volume].is_busy(*block)) {
+        // Of pieces of a block that are being written the model does not know which ones a removal meets.
+        if blocks.iter().any(|block| self.exclusive.contains(&(volume, *block))) {
             return;
         }
         let write = self.next_write;

@@ -22,6 +22,10 @@ impl OtherSizes {
     pub(super) fn may_be(&mut self, volume: usize, size_bytes: u64) {
         self.0[volume].insert(size_bytes);
     }
+
+    pub(super) fn forget(&mut self, volume: usize) {
+        self.0[volume].clear();
+    }
 }
 
 impl Workload {
@@ -45,7 +49,7 @@ impl Workload {
                 self.world.counts.grown += u64::from(size_bytes > self.sizes[volume]);
                 self.world.counts.shrunk += u64::from(size_bytes < self.sizes[volume]);
                 self.sizes[volume] = size_bytes;
-                self.models[volume].forget_from(block_count);
+                self.models[volume].end_at(block_count);
             }
             Err(error) if error.kind() == ErrorKind::NoSpace => {}
             Err(_) => {
@@ -77,6 +81,6 @@ impl Workload {
         let is_known = found == self.sizes[volume] || others.contains(&found);
         assert!(is_known, "volume {volume} has {found} bytes, possible are {} and {others:?}", self.sizes[volume]);
         self.sizes[volume] = found;
-        self.models[volume].forget_from(found / BLOCK_SIZE_U64);
+        self.models[volume].end_at(found / BLOCK_SIZE_U64);
     }
 }

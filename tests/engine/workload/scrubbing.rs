@@ -57,9 +57,9 @@ pub(super) struct Scrubbing {
 }
 
 impl Scrubbing {
-    /// Whether reads may fail because of it.
-    pub(super) fn is_rotten(&self) -> bool {
-        self.rot.as_ref().is_some_and(|rot| rot.is_there)
+    /// The block whose reads may fail because of it.
+    pub(super) fn rotten_block(&self) -> Option<u64> {
+        self.rot.as_ref().filter(|rot| rot.is_there).map(|rot| rot.block)
     }
 }
 

@@ -72,15 +72,23 @@ impl Workload {
         self.pieces.insert(group, Pieces { volume, block, left, is_done: true, is_durable: true, some, all });
         self.world.counts.side_by_side += 1;
         for ((from, end), number) in pieces.into_iter().zip(numbers) {
-            self.send_piece((volume, group), (block, from, end), number);
+            let has_it = before[from..end].iter().all(|sector| *sector == number);
+            self.send_piece((volume, group), (block, from, end), (number, has_it));
         }
     }
 
-    fn send_piece(&mut self, (volume, group): (usize, u64), (block, from, end): (u64, usize, usize), number: u64) {
+    fn send_piece(
+        &mut self,
+        (volume, group): (usize, u64),
+        (block, from, end): (u64, usize, usize),
+        (number, has_it): (u64, bool),
+    ) {
         let is_fua = self.world.random.random_bool(0.2);
         self.note(|| format!("write {number} of volume {volume}, sectors {from} to {end} of block {block}"));
         let pausing_since = self.is_pausing(volume).then_some(self.world.counts.set_to_error);
-        let completion = self.completion(Pending::Piece { group, is_fua, pausing_since });
+        // Zeros in place of zeros are no change to be seen.
+        let sectors = (!has_it).then_some((from, end, number));
+        let completion = self.completion(Pending::Piece { group, is_fua, pausing_since, sectors });
         let lane = self.lane();
         let life = self.life();
         let handle = life.handles[volume].volume().clone();
@@ -95,11 +103,20 @@ impl Workload {
     }
 
     /// A piece was answered. Behind the last one the block holds all of them, if all were acknowledged.
-    pub(super) fn piece_done(&mut self, group: u64, is_fua: bool, result: Result<(), IoError>) {
-        let volume = self.pieces.get(&group).expect("it is being written").volume;
-        self.check_written(volume, group, result);
+    pub(super) fn piece_done(
+        &mut self,
+        group: u64,
+        is_fua: bool,
+        sectors: Option<(usize, usize, u64)>,
+        result: Result<(), IoError>,
+    ) {
+        let &Pieces { volume, block, .. } = self.pieces.get(&group).expect("it is being written");
+        self.check_written(volume, group, &[block], result);
         let pieces = self.pieces.get_mut(&group).expect("it is being written");
         pieces.left -= 1;
+        if let (Ok(()), Some((from, end, number))) = (result, sectors) {
+            self.models[volume].retire(pieces.block, self.now, |value| value[from..end].iter().any(|at| *at != number));
+        }
         pieces.is_done &= result.is_ok();
         pieces.is_durable &= is_fua;
         if pieces.left > 0 {
@@ -107,7 +124,10 @@ impl Workload {
         }
         let pieces = self.pieces.remove(&group).expect("it was just there");
         let model = &mut self.models[pieces.volume];
-        pieces.some.iter().for_each(|write| model.end(pieces.block, *write, false, false, self.now));
+        if !pieces.is_done {
+            pieces.some.iter().for_each(|write| model.end(pieces.block, *write, false, false, self.now));
+        }
+        pieces.some.iter().for_each(|write| model.give_up(pieces.block, *write, self.now));
         if pieces.is_done {
             // As if it was written behind them.
             self.now += 1;

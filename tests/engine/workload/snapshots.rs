@@ -276,7 +276,7 @@ impl Workload {
         for (block, content) in self.read_all(&handle, &blocks) {
             match content {
                 Ok(content) => content.with_bytes(|bytes| self.check_snapshot_block(index, block, bytes)),
-                Err(_) => self.failed_since(faults_before),
+                Err(_) => self.failed_at(faults_before, [block]),
             }
         }
         self.world.counts.snapshots_verified += 1;

@@ -13,6 +13,7 @@ impl Workload {
     pub(super) fn begin_life(&mut self, life: Life) {
         self.has_failed = false;
         self.faults_before_life = self.faults_met();
+        self.failed_flushes_before_life = self.world.device_counters().failed_flushes;
         self.closed.clear();
         self.life = Some(life);
         self.open_volumes();
@@ -125,6 +126,7 @@ impl Workload {
     /// The next volume of this name is empty and has a size of its own.
     fn renew(&mut self, volume: usize) {
         self.models[volume] = Model::default();
+        self.other_sizes.forget(volume);
         self.sizes[volume] = self.world.random.random_range(300..1500_u64) * BLOCK_SIZE_U64;
     }
 

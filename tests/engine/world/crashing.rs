@@ -34,9 +34,11 @@ impl World {
         // The rest of an adding that the superblock does not know.
         self.devices.truncate(self.listed.len());
         let keep = random.random::<u64>();
+        let is_commit_in_doubt = self.store.is_commit_in_doubt();
         self.store.fill_after(None);
         self.store.crash(|unsynced| match end {
-            End::Kill => unsynced,
+            // Whether a commit that failed is there nobody knows.
+            End::Kill => unsynced - usize::from(is_commit_in_doubt && keep.is_multiple_of(2)),
             End::PowerLoss => usize::try_from(keep % (unsynced as u64 + 1)).expect("not above a usize"),
         });
         match end {
