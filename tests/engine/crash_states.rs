@@ -65,7 +65,7 @@ const CRASH_BUGS: [Bug; 9] = [
     Bug::OwnKeyLostInRecovery,
 ];
 /// Workloads within which each of them is found.
-const BUG_WORKLOADS: u64 = 400;
+const BUG_WORKLOADS: u64 = 1000;
 
 #[test]
 fn bugs_that_concern_crashes_are_found_by_crash_states() {

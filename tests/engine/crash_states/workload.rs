@@ -18,6 +18,12 @@ use std::sync::Arc;
 const DEVICE_BYTES: [u64; 2] = [500 * 4096, 560 * 4096];
 /// Blocks of the first volume; of one pool it reaches into a second leaf.
 const BLOCKS: [u64; 8] = [12, 14, 260, 12, 10, 12, 12, 11];
+/// Each so many-th workload has the cleaner move all that it can, or a scrub, between its actions.
+const CLEANED_EACH: u64 = 5;
+const SCRUBBED_EACH: u64 = 7;
+/// The prelude that has two devices.
+const TWO_DEVICES: usize = 6;
+const SECOND_DEVICE_BYTES: u64 = 400 * 4096;
 const ACTIONS_MAX: u32 = 14;
 /// States at a moment at which something can be lost, of each workload.
 const STATES_PER_CAPTURE: u32 = 8;
@@ -38,8 +44,10 @@ impl Default for Preludes {
 fn prelude(number: usize) -> Stage {
     let suite = if number.is_multiple_of(2) { Suite::XtsGmac } else { Suite::Plain };
     let lane_count = if number.is_multiple_of(3) { 2 } else { 1 };
-    let device_bytes = DEVICE_BYTES[usize::from(lane_count) - 1];
-    let mut stage = Stage::new(Rig::new(Settings::new(suite, lane_count), &[device_bytes]), 1);
+    let mut device_bytes = vec![DEVICE_BYTES[usize::from(lane_count) - 1]];
+    // A batch may have its record on one and its data on the other.
+    device_bytes.extend((number == TWO_DEVICES).then_some(SECOND_DEVICE_BYTES));
+    let mut stage = Stage::new(Rig::new(Settings::new(suite, lane_count), &device_bytes), 1);
     let made = (|| {
         stage.open()?;
         stage.create("a", BLOCKS[number], false)?;
@@ -90,7 +98,7 @@ pub fn check(preludes: &Preludes, number: u64, bug: Option<Bug>) -> Tally {
         stage.rig.tap.plan(Some(Plan::Fail(kind, nth)));
     }
     let actions = random.random_range(2..=ACTIONS_MAX);
-    let ran = catch_unwind(AssertUnwindSafe(|| run(&mut stage, actions, &mut random)));
+    let ran = catch_unwind(AssertUnwindSafe(|| run(&mut stage, number, actions, &mut random)));
     match ran {
         Ok(met_no_space) => tally.no_space += u64::from(met_no_space),
         Err(panic) => tally.violations.push(format!("workload {number}: {}", text_of(&*panic))),
@@ -139,11 +147,16 @@ fn twist(random: &mut SmallRng) -> Twist {
 }
 
 /// Does so many actions; whether one of them met a lack of space.
-fn run(stage: &mut Stage, actions: u32, random: &mut SmallRng) -> bool {
+fn run(stage: &mut Stage, number: u64, actions: u32, random: &mut SmallRng) -> bool {
     let mut met_no_space = false;
-    for _ in 0..actions {
+    for action in 0..actions {
         let steps = random.random_range(0..4);
-        for done in [act(stage, random), stage.progress(steps)] {
+        let beside = match action {
+            2 if number.is_multiple_of(CLEANED_EACH) => stage.clean(),
+            4 if number.is_multiple_of(SCRUBBED_EACH) => stage.scrub(),
+            _ => Ok(()),
+        };
+        for done in [beside, act(stage, random), stage.progress(steps)] {
             let is_full = done.as_ref().is_err_and(|refusal| refusal.is_no_space());
             assert!(done.is_ok() || is_full || stage.rig.tap.failed_count() > 0, "nothing is in the way: {done:?}");
             met_no_space |= is_full;
